@@ -1,0 +1,55 @@
+# `make serve` starts the server, `make test` passes the tests; both install what they need into .venv first.
+
+PYTHON ?= python3.11
+ifeq (, $(shell command -v $(PYTHON) 2>/dev/null))
+PYTHON := python3
+endif
+VENV := .venv
+BIN := $(VENV)/bin
+# another torch build, e.g. make serve TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?=
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+export SD_HOME := $(CURDIR)
+
+.PHONY: serve test check types archives bench clean
+
+serve: $(VENV)/.installed
+	@$(BIN)/python server.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+archives: $(VENV)/.installed
+	$(BIN)/python -m handlers.archive $(ARGS)
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+clean:
+	rm -rf $(VENV) logs build *.egg-info model_store/*.mar model_store/.staged
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed: make serve PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first, so that another build of it than PyPI's can be chosen; a change of TORCH_INDEX installs anew
+$(VENV)/.torch: pyproject.toml $(BIN)/python $(if $(TORCH_INDEX),FORCE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--force-reinstall --no-deps --index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+FORCE:

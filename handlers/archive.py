@@ -1,0 +1,101 @@
+"""Builds the model archives: `python -m handlers.archive`.
+
+An archive holds the handler code and a model-config.yaml, a few kilobytes; the weights stay where they are.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handlers.config import HandlerConfig
+from handlers.request import TASKS
+
+PACKAGE = Path(__file__).resolve().parent
+HOME = PACKAGE.parent
+MODEL_STORE = HOME / "model_store"
+STAGED = ".staged"  # TorchServe's `--models all` loads everything in the store but hidden names
+COMBINED = "stable-diffusion"
+VERSION = "1.0"
+
+# TorchServe's side of continuous batching; docs/architecture.md says why each is as it is
+FRONTEND = {
+    "minWorkers": 1,
+    "maxWorkers": 1,
+    "batchSize": 32,
+    "maxBatchDelay": 1,
+    "responseTimeout": 1200,
+    "startupTimeout": 900,
+    "jobQueueSize": 64,
+    "continuousBatching": True,
+}
+
+
+def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VERSION, file_name: str = "") -> Path:
+    """Builds `store/<file_name or name>.mar` with torch-model-archiver.
+
+    Args:
+        name: a task, or COMBINED; also the name of the entry point's module, with `_` for `-`.
+        handler: keys of HandlerConfig that differ from their defaults.
+
+    Returns the archive's path. Raises ModelError for a key that is not known.
+    """
+    settings = {"home": str(HOME), **handler}
+    HandlerConfig.from_mapping(settings)
+    store.mkdir(parents=True, exist_ok=True)
+    entry_point = name.replace("-", "_") + ".py"
+    file_name = file_name or name
+    with tempfile.TemporaryDirectory(prefix="sd-archive-") as scratch:
+        staging = Path(scratch, "staging")  # --extra-files copies a folder's contents, so the package gets a parent
+        shutil.copytree(PACKAGE, staging / "handlers", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        config_file = Path(scratch, "model-config.yaml")
+        config_file.write_text(yaml.safe_dump({**FRONTEND, "handler": settings}, sort_keys=False), encoding="utf-8")
+        command = [
+            sys.executable, "-m", "model_archiver.model_packaging", "--model-name", file_name, "--version", version,
+            "--handler", str(PACKAGE / entry_point), "--extra-files", str(staging), "--config-file", str(config_file),
+            "--export-path", str(store), "--force",
+        ]  # fmt: skip
+        # the archiver works in TMPDIR/<name>, and deletes what it finds there
+        environment = {**os.environ, "TMPDIR": scratch, "TEMP": scratch, "TMP": scratch}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"torch-model-archiver failed for {name}: {done.stderr.strip()}")
+    return store / f"{file_name}.mar"
+
+
+def build_all(names: Sequence[str], store: Path, handler: Mapping[str, Any]) -> list[Path]:
+    """Builds the archives `names` into `store`."""
+    return [build(name, store, handler) for name in names]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m handlers.archive", description="Builds the model archives.")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"which of {', '.join(TASKS)}; all, unless named")
+    parser.add_argument("--combined", action="store_true", help=f"{COMBINED}.mar, all three behind one worker")
+    parser.add_argument("--version", default=VERSION, help=f"another version than {VERSION} goes to {STAGED}/")
+    parser.add_argument("--model", default="default", help="hub id, absolute path of a model folder, or default")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
+    parser.add_argument("--model-store", type=Path, default=MODEL_STORE)
+    options = parser.parse_args(argv)
+    if unknown := set(options.tasks) - set(TASKS):
+        parser.error(f"unknown task {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
+    names = [COMBINED] if options.combined else options.tasks or list(TASKS)
+    staged = options.combined or options.version != VERSION
+    store = options.model_store / STAGED if staged else options.model_store
+    handler = {"model": options.model, "device": options.device, "dtype": options.dtype}
+    for name in names:
+        file_name = name if options.version == VERSION else f"{name}-{options.version}"
+        path = build(name, store, handler, options.version, file_name)
+        print(f"{path} ({path.stat().st_size / 1024:.0f} kB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""StableDiffusionHandler: TorchServe's calls on one side, the step batcher on the other.
+
+With continuous batching TorchServe calls `handle` again and again with every open request. Each call is one *tick*:
+start what is new, one merged UNet forward, one line for each request.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from handlers.config import HandlerConfig
+from handlers.device import choose_device, choose_dtype
+from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line
+from handlers.generation import Generation
+from handlers.request import GenerationRequest, parse_request, read_fields
+from handlers.step_batcher import Slot, StepBatcher
+from handlers.warm_up import warm_up
+from handlers.weights import load_pipelines, model_defaults, project_home, read_token, resolve_model
+
+CONTENT_TYPE = "application/x-ndjson"
+
+
+class StableDiffusionHandler:
+    """Serves `tasks` with one model. An archive's entry point is a subclass that names its tasks."""
+
+    tasks: tuple[str, ...] = ()
+
+    def initialize(self, context: Any) -> None:
+        """Loads the model and draws a first picture. TorchServe calls it once, when the worker starts."""
+        try:
+            self._load(context)
+        except ModelError as error:
+            print(FAILURE_MARK + str(error), file=sys.stderr, flush=True)
+            raise RuntimeError(str(error)) from error  # the one kind of error that TorchServe's worker reports
+
+    def _load(self, context: Any) -> None:
+        self.config = HandlerConfig.from_mapping((context.model_yaml_config or {}).get("handler", {}))
+        home = project_home(self.config.home)
+        self.source = resolve_model(self.config.model, home, os.environ)
+        self.device = choose_device(self.config.device, context.system_properties.get("gpu_id"))
+        self.dtype = choose_dtype(self.config.dtype, self.device)
+        self.pipelines = load_pipelines(self.source, self.tasks, self.device, self.dtype, read_token(home, os.environ))
+        pipeline = next(iter(self.pipelines.values()))
+        self.defaults = model_defaults(self.source, pipeline)
+        self.has_safety_checker = getattr(pipeline, "safety_checker", None) is not None
+        measured_rows = warm_up(self.pipelines, self.defaults)
+        native_area = self.defaults.width * self.defaults.height // pipeline.vae_scale_factor**2
+        self.batcher = StepBatcher(self.config.max_batch_rows or measured_rows, native_area)
+        self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
+        self.generations: dict[str, Generation] = {}
+
+    def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
+        """One tick: a line for each open request. Never raises: one bad request must not fail its neighbours."""
+        request_ids = [context.get_request_id(i) for i in range(len(data))]
+        for gone in self.generations.keys() - set(request_ids):
+            self.generations.pop(gone).cancel()
+        new: set[str] = set()
+        last_lines: dict[str, bytes] = {}
+        for i, request_id in enumerate(request_ids):
+            if request_id in self.generations:
+                continue
+            new.add(request_id)
+            context.set_response_content_type(i, CONTENT_TYPE)
+            header = partial(context.get_request_header, i)
+            try:
+                if header("X-Task") == "describe":
+                    last_lines[request_id] = json.dumps({"result": self.describe()}).encode() + b"\n"
+                else:
+                    self.generations[request_id] = self._open(data[i], header)
+            except RequestError as error:
+                last_lines[request_id] = error_line(error)
+        self._tick()
+        last_lines |= self._take_ended()
+        # None = a plain reply: TorchServe writes no HTTP head for a first answer that is also the last chunk
+        verdicts = [(None if rid in new else True) if rid in last_lines else False for rid in request_ids]
+        context.stopping_criteria = [partial(_verdict, verdict) for verdict in verdicts]
+        return [last_lines[rid] if rid in last_lines else self.generations[rid].line() for rid in request_ids]
+
+    def describe(self) -> dict[str, Any]:
+        """What this worker serves, for `GET /models`."""
+        limits = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
+                  "max_image_bytes", "max_prompt_chars")  # fmt: skip
+        return {
+            "model": self.source.location,
+            "chosen": self.source.reason,
+            "tasks": list(self.tasks),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "safety_checker": self.has_safety_checker,
+            "defaults": asdict(self.defaults),
+            "limits": {name: getattr(self.config, name) for name in limits},
+            "activity": {
+                "open_requests": len(self.generations),
+                "max_batch_rows": self.batcher.max_rows,
+                **asdict(self.batcher.activity),
+            },
+        }
+
+    def _open(self, data: dict[str, Any], header: Callable[[str], str | None]) -> Generation:
+        task = header("X-Task") or (self.tasks[0] if len(self.tasks) == 1 else "")
+        if task not in self.tasks:
+            raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header X-Task.")
+        form_type = header("X-Form-Type") or ""
+        deadline = header("X-Deadline")
+
+        def parse() -> GenerationRequest:
+            fields = read_fields(data, form_type, self.config.max_fields)
+            return parse_request(task, fields, self.config, self.defaults)
+
+        return Generation(parse, self.pool, self.pipelines[task], float(deadline) if deadline else None)
+
+    def _tick(self) -> None:
+        """Moves everybody on by one step at most; with nothing to step, waits for the pool."""
+        self._poll()
+        if not self._running():
+            wait([f for g in self.generations.values() for f in g.pending], return_when=FIRST_COMPLETED)
+            self._poll()
+        # one VAE call a tick, so that nobody's next step waits for more: decoding goes before encoding
+        vae_free = not self._finish_one_job()
+        for slot in self._running():
+            if not slot.job.started and (vae_free or not slot.job.has_image):
+                vae_free = vae_free and not slot.job.has_image
+                slot.job.start()
+        for slot, outcome in self.batcher.step([slot for slot in self._running() if slot.waits_for_unet]):
+            if isinstance(outcome, Exception):
+                slot.job.cancel(outcome)
+            elif slot.job.at_last_call:
+                slot.held_output = outcome
+            else:
+                slot.job.advance(outcome)
+        if vae_free:
+            self._finish_one_job()
+        self._poll()
+
+    def _poll(self) -> None:
+        for generation in self.generations.values():
+            generation.poll()
+
+    def _running(self) -> list[Slot]:
+        return [slot for g in self.generations.values() for slot in g.slots if not slot.job.ended]
+
+    def _finish_one_job(self) -> bool:
+        """Lets the job that has waited longest decode its image. Returns whether there was one."""
+        held = [slot for slot in self._running() if slot.held_output is not None]
+        if held:
+            slot = min(held, key=lambda slot: slot.last_step)
+            output, slot.held_output = slot.held_output, None
+            slot.job.advance(output)
+        return bool(held)
+
+    def _take_ended(self) -> dict[str, bytes]:
+        """The last lines of what has ended: all failures, and one result at most.
+
+        TorchServe's decoder slows down quadratically on large replies, so further results wait for the next tick.
+        """
+        ended: dict[str, bytes] = {}
+        for request_id, generation in self.generations.items():
+            if generation.ending is not None and generation.failed:
+                ended[request_id] = generation.ending
+        for request_id, generation in self.generations.items():
+            if generation.ending is not None and not generation.failed:
+                ended[request_id] = generation.ending
+                break
+        for request_id in ended:
+            del self.generations[request_id]
+        return ended
+
+
+def _verdict(verdict: bool | None, _: Any) -> bool | None:
+    return verdict

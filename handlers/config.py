@@ -1,0 +1,51 @@
+"""What an archive is told: the `handler:` section of its model-config.yaml.
+
+Every key carries its help text; `docs/configuration.md` lists them and a test holds the two together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from handlers.errors import ModelError
+
+
+def _key(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class HandlerConfig:
+    """An archive's configuration, read once when its worker starts."""
+
+    model: str = _key("default", "A hub id, an absolute path of a diffusers folder, or `default` (see Which model).")
+    home: str = _key(
+        "", "Where `models/embedded` lies, unless the variable `SD_HOME` says so. Recorded by the builder."
+    )
+    device: str = _key("auto", "`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`.")
+    dtype: str = _key("auto", "`auto` (float16 on CUDA and MPS, float32 on CPU), `float32`, `float16`, `bfloat16`.")
+    max_num_outputs: int = _key(8, "The largest `num_outputs`.")
+    max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")
+    min_size: int = _key(64, "The shortest side, in pixels, that the model is asked to draw.")
+    max_size: int = _key(1024, "The longest side, in pixels, that the model is asked to draw.")
+    max_image_bytes: int = _key(33_554_432, "The largest image file that is sent in, in bytes before base64.")
+    max_image_pixels: int = _key(16_777_216, "The most pixels of an image that is sent in (4096 x 4096).")
+    max_prompt_chars: int = _key(10_000, "The longest prompt and negative prompt, in characters.")
+    max_fields: int = _key(100, "The most fields of a request.")
+    max_response_bytes: int = _key(67_108_864, "TorchServe's `max_response_size`: no answer may be larger.")
+    max_batch_rows: int = _key(
+        0, "The most rows of one UNet forward, counted at the model's native size; 0 = from a forward timed at start."
+    )
+    codec_threads: int = _key(2, "Threads that parse requests and encode images while the UNet steps.")
+
+    @classmethod
+    def from_mapping(cls, section: Mapping[str, Any]) -> "HandlerConfig":
+        """Raises ModelError for an unknown key or a value of the wrong type."""
+        known = {f.name: f for f in fields(cls)}
+        for name, value in section.items():
+            if name not in known:
+                raise ModelError(f"model-config.yaml: handler.{name} is not a known key; known are {', '.join(known)}.")
+            expected = type(known[name].default)
+            if type(value) is not expected:
+                raise ModelError(f"model-config.yaml: handler.{name} must be {expected.__name__}, not {value!r}.")
+        return cls(**section)

@@ -1,0 +1,57 @@
+"""How a request can fail, each failure with the HTTP status that the contract gives it.
+
+    RequestError
+    ├── InvalidRequest      400  the client has to change something
+    ├── TooLarge            413  bytes, base64 or pixels over a limit
+    ├── InternalError       500  a fault of ours; the log has the details
+    ├── DeadlineExceeded    504  the client's deadline passed
+    └── OutOfMemory         507  the device has no room for this request
+
+    ModelError                   the model cannot be served at all (raised while loading)
+
+Errors are raised where they are found and turned into an answer in one place, `error_line`.
+"""
+
+import json
+
+FAILURE_MARK = "cannot serve: "  # a worker writes it and a ModelError's text to its log, where server.py looks for it
+
+
+class RequestError(Exception):
+    """A failure that ends one request. `message` says what was wrong and what to do."""
+
+    status = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(RequestError):
+    status = 400
+
+
+class TooLarge(RequestError):
+    status = 413
+
+
+class InternalError(RequestError):
+    status = 500
+
+
+class DeadlineExceeded(RequestError):
+    status = 504
+
+
+class OutOfMemory(RequestError):
+    status = 507
+
+
+class ModelError(Exception):
+    """The model cannot be loaded; the message is a sentence that says what to do."""
+
+
+def error_line(error: RequestError) -> bytes:
+    """The NDJSON line that ends a failed request."""
+    body = {"status": error.status, "message": error.message, "retry_after": None}
+    return json.dumps({"error": body}).encode() + b"\n"

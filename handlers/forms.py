@@ -1,0 +1,142 @@
+"""A request body as its fields: urlencoded form, multipart form or JSON. Knows no field by name.
+
+TorchServe's own form parser is passed by: it costs about 70 ms a megabyte and hides duplicate and malformed fields.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from python_multipart import FormParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from handlers.errors import InvalidRequest
+
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+
+Fields = dict[str, Any]  # text fields are bytes (forms) or str, int, float, bool (JSON)
+
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def parse_body(body: bytes, content_type: str, max_fields: int) -> Fields:
+    """The fields of a body. Raises InvalidRequest for what cannot be read, and for a field given twice."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in (FORM, "", "application/octet-stream"):
+        return _unique(_parse_urlencoded(body, max_fields))
+    if kind == MULTIPART:
+        return _unique(_parse_multipart(body, content_type, max_fields))
+    if kind == JSON:
+        return parse_json(body, max_fields)
+    raise InvalidRequest(f"Content-Type {kind} is not understood: send {FORM}, {MULTIPART} or {JSON}.")
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> Fields:
+    fields: Fields = {}
+    for name, value in pairs:
+        if name in fields:
+            raise InvalidRequest(f"The field {name[:100]!r} is given twice: send it once.")
+        fields[name] = value
+    return fields
+
+
+def _check_count(count: int, max_fields: int) -> None:
+    if count > max_fields:
+        raise InvalidRequest(f"The request has {count} fields; at most {max_fields} are taken.")
+
+
+def _parse_urlencoded(body: bytes, max_fields: int) -> Iterable[tuple[str, bytes]]:
+    _check_count(body.count(b"&") + 1, max_fields)
+    if not body.strip():
+        return
+    for pair in body.split(b"&"):
+        if not pair:
+            continue
+        name, equals, value = pair.partition(b"=")
+        if not equals:
+            raise InvalidRequest(f"The form is malformed: {pair[:50]!r} has no '='.")
+        yield text(_unescape(name), "a field's name"), _unescape(value)
+
+
+def _unescape(part: bytes) -> bytes:
+    part = part.replace(b"+", b" ")
+    if b"%" not in part:
+        return part
+    if _BAD_ESCAPE.search(part):
+        raise InvalidRequest("The form has a bad percent-escape: '%' must be followed by two hexadecimal digits.")
+    # base64's own escapes first: unquote_to_bytes takes ten times as long on megabytes of them
+    for escape, byte in ((b"%2B", b"+"), (b"%2F", b"/"), (b"%3D", b"="), (b"%0A", b"\n"), (b"%0D", b"\r")):
+        part = part.replace(escape, byte)
+    return unquote_to_bytes(part)
+
+
+def _parse_multipart(body: bytes, content_type: str, max_fields: int) -> list[tuple[str, bytes]]:
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise InvalidRequest("The multipart body has no boundary in its Content-Type.")
+    _check_count(max(body.count(b"--" + boundary) - 1, 0), max_fields)
+    pairs: list[tuple[str, bytes]] = []
+    ended = False
+
+    def on_part(part: Any) -> None:
+        name = text(part.field_name or b"", "a field's name")
+        if hasattr(part, "file_object"):
+            part.file_object.seek(0)
+            pairs.append((name, part.file_object.read()))
+        else:
+            pairs.append((name, part.value or b""))
+
+    def on_end() -> None:
+        nonlocal ended
+        ended = True
+
+    parser = FormParser(
+        MULTIPART, on_part, on_part, on_end, boundary=boundary, config={"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+    )
+    try:
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError) as error:
+        raise InvalidRequest(f"The multipart body is malformed: {error}") from None
+    if not ended:
+        raise InvalidRequest("The multipart body is cut short: its closing boundary is missing.")
+    return pairs
+
+
+def parse_json(body: bytes | str, max_fields: int) -> Fields:
+    """The members of a JSON object; values stay as JSON types."""
+
+    def members(pairs: list[tuple[str, Any]]) -> Fields:
+        _check_count(len(pairs), max_fields)
+        return _unique(pairs)
+
+    def constant(name: str) -> Any:
+        raise InvalidRequest(f"The JSON body has the number {name}, which is not finite.")
+
+    try:
+        value = json.loads(body, object_pairs_hook=members, parse_constant=constant)
+    except RecursionError:
+        raise InvalidRequest("The JSON body is nested too deeply.") from None
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("The JSON body must be an object with the contract's fields.")
+    return value
+
+
+def text(value: bytes | str, what: str) -> str:
+    """UTF-8 text. Raises InvalidRequest for other bytes, lone surrogates and NUL."""
+    try:
+        decoded = bytes(value).decode("utf-8") if not isinstance(value, str) else value
+        decoded.encode("utf-8")
+    except UnicodeError:
+        raise InvalidRequest(f"{what} is not valid UTF-8 text.") from None
+    if "\0" in decoded:
+        raise InvalidRequest(f"{what} holds a NUL character.")
+    return decoded

@@ -1,0 +1,144 @@
+"""Images in and out: base64, PNG/JPEG/WebP files, masks, sizes.
+
+Each limit is checked before the step that it protects: base64 length, then the header (format and pixel count),
+then the decode.
+"""
+
+import base64
+import binascii
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from handlers.errors import InvalidRequest, TooLarge
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+SIZE_MULTIPLE = 8  # every Stable Diffusion VAE and UNet takes sizes in multiples of this
+_NOT_BASE64 = b"\r\n\t"
+
+
+def is_image_file(data: bytes) -> bool:
+    """Whether the bytes start as a PNG, JPEG or WebP file does."""
+    return (
+        data.startswith(b"\x89PNG\r\n\x1a\n")
+        or data.startswith(b"\xff\xd8\xff")
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    )
+
+
+def decode_base64(text: bytes, field: str) -> bytes:
+    """Decodes base64 as clients really send it.
+
+    Takes a `data:…;base64,` prefix, line breaks, missing padding, the URL-safe alphabet, and spaces where a client
+    forgot to escape `+` in a form. Raises InvalidRequest for anything else.
+    """
+    text = text.strip()
+    if text[:5].lower() == b"data:":
+        _, comma, text = text.partition(b",")
+        if not comma:
+            raise InvalidRequest(f"{field} starts with 'data:' but has no comma before its base64 text.")
+        text = text.strip()
+    text = text.translate(bytes.maketrans(b" -_", b"++/"), _NOT_BASE64).rstrip(b"=")
+    if not text:
+        raise InvalidRequest(f"{field} is empty: send a PNG, JPEG or WebP file as base64.")
+    try:
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+    except binascii.Error:
+        raise InvalidRequest(f"{field} is not valid base64: send a PNG, JPEG or WebP file as base64.") from None
+
+
+def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
+    """Decodes an image file, upright (EXIF) and of any mode Pillow gives it.
+
+    Raises InvalidRequest for other formats and broken files, TooLarge for more than `max_pixels`.
+    """
+    if not is_image_file(data):
+        raise InvalidRequest(f"{field} is not a PNG, JPEG or WebP file.")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise TooLarge(
+                f"{field} has {image.width} x {image.height} pixels; this server takes at most {max_pixels} in all. "
+                "Send a smaller image."
+            )
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError:
+        raise TooLarge(f"{field} has far more pixels than the {max_pixels} that this server takes.") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, MemoryError, OverflowError):
+        # the whole family of errors that Pillow's decoders raise for damaged files
+        raise InvalidRequest(f"{field} is damaged or cut short: it cannot be decoded.") from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit greyscale to 8 bit by its high byte; Pillow's own conversion would clip it to white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture's colours as RGB; an alpha channel is dropped, so that every pixel keeps its value."""
+    image = _eight_bit(image)
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def to_mask(image: Image.Image) -> Image.Image:
+    """The mask as greyscale: 255 = replace, 0 = keep.
+
+    A mask that carries its shape in the alpha channel alone (transparent = replace) is recognised by colours that
+    say nothing: where it is visible it is one single colour, or a coloured picture with holes.
+    """
+    image = _eight_bit(image)
+    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
+        pixels = np.asarray(image.convert("RGBA"))
+        colour, alpha = pixels[..., :3], pixels[..., 3]
+        if alpha.min() < 255:
+            visible = colour[alpha > 0].astype(np.int16)
+            grey = visible.size == 0 or np.ptp(visible, axis=1).max() <= 8
+            uniform = visible.size == 0 or np.ptp(visible) <= 8
+            if uniform or not grey:
+                return Image.fromarray(255 - alpha)
+            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+            return Image.alpha_composite(black, image.convert("RGBA")).convert("L")
+    return image.convert("RGB").convert("L")
+
+
+def nearest_size(value: int, low: int, high: int) -> int:
+    """The legal size (a multiple of 8 within low … high) nearest to `value`, in pixels."""
+    legal_low = -(-low // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    legal_high = high // SIZE_MULTIPLE * SIZE_MULTIPLE
+    return max(legal_low, min(legal_high, (value + SIZE_MULTIPLE // 2) // SIZE_MULTIPLE * SIZE_MULTIPLE))
+
+
+def working_size(width: int, height: int, low: int, high: int) -> tuple[int, int]:
+    """The size (width, height) at which the model draws an image of this size: its own, as nearly as is legal."""
+    scale = min(1.0, high / max(width, height))
+    return nearest_size(round(width * scale), low, high), nearest_size(round(height * scale), low, high)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at `size`; untouched if it has that size already."""
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def paste_back(init: Image.Image, result: Image.Image, mask: Image.Image) -> Image.Image:
+    """`result` where the mask is white, the very pixels of `init` where it is black, a blend where it is grey."""
+    return Image.composite(result, init, mask)
+
+
+def encode_png(image: Image.Image) -> str:
+    """The image as a base64 PNG. zlib level 1: lossless all the same, and several times quicker than level 6."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getbuffer()).decode("ascii")
+
+
+def max_png_base64_bytes(width: int, height: int) -> int:
+    """An upper bound of `encode_png`'s length for an RGB image of this size, in bytes."""
+    raw = height * (3 * width + 1)
+    return (raw + raw // 1000 + 65_536) * 4 // 3

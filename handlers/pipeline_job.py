@@ -1,0 +1,127 @@
+"""A stock diffusers pipeline as a coroutine that pauses at every UNet call.
+
+The pipeline's own `__call__` runs unmodified in a thread of its own that holds a baton: either the owner runs or
+this job does, never both, so what the jobs share (tokenizer, text encoder, VAE) is never raced. Greenlets would not
+do: torch keeps its grad mode a thread.
+"""
+
+import copy
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+
+class Cancelled(BaseException):
+    """Raised inside a job's pipeline to end it. No `except Exception` on the way may stop it."""
+
+
+@dataclass(frozen=True)
+class UNetCall:
+    """One paused call of `unet`; `sample` is (rows, channels, latent height, latent width)."""
+
+    unet: Any
+    sample: Any
+    timestep: Any
+    kwargs: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return int(self.sample.shape[0])
+
+
+class PausingUNet:
+    """Stands in for a pipeline's UNet: a call pauses the job, every other attribute is the real module's."""
+
+    def __init__(self, unet: Any, job: "PipelineJob") -> None:
+        self._unet = unet
+        self._job = job
+
+    def __call__(self, sample: Any, timestep: Any, **kwargs: Any) -> Any:
+        return self._job._pause(UNetCall(self._unet, sample, timestep, kwargs))
+
+    forward = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+
+class PipelineJob:
+    """One image: `advance` runs the pipeline up to its next UNet call, or to its end.
+
+    Attributes:
+        call: what the UNet is asked for at this pause; None before the start and after the end.
+        steps_done, total_steps: UNet calls answered, and UNet calls in all (0 until the first).
+        result: the pipeline's output, once `ended` without an `error`.
+        error: what the pipeline raised.
+    """
+
+    def __init__(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
+        self._pipeline = copy.copy(pipeline)
+        # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
+        self._pipeline.__dict__.update(
+            scheduler=copy.deepcopy(pipeline.scheduler), unet=PausingUNet(pipeline.unet, self)
+        )
+        self._arguments = arguments
+        self.has_image = "image" in arguments  # its start encodes an image with the VAE
+        self._to_job: SimpleQueue[Any] = SimpleQueue()
+        self._to_owner: SimpleQueue[None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self.call: UNetCall | None = None
+        self.steps_done = 0
+        self.total_steps = 0
+        self.ended = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def at_last_call(self) -> bool:
+        """Whether the next `advance` leaves the denoising loop: it decodes the image and runs the safety checker."""
+        return self.call is not None and self.steps_done + 1 >= self.total_steps
+
+    def start(self) -> None:
+        """Runs the pipeline to its first UNet call: encodes the prompt and, where there is one, the init image."""
+        self._thread = threading.Thread(target=self._run, name="pipeline-job", daemon=True)
+        self._thread.start()
+        self._to_owner.get()
+
+    def advance(self, output: Any) -> None:
+        """Answers the paused UNet call with `output` and runs on to the next one, or to the end."""
+        self.call = None
+        self.steps_done += 1
+        self._to_job.put(output)
+        self._to_owner.get()
+
+    def cancel(self, error: BaseException | None = None) -> None:
+        """Ends the job at its pause; `error` is kept as the reason. A job that ended already stays as it is."""
+        if self.ended:
+            return
+        if self.started:
+            self._to_job.put(Cancelled())
+            self._to_owner.get()
+        self.ended, self.call, self.error = True, None, error
+
+    def _pause(self, call: UNetCall) -> Any:
+        if not self.total_steps:
+            self.total_steps = self._pipeline.num_timesteps
+        self.call = call
+        self._to_owner.put(None)
+        output = self._to_job.get()
+        if isinstance(output, Cancelled):
+            raise output
+        return output
+
+    def _run(self) -> None:
+        try:
+            self.result = self._pipeline(**self._arguments)
+        except BaseException as error:  # handed to the owner, who knows which request it ends
+            self.error = error
+        finally:
+            self.ended, self.call = True, None
+            del self._pipeline, self._arguments
+            self._to_owner.put(None)

@@ -1,0 +1,7 @@
+"""Entry point of the combined archive stable-diffusion.mar: all three pipelines on one set of weights."""
+
+from handlers import base_handler
+
+
+class CombinedHandler(base_handler.StableDiffusionHandler):
+    tasks = ("txt2img", "img2img", "masking")

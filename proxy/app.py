@@ -1,0 +1,64 @@
+"""The ASGI application."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from proxy.errors import Failure
+from proxy.intake import Intake
+from proxy.routes import answers_200, routes
+from proxy.settings import Settings
+from proxy.upstream import READY, Upstream
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
+    """The app for `settings`. `transport` stands in for the network in tests."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        upstream = Upstream(settings.inference_url, settings.management_url, settings.archive_of_task(), transport)
+        app.state.upstream = upstream
+        for task, state in (await upstream.states()).items():
+            if state != READY:
+                logger.warning("%s: %s", task, state)
+        yield
+        await upstream.aclose()
+
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={Failure: _failure, HTTPException: _http_exception, Exception: _fault},
+    )
+    app.state.settings = settings
+    app.state.intake = Intake(settings.max_body_bytes, settings.max_bytes_in_flight)
+    return app
+
+
+async def _failure(request: Request, failure: Exception) -> Response:
+    assert isinstance(failure, Failure)
+    return failure.response(answers_200(request))
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in the contract's form."""
+    assert isinstance(error, HTTPException)
+    known = ", ".join(
+        sorted(f"{'/'.join(sorted((route.methods or set()) - {'HEAD'}))} {route.path}" for route in routes)
+    )
+    response = Failure(error.status_code, f"{request.method} {request.url.path[:200]} is not served; there is {known}.")
+    answer = response.response(answers_200(request))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """A fault of ours: the log has the trace, the client gets a sentence."""
+    return Failure(500, "A fault of the server, which its log describes.").response(answers_200(request))

@@ -1,0 +1,33 @@
+"""How a request fails in the proxy: one exception, one body."""
+
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
+
+class Failure(Exception):
+    """Ends a request with the contract's failure body.
+
+    Args:
+        status: the HTTP status.
+        message: what was wrong and what to do.
+        retry_after: seconds after which it is worth trying again.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, str]:
+        return {"status": "failure", "message": self.message}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+    def response(self, always_200: bool = False) -> JSONResponse:
+        """The answer; `always_200` for clients that take any other status for a broken connection."""
+        return JSONResponse(self.body, 200 if always_200 else self.status, headers=dict(self.headers))

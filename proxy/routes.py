@@ -1,0 +1,75 @@
+"""The contract's endpoints."""
+
+import time
+import uuid
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from proxy.errors import Failure
+from proxy.intake import Intake
+from proxy.settings import TASKS, Settings
+from proxy.streaming import Generated
+from proxy.upstream import READY, Upstream
+
+ORIGINAL_PATHS = frozenset({"/ping", *(f"/{task}" for task in TASKS)})
+
+
+def answers_200(request: Request) -> bool:
+    """Whether this request's failure is answered with status 200."""
+    settings: Settings = request.app.state.settings
+    return settings.failures_as_200 and request.url.path in ORIGINAL_PATHS
+
+
+async def ping(request: Request) -> Response:
+    """200 when all three pipelines can serve; else 503 with what each one still waits for."""
+    upstream: Upstream = request.app.state.upstream
+    waiting: dict[str, list[str]] = {}
+    for task, state in (await upstream.states()).items():
+        if state != READY:
+            waiting.setdefault(state, []).append(task)
+    if waiting:
+        reasons = "; ".join(f"{', '.join(tasks)} ({state})" for state, tasks in waiting.items())
+        raise Failure(503, f"starting: {reasons}", retry_after=2)
+    return JSONResponse({"status": "success"})
+
+
+async def models(request: Request) -> Response:
+    """What is served: each archive's model, tasks, defaults, limits and activity."""
+    upstream: Upstream = request.app.state.upstream
+    return JSONResponse({"status": "success", "models": await upstream.describe()})
+
+
+class Generate:
+    """txt2img, img2img or masking, by the path. An ASGI app of its own: it holds the body until the answer is sent."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        settings: Settings = request.app.state.settings
+        intake: Intake = request.app.state.intake
+        upstream: Upstream = request.app.state.upstream
+        task = request.url.path.removeprefix("/")
+        headers = {
+            "X-Form-Type": request.headers.get("content-type", ""),
+            "X-Request-Id": request.headers.get("x-request-id") or uuid.uuid4().hex,
+        }
+        if settings.deadline_s:
+            headers["X-Deadline"] = f"{time.time() + settings.deadline_s:.3f}"
+        try:
+            async with intake.body(request) as body:
+                events = upstream.generate(task, body, headers)
+                as_events = "text/event-stream" in request.headers.get("accept", "")
+                # a second for the handler's own 504 to arrive before ours
+                deadline_s = settings.deadline_s + 1 if settings.deadline_s else 0
+                await Generated(events, as_events, deadline_s, answers_200(request))(scope, receive, send)
+        except ClientDisconnect:
+            pass  # gone before its request was complete
+
+
+routes = [
+    Route("/ping", ping, methods=["GET"]),
+    Route("/models", models, methods=["GET"]),
+    *(Route(f"/{task}", Generate(), methods=["POST"]) for task in TASKS),
+]

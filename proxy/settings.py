@@ -1,0 +1,73 @@
+"""The proxy's settings: read once, from the environment, into one frozen dataclass.
+
+Every setting carries its help text; `docs/configuration.md` lists them and a test holds the two together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PREFIX = "SD_"
+TASKS = ("txt2img", "img2img", "masking")
+
+
+class SettingsError(Exception):
+    """A setting's value cannot be used; the message says what it may be."""
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each field is read from the variable `SD_<NAME>`."""
+
+    host: str = _setting("127.0.0.1", "The address to listen on.")
+    port: int = _setting(1337, "The port to listen on.")
+    inference_url: str = _setting("http://127.0.0.1:8080", "TorchServe's inference address.")
+    management_url: str = _setting("http://127.0.0.1:8081", "TorchServe's management address.")
+    archives: str = _setting(
+        "txt2img=txt2img,img2img=img2img,masking=masking",
+        "Which archive serves which task; the combined one: `txt2img=stable-diffusion,img2img=stable-diffusion,…`.",
+    )
+    max_body_bytes: int = _setting(67_108_864, "The largest request body; TorchServe's `max_request_size`.")
+    max_bytes_in_flight: int = _setting(268_435_456, "The most bytes of bodies held at once, all requests together.")
+    deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")
+    failures_as_200: bool = _setting(
+        False, "Answer failures on the original's paths with HTTP 200, for clients that insist on it."
+    )
+    log_level: str = _setting("warning", "`debug`, `info`, `warning` or `error`.")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
+        """Raises SettingsError for a value of the wrong type or form."""
+        values: dict[str, Any] = {}
+        for setting in fields(cls):
+            name = PREFIX + setting.name.upper()
+            if environment.get(name):
+                values[setting.name] = _parse(name, environment[name], type(setting.default))
+        settings = cls(**values)
+        settings.archive_of_task()
+        return settings
+
+    def archive_of_task(self) -> dict[str, str]:
+        """The archive's name for each task."""
+        try:
+            archives = dict(pair.strip().split("=", 1) for pair in self.archives.split(","))
+        except ValueError:
+            archives = {}
+        if sorted(archives) != sorted(TASKS) or not all(archives.values()):
+            raise SettingsError(
+                f"{PREFIX}ARCHIVES must be task=archive for each of {', '.join(TASKS)}, with commas between."
+            )
+        return archives
+
+
+def _parse(name: str, text: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise SettingsError(f"{name} must be {kind.__name__}, not {text!r}.") from None

@@ -1,0 +1,92 @@
+"""Answers that take long: they end when the client goes away, and can tell of their progress on the way."""
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from proxy.errors import Failure
+from proxy.upstream import Progress
+
+Events = AsyncGenerator[Progress | bytes, None]
+
+
+async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+    """Runs `work`, and cancels it as soon as the client closes its connection. The body has to be read by then."""
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        await work()
+        tasks.cancel_scope.cancel()
+
+
+class Generated:
+    """The contract's answer to a generation, as an ASGI app: one JSON body, or server-sent events.
+
+    Events are `progress` ({"step": 3, "of": 50}), then `result` (the JSON body) or `error` (the failure body). What
+    fails before the first event is answered as plain JSON with its own status, whichever was asked for.
+
+    Args:
+        events: what `Upstream.generate` yields.
+        as_events: whether the client asked for `text/event-stream`.
+        deadline_s: seconds until a 504; 0 = never.
+        always_200: answer failures with status 200.
+    """
+
+    def __init__(self, events: Events, as_events: bool, deadline_s: float, always_200: bool) -> None:
+        self._events = events
+        self._as_events = as_events
+        self._deadline_s = deadline_s
+        self._deadline = anyio.current_time() + deadline_s if deadline_s else float("inf")
+        self._always_200 = always_200
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def work() -> None:
+            try:
+                event = await self._next()
+                if self._as_events:
+                    await self._send_events(event, send)
+                    return
+                while isinstance(event, Progress):
+                    event = await self._next()
+                response = Response(event, media_type="application/json")
+            except Failure as failure:
+                response = failure.response(self._always_200)
+            await response(scope, receive, send)
+
+        async with aclosing(self._events):
+            await until_disconnect(receive, work)
+
+    async def _next(self) -> Progress | bytes:
+        with anyio.CancelScope(deadline=self._deadline):
+            return await anext(self._events)
+        raise Failure(504, f"The picture was not done within {self._deadline_s:g} seconds: ask for less at a time.")
+
+    async def _send_events(self, event: Progress | bytes, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            while isinstance(event, Progress):
+                progress = json.dumps({"step": event.step, "of": event.of}).encode()
+                await send({"type": "http.response.body", "body": _event(b"progress", progress), "more_body": True})
+                event = await self._next()
+            last = _event(b"result", event)
+        except Failure as failure:
+            last = _event(b"error", json.dumps(failure.body).encode())
+        await send({"type": "http.response.body", "body": last})
+
+
+def _event(name: bytes, data: bytes) -> bytes:
+    return b"event: " + name + b"\ndata: " + data + b"\n\n"

