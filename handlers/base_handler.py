@@ -109,13 +109,16 @@ class StableDiffusionHandler:
         if task not in self.tasks:
             raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header X-Task.")
         form_type = header("X-Form-Type") or ""
-        deadline = header("X-Deadline")
+        try:
+            deadline = float(header("X-Deadline") or "inf")
+        except ValueError:
+            raise InvalidRequest("The header X-Deadline must be seconds since the epoch.") from None
 
         def parse() -> GenerationRequest:
             fields = read_fields(data, form_type, self.config.max_fields)
             return parse_request(task, fields, self.config, self.defaults)
 
-        return Generation(parse, self.pool, self.pipelines[task], float(deadline) if deadline else None)
+        return Generation(parse, self.pool, self.pipelines[task], deadline)
 
     def _tick(self) -> None:
         """Moves everybody on by one step at most; with nothing to step, waits for the pool."""

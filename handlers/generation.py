@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +35,7 @@ class Generation:
         parse: Callable[[], GenerationRequest],
         pool: ThreadPoolExecutor,
         pipeline: Any,
-        deadline: float | None = None,
+        deadline: float = math.inf,
     ) -> None:
         self._pool = pool
         self._pipeline = pipeline
@@ -59,7 +60,7 @@ class Generation:
         if self.ending is not None:
             return
         try:
-            if self._deadline is not None and time.time() > self._deadline:
+            if time.time() > self._deadline:
                 raise DeadlineExceeded(
                     "The deadline passed before the picture was done: ask for less, or allow more time."
                 )

@@ -1,0 +1,18 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+EMBEDDED = HOME / "models" / "embedded"
+
+
+@pytest.fixture(scope="session")
+def pipelines() -> dict[str, Any]:
+    """The stock diffusers pipelines of the embedded model, the reference that every image is held against."""
+    import torch
+
+    from handlers.request import TASKS
+    from handlers.weights import ModelSource, load_pipelines
+
+    return load_pipelines(ModelSource(str(EMBEDDED), "test"), TASKS, torch.device("cpu"), torch.float32, None)

@@ -1,0 +1,55 @@
+"""The combined archive: three pipelines behind one worker, merged step by step."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.e2e.running import Running, running
+from tests.samples import b64, decode, half_mask, picture
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("combined"), "--archives", "combined") as instance:
+        yield instance
+
+
+def test_one_archive_serves_all_three(server: Running) -> None:
+    (model,) = server.models()
+    assert model["archive"] == "stable-diffusion" and model["tasks"] == ["txt2img", "img2img", "masking"]
+
+
+def test_eight_mixed_requests_at_once_match_their_solo_pictures(server: Running) -> None:
+    images = {"init_image": b64(picture())}
+    mask = {"mask_image": b64(half_mask())}
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("txt2img", {"guidance_scale": 7.5, "num_inference_steps": 20}),
+        ("txt2img", {"guidance_scale": 1, "num_inference_steps": 12}),
+        ("txt2img", {"guidance_scale": 7.5, "num_inference_steps": 15, "width": 96, "height": 96}),
+        ("txt2img", {"guidance_scale": 1, "num_inference_steps": 25, "width": 96, "height": 96}),
+        ("img2img", images | {"guidance_scale": 7.5, "num_inference_steps": 20}),
+        ("img2img", images | {"guidance_scale": 1, "num_inference_steps": 30, "strength": 0.5}),
+        ("masking", images | mask | {"guidance_scale": 7.5, "num_inference_steps": 20}),
+        ("masking", images | mask | {"guidance_scale": 1, "num_inference_steps": 10, "strength": 1}),
+    ]
+    for seed, (_, fields) in enumerate(requests, 1):
+        fields["seed"] = seed
+    solo = [decode(server.images(task, **fields)[0]) for task, fields in requests]
+    before = server.activity("txt2img")
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda request: server.images(request[0], **request[1])[0], requests))
+    after = server.activity("txt2img")
+    assert after["merged_forwards"] - before["merged_forwards"] > 10
+    for image, expected in zip(together, solo, strict=True):
+        assert np.abs(decode(image) - expected).max() <= 2
+
+
+def test_of_thirty_three_open_requests_nobody_starves(server: Running) -> None:
+    with ThreadPoolExecutor(33) as pool:
+        answers = list(pool.map(lambda seed: server.images("txt2img", seed=seed, num_inference_steps=10), range(1, 34)))
+    assert [answer[0]["seed"] for answer in answers] == list(range(1, 34))

@@ -1,0 +1,311 @@
+"""The contract through the real server, an archive for each task: HTTP, TorchServe, stock pipelines."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.e2e.running import Running, running, wait_for
+from tests.samples import b64, bomb, decode, file_bytes, half_mask, picture
+
+pytestmark = pytest.mark.e2e
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("three")) as instance:
+        yield instance
+
+
+@pytest.fixture
+def neighbour(server: Running) -> Iterator[None]:
+    """A request that runs while the test misbehaves, and has to come out unharmed."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(server.images, "img2img", init_image=b64(picture()), seed=77, num_inference_steps=250)
+        yield
+        assert future.result()[0]["seed"] == 77
+
+
+INIT = b64(picture())
+FIELDS: dict[str, dict[str, Any]] = {
+    "txt2img": {},
+    "img2img": {"init_image": INIT},
+    "masking": {"init_image": INIT, "mask_image": b64(half_mask())},
+}
+
+
+def test_ping_and_models(server: Running) -> None:
+    assert httpx.get(server.url + "/ping").json() == {"status": "success"}
+    models = server.models()
+    assert [model["tasks"] for model in models] == [["txt2img"], ["img2img"], ["masking"]]
+    for model in models:
+        assert model["model"].endswith("embedded") and model["safety_checker"] is True
+        assert model["defaults"] == {"num_inference_steps": 20, "guidance_scale": 3.5, "width": 64, "height": 64}
+
+
+@pytest.mark.parametrize("task", FIELDS)
+def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
+    server: Running, pipelines: dict[str, Any], task: str
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(server.models()[0]["threads"])
+    try:
+        arguments: dict[str, Any] = {
+            "txt2img": {"width": 96, "height": 64},
+            "img2img": {"image": picture(), "strength": 0.6},
+        }.get(task, {"image": picture(), "mask_image": half_mask(), "width": 64, "height": 64, "strength": 0.6})
+        expected = pipelines[task](
+            "a house", negative_prompt="dull", num_inference_steps=12, guidance_scale=5.5,
+            generator=torch.Generator().manual_seed(11), **arguments,
+        ).images[0]  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    fields = {
+        "prompt": "a house",
+        "negative_prompt": "dull",
+        "num_inference_steps": 12,
+        "guidance_scale": 5.5,
+        "seed": 11,
+    }
+    extra = {"width": 96} if task == "txt2img" else {"strength": 0.6}
+    image = decode(server.images(task, **fields, **extra, **FIELDS[task])[0])
+    if task == "masking":  # under black the init image comes back, which the stock pipeline does not promise
+        expected = Image.composite(expected, picture(), half_mask())
+    assert np.array_equal(image, np.asarray(expected))
+
+
+def test_an_images_seed_reproduces_it(server: Running) -> None:
+    images = server.images("txt2img", num_outputs=4)
+    seeds = [image["seed"] for image in images]
+    assert seeds == list(range(seeds[0], seeds[0] + 4)) and seeds[0] > 0
+    for image in images:
+        again = server.images("txt2img", seed=image["seed"])[0]
+        assert np.abs(decode(again) - decode(image)).max() <= 2
+    assert server.images("txt2img", seed=9)[0]["base64"] == server.images("txt2img", seed=9)[0]["base64"]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (500, 333)])
+def test_masking_keeps_what_is_black_and_the_size(server: Running, size: tuple[int, int]) -> None:
+    init = picture(*size)
+    fields = {"init_image": b64(init), "mask_image": b64(half_mask(*size)), "num_inference_steps": 3}
+    image = decode(server.images("masking", **fields)[0])
+    assert image.shape == (size[1], size[0], 3)
+    left, right = image[:, : size[0] // 2], image[:, size[0] // 2 :]
+    assert np.array_equal(right, np.asarray(init)[:, size[0] // 2 :])
+    assert not np.array_equal(left, np.asarray(init)[:, : size[0] // 2])
+
+
+def test_more_strength_changes_more(server: Running) -> None:
+    def change(strength: float) -> float:
+        image = decode(server.images("img2img", init_image=INIT, seed=5, strength=strength)[0])
+        return float(np.abs(image - np.asarray(picture(), dtype=int)).mean())
+
+    assert change(0.1) < change(0.5) < change(0.9)
+
+
+def _turned() -> str:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return b64(picture(96, 64), exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("init_image", "size"),
+    [
+        ("data:image/png;base64," + INIT, (64, 64)),
+        (INIT.replace("+", " "), (64, 64)),
+        (INIT.rstrip("="), (64, 64)),
+        (b64(picture(), "JPEG"), (64, 64)),
+        (b64(picture(), "WEBP"), (64, 64)),
+        (b64(Image.fromarray((np.arange(4096, dtype=np.uint16) * 16).reshape(64, 64))), (64, 64)),
+        (b64(picture().convert("RGBA")), (64, 64)),
+        (b64(picture().convert("P")), (64, 64)),
+        (_turned(), (64, 96)),
+        (b64(picture(70, 65)), (70, 65)),
+    ],
+    ids=["data-url", "spaces", "no-padding", "jpeg", "webp", "16-bit", "rgba", "palette", "exif", "odd-size"],
+)
+def test_input_images_of_the_contract(server: Running, init_image: str, size: tuple[int, int]) -> None:
+    image = decode(server.images("img2img", init_image=init_image, num_inference_steps=2)[0])
+    assert image.shape == (size[1], size[0], 3)
+
+
+def test_a_form_whose_plus_signs_were_not_escaped(server: Running) -> None:
+    body = f"prompt=a+red+apple&num_inference_steps=2&init_image={INIT}"
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert httpx.post(server.url + "/img2img", content=body, headers=headers, timeout=60).status_code == 200
+
+
+def test_json_and_multipart_bodies_give_the_same_image(server: Running) -> None:
+    fields = {"prompt": "a red apple", "seed": 3, "num_inference_steps": 2}
+    form = server.images("img2img", init_image=INIT, **fields)
+    url = server.url + "/img2img"
+    parts = {name: (None, str(value)) for name, value in (fields | {"init_image": INIT}).items()}
+    answers = [
+        httpx.post(url, json=fields | {"init_image": INIT}, timeout=60),
+        httpx.post(url, files=parts, timeout=60),
+        httpx.post(url, data=fields, files={"init_image": ("a.png", file_bytes(picture()))}, timeout=60),
+    ]
+    for answer in answers:
+        assert answer.json()["images"] == form
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "status", "sentence"),
+    [
+        ("txt2img", {"width": 77}, 400, "nearest is 80"),
+        ("txt2img", {"num_outputs": 99}, 400, "num_outputs must be a whole number from 1 to 8"),
+        ("txt2img", {"guidance_scale": "nan"}, 400, "guidance_scale must be a finite"),
+        ("img2img", {}, 400, "init_image is missing"),
+        ("img2img", {"init_image": b64(file_bytes(picture())[:500])}, 400, "damaged or cut short"),
+        ("img2img", {"init_image": b64(bomb())}, 413, "pixels"),
+        ("img2img", {"init_image": INIT, "strength": 2}, 400, "strength must be"),
+        ("masking", {"init_image": INIT}, 400, "mask_image is missing"),
+        ("txt2img", {f"field{i}": 1 for i in range(20_000)}, 400, "at most 100"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_harms_nobody(
+    server: Running, neighbour: None, task: str, fields: dict[str, Any], status: int, sentence: str
+) -> None:
+    answer = server.post(task, {"prompt": "x"} | fields)
+    assert answer.status_code == status
+    assert answer.json()["status"] == "failure" and sentence in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"prompt=a&prompt=b", "given twice"),
+        (b"prompt=%zz", "bad percent-escape"),
+        (b"prompt", "no '='"),
+        (b"", "prompt is missing"),
+    ],
+)
+def test_malformed_bodies(server: Running, body: bytes, sentence: str) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = httpx.post(server.url + "/txt2img", content=body, headers=headers, timeout=60)
+    assert answer.status_code == 400 and sentence in answer.json()["message"]
+
+
+def test_bodies_over_the_limit_alone_and_together(server: Running, neighbour: None) -> None:
+    answer = httpx.post(server.url + "/img2img", content=b"x" * (70 * MEGABYTE), timeout=120)
+    assert answer.status_code == 413 and "larger than" in answer.json()["message"]
+
+    def large(_: int) -> httpx.Response:
+        body = b"prompt=x&init_image=" + b"A" * (60 * MEGABYTE)
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return httpx.post(server.url + "/img2img", content=body, headers=headers, timeout=120)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(large, range(8)))
+    assert {answer.status_code for answer in answers} <= {413, 503}
+    assert any("over 33554432 bytes" in answer.json()["message"] for answer in answers)
+    for answer in answers:
+        assert answer.json()["status"] == "failure"
+        assert answer.status_code == 413 or int(answer.headers["retry-after"]) > 0
+
+
+def test_an_answer_that_could_be_too_large_is_refused(server: Running) -> None:
+    big = b64(picture(4000, 4000), "JPEG")
+    answer = server.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 2})
+    assert answer.status_code == 400 and "ask for at most 1" in answer.json()["message"]
+
+
+def test_progress_comes_step_by_step(server: Running) -> None:
+    """Each event is seen by the client before the work that follows it is done."""
+    fields = {"prompt": "x", "num_inference_steps": 40}
+    forwards, steps = [], []
+    headers = {"Accept": "text/event-stream"}
+    with httpx.stream("POST", server.url + "/txt2img", data=fields, headers=headers, timeout=60) as answer:
+        events = _events(answer)
+        for name, data in events:
+            if name == "result":
+                break
+            steps.append(data["step"])
+            if data["step"] in (5, 20):
+                forwards.append(server.activity("txt2img")["unet_forwards"])
+    assert steps == list(range(1, 41)) and data["status"] == "success"
+    assert forwards[1] - forwards[0] < 35  # at step 5 the later steps had not been run yet
+
+
+def _events(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
+    name = ""
+    for line in answer.iter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+@pytest.mark.parametrize("as_events", [True, False])
+def test_a_client_that_leaves_frees_its_slot(server: Running, as_events: bool) -> None:
+    before = server.activity("txt2img")["unet_forwards"]
+    headers = {"Accept": "text/event-stream"} if as_events else {}
+    with httpx.Client(timeout=60) as client:
+        if as_events:
+            with client.stream(
+                "POST", server.url + "/txt2img", data={"prompt": "x", "num_inference_steps": 250}, headers=headers
+            ) as answer:
+                next(_events(answer))
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(server.url + "/txt2img", data={"prompt": "x", "num_inference_steps": 250}, timeout=1)
+    # asking is a request itself, which is how TorchServe learns that the other one is gone
+    wait_for(lambda: server.activity("txt2img")["open_requests"] == 0, 20)
+    after = server.activity("txt2img")["unet_forwards"]
+    assert after - before < 200
+    server.activity("txt2img")
+    assert server.activity("txt2img")["unet_forwards"] == after
+
+
+def test_a_short_request_overtakes_long_ones(server: Running) -> None:
+    order: list[str] = []
+    started = threading.Event()
+
+    def long() -> None:
+        headers = {"Accept": "text/event-stream"}
+        fields = {"prompt": "x", "num_inference_steps": 150}
+        with httpx.stream("POST", server.url + "/txt2img", data=fields, headers=headers, timeout=120) as answer:
+            for name, _ in _events(answer):
+                started.set()
+                if name == "result":
+                    order.append("long")
+
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(long) for _ in range(3)]
+        started.wait(60)
+        server.images("txt2img", num_inference_steps=3)
+        order.append("short")
+        for future in futures:
+            future.result()
+    assert order == ["short", "long", "long", "long"]
+
+
+def test_logs_stay_quiet_and_hold_no_prompt(server: Running, tmp_path_factory: pytest.TempPathFactory) -> None:
+    server.images("txt2img", prompt="a very secret prompt")
+    folder = server.output.parent
+    logs = [*folder.rglob("*.log"), *folder.rglob("*.out")]
+    assert any(path.name == "model_log.log" for path in logs)
+    for path in logs:
+        text = path.read_text(errors="replace")
+        assert "secret prompt" not in text and len(text) < 20_000, path
+
+
+def test_two_servers_run_side_by_side(server: Running, tmp_path: Path) -> None:
+    with running(tmp_path, "--archives", "combined") as other:
+        assert other.images("txt2img", seed=3) == server.images("txt2img", seed=3)
+        processes = [other.process, *other.process.children(recursive=True)]
+        assert len(processes) >= 5  # server.py, the launcher, Java, a worker, the proxy
+    wait_for(lambda: not any(process.is_running() for process in processes), 30)
+    assert "Stopped." in other.output.read_text()
+    assert not list(tmp_path.glob("sd-server-*"))
+    assert httpx.get(server.url + "/ping").status_code == 200

@@ -1,0 +1,223 @@
+"""The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from handlers.stable_diffusion import CombinedHandler
+from tests.samples import b64, decode, half_mask, picture
+
+
+class Context:
+    """TorchServe's context, as far as the handler sees it."""
+
+    def __init__(self, **handler: Any) -> None:
+        self.model_yaml_config = {"handler": handler}
+        self.system_properties = {"gpu_id": None}
+        self.stopping_criteria: list[Any] = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
+
+    def get_request_id(self, i: int) -> str:
+        return self.requests[i][0]
+
+    def get_request_header(self, i: int, name: str) -> str | None:
+        return self.requests[i][1].get(name)
+
+    def set_response_content_type(self, i: int, value: str) -> None:
+        assert value == "application/x-ndjson"
+
+
+class Frontend:
+    """What TorchServe's continuous batching does: all open requests at every call, a request's data only once."""
+
+    def __init__(self, handler: CombinedHandler) -> None:
+        self.handler = handler
+        self.context = Context()
+        self.open: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
+        self.lines: dict[str, list[bytes]] = {}
+        self.order: list[str] = []  # in which requests ended
+        self._count = 0
+
+    def send(self, task: str = "txt2img", headers: dict[str, str] | None = None, **fields: Any) -> str:
+        self._count += 1
+        name = f"request-{self._count}"
+        data = {key: str(value).encode() for key, value in ({"prompt": "a red apple"} | fields).items()}
+        self.open[name] = ({"X-Task": task} | (headers or {}), data)
+        self.lines[name] = []
+        return name
+
+    def leave(self, name: str) -> None:
+        del self.open[name]
+
+    def tick(self) -> None:
+        names = list(self.open)
+        self.context.requests = [(name, self.open[name][0]) for name in names]
+        data = [self.open[name][1] if not self.lines[name] else {} for name in names]
+        replies = self.handler.handle(data, self.context)
+        assert len(replies) == len(names)
+        results = 0
+        for i, (name, reply) in enumerate(zip(names, replies, strict=True)):
+            verdict = self.context.stopping_criteria[i](reply)
+            assert reply.endswith(b"\n") and reply.count(b"\n") == 1
+            assert not (verdict is True and not self.lines[name]), "TorchServe would write no HTTP head"
+            self.lines[name].append(reply)
+            if verdict is not False:
+                self.order.append(name)
+                del self.open[name]
+                results += b'"result"' in reply[:20]
+        assert results <= 1, "one result a reply"
+
+    def run(self) -> None:
+        for _ in range(2000):
+            if not self.open:
+                return
+            self.tick()
+        raise AssertionError(f"still open: {list(self.open)}")
+
+    def messages(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines[name] if line.strip()]
+
+    def result(self, name: str) -> dict[str, Any]:
+        result: dict[str, Any] = self.messages(name)[-1]["result"]
+        return result
+
+
+@pytest.fixture(scope="module")
+def handler() -> CombinedHandler:
+    handler = CombinedHandler()
+    handler.initialize(Context(max_batch_rows=16))
+    return handler
+
+
+@pytest.fixture
+def frontend(handler: CombinedHandler) -> Iterator[Frontend]:
+    yield Frontend(handler)
+    assert not handler.generations
+
+
+def test_progress_then_the_result(frontend: Frontend) -> None:
+    name = frontend.send(num_inference_steps=3, seed=4)
+    frontend.run()
+    messages = frontend.messages(name)
+    assert messages[:-1] == [{"progress": {"step": i, "of": 3}} for i in (1, 2, 3)]
+    image = messages[-1]["result"]["images"][0]
+    assert image.keys() == {"base64", "seed", "mimetype", "mime_type", "nsfw"}
+    assert (image["seed"], image["mimetype"], image["mime_type"], image["nsfw"]) == (4, "image/png", "image/png", False)
+
+
+def test_a_bad_request_fails_alone(frontend: Frontend) -> None:
+    good, bad = frontend.send(num_inference_steps=2), frontend.send(seed="x")
+    nowhere = frontend.send("sketch")
+    late = frontend.send(headers={"X-Deadline": "soon"})
+    frontend.run()
+    assert frontend.result(good)["status"] == "success"
+    assert frontend.messages(bad)[-1]["error"]["status"] == 400
+    assert "X-Task" in frontend.messages(nowhere)[-1]["error"]["message"]
+    assert "X-Deadline" in frontend.messages(late)[-1]["error"]["message"]
+
+
+def test_requests_of_all_kinds_merge_and_match_their_solo_pictures(frontend: Frontend) -> None:
+    images = {"init_image": b64(picture())}
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("txt2img", {"num_inference_steps": 6}),
+        ("img2img", images | {"num_inference_steps": 8, "strength": 0.6}),
+        ("masking", images | {"mask_image": b64(half_mask()), "num_inference_steps": 5}),
+        ("txt2img", {"num_inference_steps": 4, "guidance_scale": 1.0}),
+        ("txt2img", {"num_inference_steps": 4, "width": 96, "height": 64}),
+    ]
+    solo = []
+    for seed, (task, fields) in enumerate(kinds, 1):
+        name = frontend.send(task, seed=seed, **fields)
+        frontend.run()
+        solo.append(decode(frontend.result(name)["images"][0]))
+    merged_before = frontend.handler.batcher.activity.merged_forwards
+    names = [frontend.send(task, seed=seed, **fields) for seed, (task, fields) in enumerate(kinds, 1)]
+    frontend.run()
+    assert frontend.handler.batcher.activity.merged_forwards > merged_before
+    for name, expected in zip(names, solo, strict=True):
+        assert np.abs(decode(frontend.result(name)["images"][0]) - expected).max() <= 2
+
+
+def test_a_short_request_overtakes_long_ones(frontend: Frontend) -> None:
+    longer = [frontend.send(num_inference_steps=30) for _ in range(3)]
+    for _ in range(5):
+        frontend.tick()
+    short = frontend.send(num_inference_steps=3)
+    frontend.run()
+    assert frontend.order[0] == short and set(frontend.order[1:]) == set(longer)
+
+
+def test_who_goes_away_is_dropped_at_the_next_step(frontend: Frontend) -> None:
+    stays, leaves = frontend.send(num_inference_steps=6), frontend.send(num_inference_steps=200)
+    frontend.tick()
+    frontend.tick()
+    slots = frontend.handler.generations[leaves].slots
+    frontend.leave(leaves)
+    frontend.tick()
+    assert leaves not in frontend.handler.generations
+    assert all(slot.job.ended for slot in slots)
+    frontend.run()
+    assert frontend.result(stays)["status"] == "success"
+
+
+def test_many_open_requests_all_finish(frontend: Frontend) -> None:
+    names = [frontend.send(num_inference_steps=2, seed=i) for i in range(1, 33)]
+    frontend.run()
+    assert {frontend.result(name)["images"][0]["seed"] for name in names} == set(range(1, 33))
+
+
+def test_a_deadline_that_has_passed_is_a_504(frontend: Frontend) -> None:
+    name = frontend.send(headers={"X-Deadline": str(time.time() - 1)})
+    frontend.run()
+    assert frontend.messages(name)[-1]["error"]["status"] == 504
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(MemoryError(), 507), (RuntimeError("not enough memory: you tried"), 507), (KeyError("x"), 500)],
+)
+def test_what_a_pipeline_raises_ends_its_request_alone(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    good = frontend.send(num_inference_steps=3)
+    frontend.tick()
+    bad = frontend.send(num_inference_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(frontend.handler.pipelines["txt2img"].text_encoder, "forward", fail)
+        frontend.tick()
+        frontend.tick()
+    frontend.run()
+    assert frontend.messages(bad)[-1]["error"]["status"] == status
+    assert frontend.messages(bad)[-1]["error"]["message"] != "x"
+    assert frontend.result(good)["status"] == "success"
+
+
+def test_a_flagged_picture_is_black_even_under_a_mask(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flag(clip_input: Any, images: Any) -> Any:
+        return torch.zeros_like(images), [True]
+
+    fields = {"init_image": b64(picture()), "mask_image": b64(half_mask()), "num_inference_steps": 2}
+    name = frontend.send("masking", **fields)
+    checker = frontend.handler.pipelines["masking"].safety_checker
+    monkeypatch.setattr(checker, "forward", flag)
+    frontend.run()
+    image = frontend.result(name)["images"][0]
+    assert image["nsfw"] is True and decode(image).max() == 0
+
+
+def test_the_description_says_what_is_served(frontend: Frontend) -> None:
+    name = frontend.send("describe")
+    frontend.run()
+    description = frontend.result(name)
+    assert description["tasks"] == ["txt2img", "img2img", "masking"]
+    assert description["defaults"] == {"num_inference_steps": 20, "guidance_scale": 3.5, "width": 64, "height": 64}
+    assert description["limits"]["max_num_outputs"] == 8
+    assert description["activity"]["unet_forwards"] > 0

