@@ -1,16 +1,18 @@
 """A stock diffusers pipeline as a coroutine that pauses at every UNet call.
 
-The pipeline's own `__call__` runs unmodified in a thread of its own that holds a baton: either the owner runs or
-this job does, never both, so what the jobs share (tokenizer, text encoder, VAE) is never raced. Greenlets would not
-do: torch keeps its grad mode a thread.
+The pipeline's own `__call__` runs unmodified in a greenlet: either the owner runs or one of its jobs, so what the
+jobs share (tokenizer, text encoder, VAE) is never raced. Not in a thread each: OpenMP keeps a team of workers for
+every thread that computes, and as soon as there are more of them than cores they stop spinning between two small
+operations, which doubled the time of a step (docs/architecture.md).
 """
 
 import copy
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
 
 
 class Cancelled(BaseException):
@@ -65,9 +67,7 @@ class PipelineJob:
         )
         self._arguments = arguments
         self.has_image = "image" in arguments  # its start encodes an image with the VAE
-        self._to_job: SimpleQueue[Any] = SimpleQueue()
-        self._to_owner: SimpleQueue[None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._greenlet = greenlet(self._run)
         self.call: UNetCall | None = None
         self.steps_done = 0
         self.total_steps = 0
@@ -77,7 +77,7 @@ class PipelineJob:
 
     @property
     def started(self) -> bool:
-        return self._thread is not None
+        return self._greenlet.dead or bool(self._greenlet)
 
     @property
     def at_last_call(self) -> bool:
@@ -86,35 +86,33 @@ class PipelineJob:
 
     def start(self) -> None:
         """Runs the pipeline to its first UNet call: encodes the prompt and, where there is one, the init image."""
-        self._thread = threading.Thread(target=self._run, name="pipeline-job", daemon=True)
-        self._thread.start()
-        self._to_owner.get()
+        self._continue(self._greenlet.switch)
 
     def advance(self, output: Any) -> None:
         """Answers the paused UNet call with `output` and runs on to the next one, or to the end."""
-        self.call = None
         self.steps_done += 1
-        self._to_job.put(output)
-        self._to_owner.get()
+        self._continue(self._greenlet.switch, output)
 
     def cancel(self, error: BaseException | None = None) -> None:
         """Ends the job at its pause; `error` is kept as the reason. A job that ended already stays as it is."""
         if self.ended:
             return
         if self.started:
-            self._to_job.put(Cancelled())
-            self._to_owner.get()
-        self.ended, self.call, self.error = True, None, error
+            self._continue(self._greenlet.throw, Cancelled())
+        self.ended, self.error = True, error
+
+    def _continue(self, switch: Callable[..., Any], *arguments: Any) -> None:
+        self.call = None
+        self._greenlet.parent = getcurrent()  # whoever goes on with the job is who it pauses for
+        # Grad mode belongs to the thread, so to all greenlets: every job has to find it off and leaves it off.
+        with torch.no_grad():
+            switch(*arguments)
 
     def _pause(self, call: UNetCall) -> Any:
         if not self.total_steps:
             self.total_steps = self._pipeline.num_timesteps
         self.call = call
-        self._to_owner.put(None)
-        output = self._to_job.get()
-        if isinstance(output, Cancelled):
-            raise output
-        return output
+        return self._greenlet.parent.switch()
 
     def _run(self) -> None:
         try:
@@ -122,6 +120,5 @@ class PipelineJob:
         except BaseException as error:  # handed to the owner, who knows which request it ends
             self.error = error
         finally:
-            self.ended, self.call = True, None
+            self.ended = True
             del self._pipeline, self._arguments
-            self._to_owner.put(None)

@@ -1,13 +1,12 @@
 """Jobs on the stock pipelines of the embedded model."""
 
-import threading
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from handlers.pipeline_job import PipelineJob
+from handlers.pipeline_job import Cancelled, PipelineJob
 from handlers.step_batcher import forward
 from tests.samples import half_mask, picture
 
@@ -69,16 +68,39 @@ def test_steps_are_counted_from_the_pipeline_and_not_from_the_field(pipelines: d
     job.cancel()
 
 
-def test_cancel_ends_the_pipeline_and_its_thread(pipelines: dict[str, Any]) -> None:
-    threads = threading.active_count()
+def test_cancel_ends_the_pipeline(pipelines: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    unwound = []
+    stock_call = type(pipelines["txt2img"]).__call__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return stock_call(*args, **kwargs)
+        except BaseException as error:
+            unwound.append(type(error))
+            raise
+
+    monkeypatch.setattr(type(pipelines["txt2img"]), "__call__", call)
     job = PipelineJob(pipelines["txt2img"], arguments("txt2img"))
     job.start()
-    assert threading.active_count() == threads + 1
     job.cancel()
-    assert job.ended and job.call is None and job.error is None
-    job._thread.join(5)  # type: ignore[union-attr]
-    assert threading.active_count() == threads
+    assert job.ended and job.call is None and job.error is None and unwound == [Cancelled]
     job.cancel()  # a second time does nothing
+
+
+def test_jobs_leave_the_owners_grad_mode_alone_in_whatever_order_they_end(pipelines: dict[str, Any]) -> None:
+    assert torch.is_grad_enabled()
+    jobs = [PipelineJob(pipelines["txt2img"], arguments("txt2img")) for _ in range(3)]
+    for job in jobs:
+        job.start()
+        assert torch.is_grad_enabled()
+    jobs[0].cancel()
+    while jobs[1].call is not None:
+        jobs[1].advance(forward(jobs[1].call))
+    assert torch.is_grad_enabled()
+    assert jobs[2].call is not None
+    jobs[2].advance(forward(jobs[2].call))
+    assert jobs[2].call is not None and not jobs[2].call.sample.requires_grad
+    jobs[2].cancel()
 
 
 def test_a_job_that_was_never_started_can_be_cancelled(pipelines: dict[str, Any]) -> None:
