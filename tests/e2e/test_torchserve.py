@@ -30,7 +30,8 @@ MODELS = "http://127.0.0.1:8081/models"
 
 def curl(*arguments: str) -> tuple[int, str]:
     """Status and body."""
-    done = subprocess.run(["curl", "-s", "-w", "\n%{http_code}", *arguments], capture_output=True, text=True, check=False)
+    command = ["curl", "-s", "--max-time", "100", "-w", "\n%{http_code}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     body, _, status = done.stdout.rpartition("\n")
     return int(status), body
 
@@ -44,7 +45,7 @@ def prediction(url: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def store() -> Path:
+def store() -> Iterator[Path]:
     """model_store with the three archives, and a version 1.1 of txt2img that differs in one of its code's sentences."""
     archive.main([])
     archive.main(["txt2img", "--version", "1.1"])
@@ -59,7 +60,8 @@ def store() -> Path:
                 content = content.replace(b"is missing: send it, empty if need be.", b"is missing, says version 1.1.")
             changed.writestr(name, content)
     staged.with_suffix(".original").unlink()
-    return store
+    yield store
+    (store / "txt2img-1.1.mar").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,9 @@ def test_a_picture_through_torchserve_alone(torchserve: None) -> None:
 
 
 def test_all_its_addresses_are_on_loopback(torchserve: None) -> None:
-    (java,) = [p for p in psutil.process_iter() if "org.pytorch.serve.ModelServer" in _command(p) and str(HOME) in p.cwd()]
+    (java,) = [
+        p for p in psutil.process_iter() if "org.pytorch.serve.ModelServer" in _command(p) and str(HOME) in p.cwd()
+    ]
     listening = [c.laddr for c in java.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
     assert {address.port for address in listening} == {8080, 8081, 8082, 7070, 7071}
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
@@ -125,10 +129,13 @@ def test_a_second_version_replaces_the_first_while_requests_run(torchserve: None
             except Exception as error:
                 failures.append(error)
 
-    threads = [threading.Thread(target=keep_asking) for _ in range(2)]
+    threads = [threading.Thread(target=keep_asking, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
-    register = f"{MODELS}?url=.staged/txt2img-1.1.mar&model_name=txt2img&initial_workers=1&synchronous=true"
+    # TorchServe registers by file name in the store itself; what lies there under .staged it does not find
+    staged = archive.MODEL_STORE / ".staged" / "txt2img-1.1.mar"
+    shutil.move(staged, archive.MODEL_STORE)
+    register = f"{MODELS}?url=txt2img-1.1.mar&model_name=txt2img&initial_workers=1&synchronous=true"
     assert curl("-X", "POST", register)[0] == 200
     assert "says version 1.1" in _missing_prompt("txt2img/1.1")  # the worker runs the archive's copy of the code
     assert curl("-X", "PUT", f"{MODELS}/txt2img/1.1/set-default")[0] == 200
