@@ -20,7 +20,7 @@ from handlers.device import choose_device, choose_dtype
 from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line
 from handlers.generation import Generation
 from handlers.request import GenerationRequest, parse_request, read_fields
-from handlers.step_batcher import Slot, StepBatcher
+from handlers.step_batcher import RowLimit, Slot, StepBatcher
 from handlers.warm_up import warm_up
 from handlers.weights import load_pipelines, model_defaults, project_home, read_token, resolve_model
 
@@ -50,9 +50,10 @@ class StableDiffusionHandler:
         pipeline = next(iter(self.pipelines.values()))
         self.defaults = model_defaults(self.source, pipeline)
         self.has_safety_checker = getattr(pipeline, "safety_checker", None) is not None
-        measured_rows = warm_up(self.pipelines, self.defaults)
+        seconds_per_row = warm_up(self.pipelines, self.defaults)
+        limit = RowLimit(seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
         native_area = self.defaults.width * self.defaults.height // pipeline.vae_scale_factor**2
-        self.batcher = StepBatcher(self.config.max_batch_rows or measured_rows, native_area)
+        self.batcher = StepBatcher(limit, native_area)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
         self.generations: dict[str, Generation] = {}
 
@@ -99,7 +100,7 @@ class StableDiffusionHandler:
             "limits": {name: getattr(self.config, name) for name in limits},
             "activity": {
                 "open_requests": len(self.generations),
-                "max_batch_rows": self.batcher.max_rows,
+                "max_batch_rows": self.batcher.limit.rows,
                 **asdict(self.batcher.activity),
             },
         }

@@ -34,7 +34,8 @@ class HandlerConfig:
     max_fields: int = _key(100, "The most fields of a request.")
     max_response_bytes: int = _key(67_108_864, "TorchServe's `max_response_size`: no answer may be larger.")
     max_batch_rows: int = _key(
-        0, "The most rows of one UNet forward, counted at the model's native size; 0 = from a forward timed at start."
+        0,
+        "The most rows of one UNet forward, of native size; 0 = as many as take a quarter of a second.",
     )
     codec_threads: int = _key(2, "Threads that parse requests and encode images while the UNet steps.")
 

@@ -4,6 +4,7 @@
 results of one. Calls merge only if every argument agrees in structure, shape and dtype; nothing is dropped.
 """
 
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import torch
 
 from handlers.pipeline_job import PipelineJob, UNetCall
+
+TICK_SECONDS = 0.25  # how long one merged forward may take: what a new request waits at most for its first step
+ROWS = (2, 32)  # a guided image's rows; and more rows than any device that was measured gains from
 
 
 @dataclass(eq=False)
@@ -138,15 +142,42 @@ def forward(call: UNetCall) -> Any:
 
 
 @dataclass
+class RowLimit:
+    """How many rows one forward may have, counted at the native size, so that it takes about TICK_SECONDS.
+
+    On a CPU it goes on learning from every forward: at the start the workers still fight over the cores. On an
+    accelerator a forward's time cannot be seen without waiting for the device, so the first measurement stays.
+
+    Args:
+        seconds_per_row: as measured at the start.
+        learns: whether later forwards count.
+        fixed: a limit that is configured instead; 0 = none.
+    """
+
+    seconds_per_row: float
+    learns: bool
+    fixed: int = 0
+
+    @property
+    def rows(self) -> int:
+        low, high = ROWS
+        return self.fixed or max(low, min(high, int(TICK_SECONDS / self.seconds_per_row)))
+
+    def learn(self, seconds: float, rows: float) -> None:
+        """Takes in a forward of `rows` rows of native size."""
+        if self.learns:
+            self.seconds_per_row += 0.2 * (seconds / rows - self.seconds_per_row)
+
+
+@dataclass
 class StepBatcher:
     """Runs `schedule`'s choice.
 
     Args:
-        max_rows: rows of a forward at the native size.
         native_area: latent pixels of the native size.
     """
 
-    max_rows: int
+    limit: RowLimit
     native_area: int
     activity: Activity = field(default_factory=Activity)
     _step: int = 0
@@ -156,7 +187,7 @@ class StepBatcher:
 
         A merged forward that fails is run again call by call, so that only the request at fault fails.
         """
-        chosen = schedule(slots, self.max_rows, self.native_area)
+        chosen = schedule(slots, self.limit.rows, self.native_area)
         if not chosen:
             return []
         self._step += 1
@@ -178,7 +209,10 @@ class StepBatcher:
     def _forward(self, chosen: Sequence[Slot]) -> list[tuple[Slot, Any]]:
         calls = [slot.job.call for slot in chosen if slot.job.call is not None]
         merged = merge(calls)
+        begin = time.perf_counter()
         output = forward(merged)
+        area = merged.sample.shape[-1] * merged.sample.shape[-2]
+        self.limit.learn(time.perf_counter() - begin, merged.rows * area / self.native_area)
         self.activity.unet_forwards += 1
         self.activity.unet_rows += merged.rows
         self.activity.merged_forwards += len({id(slot.owner) for slot in chosen}) > 1

@@ -12,14 +12,11 @@ from handlers.pipeline_job import PipelineJob
 from handlers.request import GenerationRequest, ModelDefaults
 from handlers.step_batcher import forward
 
-TICK_SECONDS = 0.25  # how long one merged forward may take: what a new request waits at most for its first step
-ROWS = (2, 32)  # a guided image's rows; more rows than this gain nothing on any device that was measured
-
 STEPS = 3
 
 
-def warm_up(pipelines: Mapping[str, Any], defaults: ModelDefaults) -> int:
-    """Runs each pipeline for a few steps at its native size. Returns the rows that one forward may have.
+def warm_up(pipelines: Mapping[str, Any], defaults: ModelDefaults) -> float:
+    """Runs each pipeline for a few steps at its native size. Returns the seconds of a UNet row.
 
     Raises ModelError if the model loads but cannot draw.
     """
@@ -35,8 +32,7 @@ def warm_up(pipelines: Mapping[str, Any], defaults: ModelDefaults) -> int:
             job.advance(output)
         if job.error is not None:
             raise ModelError(f"The model loads, but its {task} pipeline cannot draw: {job.error}") from job.error
-    low, high = ROWS
-    return max(low, min(high, int(TICK_SECONDS / seconds_per_row)))
+    return seconds_per_row
 
 
 def _request(task: str, defaults: ModelDefaults) -> GenerationRequest:

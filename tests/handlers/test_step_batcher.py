@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handlers.pipeline_job import UNetCall
-from handlers.step_batcher import Slot, StepBatcher, merge, merge_key, schedule, split
+from handlers.step_batcher import ROWS, TICK_SECONDS, RowLimit, Slot, StepBatcher, merge, merge_key, schedule, split
 
 
 @dataclass
@@ -33,8 +33,12 @@ def slot(owner: Request | None = None, **kwargs: Any) -> Slot:
     return Slot(Job(call(**kwargs)), owner or Request())  # type: ignore[arg-type]
 
 
+def batcher_of(rows: int) -> StepBatcher:
+    return StepBatcher(RowLimit(1.0, learns=False, fixed=rows), native_area=64)
+
+
 def test_calls_of_the_same_shape_run_in_one_forward() -> None:
-    batcher = StepBatcher(max_rows=32, native_area=64)
+    batcher = batcher_of(32)
     slots = [slot(timestep=1.0), slot(timestep=5.0), slot(rows=1, timestep=9.0)]
     outcomes = batcher.step(slots)
     assert [(outcome[0].shape[0], float(outcome[0].mean())) for _, outcome in outcomes] == [
@@ -86,14 +90,14 @@ def test_dicts_of_tensors_are_merged_and_split() -> None:
 
 
 def test_who_has_waited_longest_goes_first_and_nobody_starves() -> None:
-    batcher = StepBatcher(max_rows=4, native_area=64)
+    batcher = batcher_of(4)
     slots = [slot() for _ in range(33)]
     served = [s for _ in range(17) for s, _ in batcher.step(slots)]
     assert len(served) == 34 and set(map(id, served)) == set(map(id, slots))
 
 
 def test_a_request_of_many_images_takes_turns_with_a_request_of_one() -> None:
-    batcher = StepBatcher(max_rows=4, native_area=64)
+    batcher = batcher_of(4)
     many, one = Request(), Request()
     slots = [*(slot(many) for _ in range(8)), slot(one)]
     for _ in range(4):
@@ -103,7 +107,7 @@ def test_a_request_of_many_images_takes_turns_with_a_request_of_one() -> None:
 
 
 def test_two_shapes_alternate() -> None:
-    batcher = StepBatcher(max_rows=32, native_area=64)
+    batcher = batcher_of(32)
     slots = [slot(size=8), slot(size=16)]
     assert [len(batcher.step(slots)) for _ in range(4)] == [1, 1, 1, 1]
     assert {s.last_step for s in slots} == {3, 4}
@@ -124,11 +128,32 @@ def test_a_merged_forward_that_fails_costs_only_the_request_at_fault() -> None:
     bad = slots[1].job.call
     assert bad is not None
     slots[1].job.call = UNetCall(poisoned, -bad.sample, bad.timestep, {})
-    outcomes = [outcome for _, outcome in StepBatcher(32, 64).step(slots)]
+    outcomes = [outcome for _, outcome in batcher_of(32).step(slots)]
     assert isinstance(outcomes[1], torch.OutOfMemoryError)
     assert float(outcomes[0][0].mean()) == float(outcomes[2][0].mean()) == 3.0
 
 
 def test_nothing_to_do_is_no_forward() -> None:
-    batcher = StepBatcher(4, 64)
+    batcher = batcher_of(4)
     assert batcher.step([]) == [] and batcher.activity.unet_forwards == 0
+
+
+def test_the_row_limit_keeps_a_forward_within_its_time() -> None:
+    assert RowLimit(TICK_SECONDS / 10, learns=True).rows == 10
+    assert (RowLimit(100.0, learns=True).rows, RowLimit(1e-9, learns=True).rows) == ROWS
+
+
+def test_the_row_limit_learns_on_a_cpu_alone_and_never_where_it_is_configured() -> None:
+    cpu, gpu, configured = RowLimit(1.0, True), RowLimit(1.0, False), RowLimit(1.0, True, fixed=5)
+    for limit in (cpu, gpu, configured):
+        for _ in range(50):
+            limit.learn(seconds=TICK_SECONDS, rows=16)
+    assert (15 <= cpu.rows <= 16, gpu.rows, configured.rows) == (True, ROWS[0], 5)
+
+
+def test_every_forward_is_learnt_from_in_rows_of_native_size() -> None:
+    batcher = StepBatcher(RowLimit(1.0, learns=True), native_area=64)
+    seen = []
+    batcher.limit.learn = lambda seconds, rows: seen.append(rows)  # type: ignore[method-assign]
+    batcher.step([slot(size=16)])
+    assert seen == [8.0]
