@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # another torch build, e.g. make serve TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+# the stamp of the torch build that is installed, one for each index
+TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
 .PHONY: serve test check types archives bench clean
@@ -38,18 +40,16 @@ $(BIN)/python:
 	  { echo "Python 3.11 is needed: make serve PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first, so that another build of it than PyPI's can be chosen; a change of TORCH_INDEX installs anew
-$(VENV)/.torch: pyproject.toml $(BIN)/python $(if $(TORCH_INDEX),FORCE)
+# torch comes first, so that another build of it than PyPI's can be chosen
+$(TORCH_STAMP): pyproject.toml $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  $(if $(TORCH_INDEX),--force-reinstall --no-deps --index-url $(TORCH_INDEX)) $(TORCH)
+	  $(if $(TORCH_INDEX),--force-reinstall --index-url $(TORCH_INDEX)) $(TORCH)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch
+$(VENV)/.installed: $(TORCH_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
-
-FORCE:

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -123,6 +124,11 @@ def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
     target.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in replaced.items())]), encoding="utf-8")
 
 
+def output_name(process: str) -> str:
+    """The file in which the standard output of a process of ours ends up."""
+    return f"{process.split()[-1].lower()}.out"
+
+
 class Server:
     """TorchServe and the proxy as processes of ours, and the run directory that they work in."""
 
@@ -194,7 +200,7 @@ class Server:
             if os.name == "posix"
             else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
         )
-        with open(self._logs / f"{name.split()[-1].lower()}.out", "wb") as output:
+        with open(self._logs / output_name(name), "wb") as output:
             self._children[name] = psutil.Popen(
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
             )
@@ -203,7 +209,8 @@ class Server:
         """Waits until all three pipelines can serve. Raises StartError if they never will."""
         begin = time.monotonic()
         while True:
-            self.check()
+            self.check_processes()
+            self._check_workers()
             try:
                 answer = httpx.get(self.address + "/ping", timeout=5.0, trust_env=False)
                 if answer.status_code == 200:
@@ -214,21 +221,26 @@ class Server:
             show(f"{state} ({time.monotonic() - begin:.0f} s)")
             time.sleep(0.25)
 
-    def check(self) -> None:
-        """Raises StartError if a part has stopped or a worker has said that it cannot start."""
-        log = self._logs / "model_log.log"
-        if log.is_file():
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-                if FAILURE_MARK in line:
-                    raise StartError(line.partition(FAILURE_MARK)[2])
-        ts_log = self._logs / "ts_log.log"
-        if ts_log.is_file() and ts_log.read_text(encoding="utf-8", errors="replace").count("Worker died") > 3:
-            raise StartError(f"A worker fails again and again; {log} says why.")
+    def check_processes(self) -> None:
+        """Raises StartError if TorchServe or the proxy has stopped."""
         for name, child in self._children.items():
             if child.poll() is not None:
-                output = self._logs / f"{name.split()[-1].lower()}.out"
-                last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+                last = self._log(output_name(name)).strip().splitlines()[-1:]
                 raise StartError(f"{name} has stopped: {''.join(last) or 'it left no message'} (logs: {self._logs})")
+
+    def _check_workers(self) -> None:
+        """Raises StartError if a worker has said why it cannot start, or dies again and again."""
+        log = self._log("model_log.log")
+        for line in log.splitlines():
+            if FAILURE_MARK in line:
+                raise StartError(line.partition(FAILURE_MARK)[2])
+        if self._log("ts_log.log").count("Auto recovery failed again") > 3:
+            errors = re.findall(r"\w+Error: .*", log)
+            raise StartError(f"A worker dies while it starts: {errors[-1] if errors else ''} (logs: {self._logs})")
+
+    def _log(self, name: str) -> str:
+        file = self._logs / name
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
     def describe(self) -> str:
         """Model and device as the workers report them."""
@@ -310,7 +322,7 @@ def serve(options: argparse.Namespace) -> None:
         print("Stop with Ctrl-C.", flush=True)
         while True:
             time.sleep(1)
-            server.check()
+            server.check_processes()
     except Stopped:
         keep_logs = False
     finally:

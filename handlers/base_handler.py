@@ -5,6 +5,7 @@ start what is new, one merged UNet forward, one line for each request.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ class StableDiffusionHandler:
         except ModelError as error:
             print(FAILURE_MARK + str(error), file=sys.stderr, flush=True)
             raise RuntimeError(str(error)) from error  # the one kind of error that TorchServe's worker reports
+        # TorchServe's worker logs two lines a call, that is a step, which its frontend parses one by one
+        logging.getLogger().setLevel(logging.WARNING)
 
     def _load(self, context: Any) -> None:
         self.config = HandlerConfig.from_mapping((context.model_yaml_config or {}).get("handler", {}))

@@ -1,5 +1,6 @@
 """The conda files: what conda and pip will read in them, held against pyproject.toml."""
 
+import subprocess
 import tomllib
 from typing import Any
 
@@ -56,3 +57,10 @@ def test_windows_gets_torch_from_pytorchs_own_index() -> None:
     build = torch.split("+")[1].split(";")[0]
     assert options == [f"--extra-index-url https://download.pytorch.org/whl/{build}"]
     assert read("environment-m1.yaml")[2] == []
+
+
+def test_another_torch_build_is_installed_from_its_index_once() -> None:
+    index = "https://download.pytorch.org/whl/cu130"
+    command = ["make", "--dry-run", "serve", f"TORCH_INDEX={index}"]
+    plan = subprocess.run(command, cwd=HOME, capture_output=True, text=True, check=True).stdout
+    assert f"--index-url {index} torch{project_requirements()['torch'].specifier}" in plan

