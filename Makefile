@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test check types archives bench clean
+.PHONY: serve test check archives bench clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
@@ -44,7 +44,7 @@ $(BIN)/python:
 $(TORCH_STAMP): pyproject.toml $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  $(if $(TORCH_INDEX),--force-reinstall --index-url $(TORCH_INDEX)) $(TORCH)
-	@touch $@
+	@rm -f $(VENV)/.torch* && touch $@
 
 $(VENV)/.installed: $(TORCH_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .

@@ -17,18 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 import psutil
 
-from handlers.archive import COMBINED, build
+from handlers.archive import COMBINED, HOME, build
 from handlers.errors import FAILURE_MARK, ModelError
 from handlers.request import TASKS
 from handlers.weights import ModelSource, download, resolve_model
+from proxy.settings import LOG_LEVELS
 
-HOME = Path(__file__).resolve().parent
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 STOP_SECONDS = 15
 
@@ -53,9 +53,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         default="three",
         help="a worker for each pipeline, or one for all three with a third of the memory (default: %(default)s)",
     )
-    parser.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="warning", help="default: %(default)s"
-    )
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="default: %(default)s")
     return parser.parse_args(argv)
 
 
@@ -124,9 +122,10 @@ def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
     target.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in replaced.items())]), encoding="utf-8")
 
 
-def output_name(process: str) -> str:
-    """The file in which the standard output of a process of ours ends up."""
-    return f"{process.split()[-1].lower()}.out"
+def address(host: str, port: int) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
 
 
 class Server:
@@ -139,22 +138,15 @@ class Server:
         self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
         self._store = self.run_directory / "model_store"
         self._logs = self.run_directory / "logs"
+        self._address = address(options.host, options.port)
+        combined = options.archives == "combined"
+        self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._children: dict[str, psutil.Popen] = {}
-
-    @property
-    def address(self) -> str:
-        host = self._options.host
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{shown}:{self._options.port}"
 
     def build_archives(self) -> None:
         handler = {"model": self._source.location, "device": self._options.device}
-        for name in self._archives:
+        for name in sorted(set(self._archive_of_task.values())):
             build(name, self._store, handler)
-
-    @property
-    def _archives(self) -> Sequence[str]:
-        return (COMBINED,) if self._options.archives == "combined" else TASKS
 
     def start(self) -> None:
         """Starts both processes; `wait_ready` says when they serve."""
@@ -180,18 +172,16 @@ class Server:
             "--model-store", str(self._store), "--models", "all",
             "--ts-config", str(config), "--log-config", str(HOME / "log4j2.xml"),
         ]  # fmt: skip
-        self._spawn("TorchServe", command, environment | torchserve, self.run_directory)
+        self._spawn("torchserve", command, environment | torchserve, self.run_directory)
         proxy = {
             "SD_HOST": self._options.host,
             "SD_PORT": str(self._options.port),
             "SD_INFERENCE_URL": f"http://127.0.0.1:{self._ports[0]}",
             "SD_MANAGEMENT_URL": f"http://127.0.0.1:{self._ports[1]}",
-            "SD_ARCHIVES": ",".join(
-                f"{task}={self._archives[0] if len(self._archives) == 1 else task}" for task in TASKS
-            ),
+            "SD_ARCHIVES": ",".join(f"{task}={archive}" for task, archive in self._archive_of_task.items()),
             "SD_LOG_LEVEL": self._options.log_level,
         }
-        self._spawn("the proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
+        self._spawn("proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
 
     def _spawn(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         # in a group of its own: Ctrl-C reaches this process alone, which then ends the others in order
@@ -200,7 +190,7 @@ class Server:
             if os.name == "posix"
             else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
         )
-        with open(self._logs / output_name(name), "wb") as output:
+        with open(self._logs / f"{name}.out", "wb") as output:
             self._children[name] = psutil.Popen(
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
             )
@@ -212,10 +202,10 @@ class Server:
             self.check_processes()
             self._check_workers()
             try:
-                answer = httpx.get(self.address + "/ping", timeout=5.0, trust_env=False)
-                if answer.status_code == 200:
+                answer = httpx.get(self._address + "/ping", timeout=5.0, trust_env=False).json()
+                if answer["status"] == "success":  # the HTTP status may be 200 in any case: SD_FAILURES_AS_200
                     return
-                state = answer.json()["message"]
+                state = answer["message"]
             except httpx.TransportError:
                 state = "starting"
             show(f"{state} ({time.monotonic() - begin:.0f} s)")
@@ -225,7 +215,7 @@ class Server:
         """Raises StartError if TorchServe or the proxy has stopped."""
         for name, child in self._children.items():
             if child.poll() is not None:
-                last = self._log(output_name(name)).strip().splitlines()[-1:]
+                last = self._log(f"{name}.out").strip().splitlines()[-1:]
                 raise StartError(f"{name} has stopped: {''.join(last) or 'it left no message'} (logs: {self._logs})")
 
     def _check_workers(self) -> None:
@@ -243,9 +233,19 @@ class Server:
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
     def describe(self) -> str:
-        """Model and device as the workers report them."""
-        model = httpx.get(self.address + "/models", timeout=30.0, trust_env=False).json()["models"][0]
-        return f"{model['model']} on {model['device']} in {model['dtype']}"
+        """Where it serves, which model and on what, as the workers report it."""
+        answer = httpx.get(self._address + "/models", timeout=60.0, trust_env=False)
+        if answer.is_error:
+            raise StartError(answer.json()["message"])
+        model = answer.json()["models"][0]
+        text = (
+            f"Ready: {self._address} — paste this address into the plugin's settings.\n"
+            f"Serving {model['model']} on {model['device']} in {model['dtype']}. "
+            "Another model: --model, or SD_MODEL; see README.md."
+        )
+        if not model["safety_checker"]:
+            text += "\nThis model has no safety checker: every answer says nsfw = false."
+        return text
 
     def stop(self) -> None:
         """Ends the proxy, Java and every worker: first politely, then not."""
@@ -267,19 +267,17 @@ class Server:
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
+def stop_on_signals() -> None:
     """Turns the signals that ask for an end into Stopped, once: a second one does not disturb the ending."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP") if hasattr(signal, name)]
 
     def stop(number: int, _: object) -> None:
         for name in names:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         raise Stopped
 
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP") if hasattr(signal, name)]
     for name in names:
         signal.signal(getattr(signal, name), stop)
-    yield
 
 
 class StatusLine:
@@ -309,7 +307,6 @@ def serve(options: argparse.Namespace) -> None:
     if notice := gpu_notice():
         print(notice, flush=True)
     server = Server(options, source)
-    keep_logs = True
     status = StatusLine()
     try:
         status("building the archives")
@@ -317,31 +314,28 @@ def serve(options: argparse.Namespace) -> None:
         server.start()
         server.wait_ready(status)
         status.end()
-        print(f"Ready: {server.address} — paste this address into the plugin's settings.", flush=True)
-        print(f"Serving {server.describe()}. Another model: --model, or SD_MODEL; see README.md.", flush=True)
-        print("Stop with Ctrl-C.", flush=True)
+        print(f"{server.describe()}\nStop with Ctrl-C.", flush=True)
         while True:
             time.sleep(1)
             server.check_processes()
     except Stopped:
-        keep_logs = False
+        pass
     finally:
         status.end()
         server.stop()
-        if not keep_logs:
-            server.remove_files()
+    server.remove_files()  # after a failure they stay, for their logs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
-    with stop_signals():
-        try:
-            serve(options)
-        except (StartError, ModelError) as error:
-            print(f"Cannot serve: {error}", file=sys.stderr, flush=True)
-            return 1
-        except Stopped:
-            pass
+    stop_on_signals()
+    try:
+        serve(options)
+    except (StartError, ModelError) as error:
+        print(f"Cannot serve: {error}", file=sys.stderr, flush=True)
+        return 1
+    except Stopped:
+        pass
     print("Stopped.", flush=True)
     return 0
 

@@ -20,13 +20,12 @@ import httpx
 import psutil
 import torch
 
+from handlers.archive import HOME
 from handlers.device import choose_dtype
 from handlers.images import open_image
 from handlers.pipeline_job import PipelineJob
-from handlers.request import TASKS
 from handlers.step_batcher import forward, merge
 from handlers.weights import load_pipelines, resolve_model
-from server import HOME
 from tests.e2e.running import Running, running
 from tests.samples import file_bytes, picture
 
@@ -72,10 +71,10 @@ class Bench:
         torch.set_num_threads(server.models()[0]["threads"])
         cpu = torch.device("cpu")
         source = resolve_model("default", HOME, {})
-        self.pipelines = load_pipelines(source, TASKS, cpu, choose_dtype("auto", cpu), None)
+        self.pipeline = load_pipelines(source, ["txt2img"], cpu, choose_dtype("auto", cpu), None)["txt2img"]
 
     def plain(self, size: int, steps: int = STEPS) -> Any:
-        return self.pipelines["txt2img"](**_arguments(size, steps))
+        return self.pipeline(**_arguments(size, steps))
 
     def request(self, size: int, steps: int = STEPS, http: httpx.Client | None = None) -> None:
         fields = {"prompt": "a red apple", "seed": 1, "guidance_scale": GUIDANCE}
@@ -106,7 +105,7 @@ class Bench:
         print(f"| pipeline as a coroutine, {size} px, in-process | {ratio:.2f} × the pipeline called plainly |")
 
     def _job(self, size: int) -> PipelineJob:
-        job = PipelineJob(self.pipelines["txt2img"], _arguments(size, STEPS))
+        job = PipelineJob(self.pipeline, _arguments(size, STEPS))
         job.start()
         return job
 
@@ -169,12 +168,7 @@ class Bench:
 
     def memory(self) -> None:
         """Physical memory of the workers, shared pages divided among them (Linux)."""
-        workers = [
-            process
-            for process in self.server.process.children(recursive=True)
-            if any(part.endswith("model_service_worker.py") for part in process.cmdline())
-        ]
-        pss = [process.memory_full_info().pss / 1e6 for process in workers]
+        pss = [process.memory_full_info().pss / 1e6 for process in self.server.workers()]
         java = [p for p in self.server.process.children(recursive=True) if "java" in Path(p.exe()).name]
         each = ", ".join(f"{megabytes:.0f}" for megabytes in pss)
         print(

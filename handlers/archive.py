@@ -38,8 +38,8 @@ FRONTEND = {
 }
 
 
-def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VERSION, file_name: str = "") -> Path:
-    """Builds `store/<file_name or name>.mar` with torch-model-archiver.
+def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VERSION) -> Path:
+    """Builds `store/<name>.mar`, or `store/<name>-<version>.mar` for another version, with torch-model-archiver.
 
     Args:
         name: a task, or COMBINED; also the name of the entry point's module, with `_` for `-`.
@@ -51,14 +51,14 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
     HandlerConfig.from_mapping(settings)
     store.mkdir(parents=True, exist_ok=True)
     entry_point = name.replace("-", "_") + ".py"
-    file_name = file_name or name
+    stem = name if version == VERSION else f"{name}-{version}"
     with tempfile.TemporaryDirectory(prefix="sd-archive-") as scratch:
         staging = Path(scratch, "staging")  # --extra-files copies a folder's contents, so the package gets a parent
         shutil.copytree(PACKAGE, staging / "handlers", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         config_file = Path(scratch, "model-config.yaml")
         config_file.write_text(yaml.safe_dump({**FRONTEND, "handler": settings}, sort_keys=False), encoding="utf-8")
         command = [
-            sys.executable, "-m", "model_archiver.model_packaging", "--model-name", file_name, "--version", version,
+            sys.executable, "-m", "model_archiver.model_packaging", "--model-name", stem, "--version", version,
             "--handler", str(PACKAGE / entry_point), "--extra-files", str(staging), "--config-file", str(config_file),
             "--export-path", str(store), "--force",
         ]  # fmt: skip
@@ -67,12 +67,7 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"torch-model-archiver failed for {name}: {done.stderr.strip()}")
-    return store / f"{file_name}.mar"
-
-
-def build_all(names: Sequence[str], store: Path, handler: Mapping[str, Any]) -> list[Path]:
-    """Builds the archives `names` into `store`."""
-    return [build(name, store, handler) for name in names]
+    return store / f"{stem}.mar"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = options.model_store / STAGED if staged else options.model_store
     handler = {"model": options.model, "device": options.device, "dtype": options.dtype}
     for name in names:
-        file_name = name if options.version == VERSION else f"{name}-{options.version}"
-        path = build(name, store, handler, options.version, file_name)
+        path = build(name, store, handler, options.version)
         print(f"{path} ({path.stat().st_size / 1024:.0f} kB)")
 
 

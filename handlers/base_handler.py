@@ -4,7 +4,6 @@ With continuous batching TorchServe calls `handle` again and again with every op
 start what is new, one merged UNet forward, one line for each request.
 """
 
-import json
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.device import choose_device, choose_dtype
-from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line
+from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
 from handlers.generation import Generation
 from handlers.request import GenerationRequest, parse_request, read_fields
 from handlers.step_batcher import RowLimit, Slot, StepBatcher
@@ -26,6 +25,7 @@ from handlers.warm_up import warm_up
 from handlers.weights import load_pipelines, model_defaults, project_home, read_token, resolve_model
 
 CONTENT_TYPE = "application/x-ndjson"
+STARTS = 4  # jobs that one tick starts at most
 
 
 class StableDiffusionHandler:
@@ -45,7 +45,7 @@ class StableDiffusionHandler:
 
     def _load(self, context: Any) -> None:
         self.config = HandlerConfig.from_mapping((context.model_yaml_config or {}).get("handler", {}))
-        home = project_home(self.config.home)
+        home = project_home(self.config.home, os.environ)
         self.source = resolve_model(self.config.model, home, os.environ)
         self.device = choose_device(self.config.device, context.system_properties.get("gpu_id"))
         self.dtype = choose_dtype(self.config.dtype, self.device)
@@ -75,12 +75,12 @@ class StableDiffusionHandler:
             header = partial(context.get_request_header, i)
             try:
                 if header("X-Task") == "describe":
-                    last_lines[request_id] = json.dumps({"result": self.describe()}).encode() + b"\n"
+                    last_lines[request_id] = result_line(self.describe())
                 else:
                     self.generations[request_id] = self._open(data[i], header)
             except RequestError as error:
                 last_lines[request_id] = error_line(error)
-        self._tick()
+        self._tick(may_wait=not last_lines)
         last_lines |= self._take_ended()
         # None = a plain reply: TorchServe writes no HTTP head for a first answer that is also the last chunk
         verdicts = [(None if rid in new else True) if rid in last_lines else False for rid in request_ids]
@@ -93,7 +93,6 @@ class StableDiffusionHandler:
                   "max_image_bytes", "max_prompt_chars")  # fmt: skip
         return {
             "model": self.source.location,
-            "chosen": self.source.reason,
             "tasks": list(self.tasks),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -122,18 +121,19 @@ class StableDiffusionHandler:
             fields = read_fields(data, form_type, self.config.max_fields)
             return parse_request(task, fields, self.config, self.defaults)
 
-        return Generation(parse, self.pool, self.pipelines[task], deadline)
+        return Generation(parse, self.pool, self.pipelines[task], deadline, header("X-Request-Id") or "")
 
-    def _tick(self) -> None:
-        """Moves everybody on by one step at most; with nothing to step, waits for the pool."""
+    def _tick(self, may_wait: bool) -> None:
+        """Moves everybody on by one step at most; with nothing to step and nothing to say, waits for the pool."""
         self._poll()
-        if not self._running():
+        if may_wait and not self._running() and all(g.ending is None for g in self.generations.values()):
             wait([f for g in self.generations.values() for f in g.pending], return_when=FIRST_COMPLETED)
             self._poll()
-        # one VAE call a tick, so that nobody's next step waits for more: decoding goes before encoding
+        # one VAE call a tick and a few text encodings, so that nobody's next step waits for more; decoding goes first
         vae_free = not self._finish_one_job()
-        for slot in self._running():
-            if not slot.job.started and (vae_free or not slot.job.has_image):
+        starting = [slot for slot in self._running() if not slot.job.started]
+        for slot in starting[:STARTS]:
+            if vae_free or not slot.job.has_image:
                 vae_free = vae_free and not slot.job.has_image
                 slot.job.start()
         for slot, outcome in self.batcher.step([slot for slot in self._running() if slot.waits_for_unet]):

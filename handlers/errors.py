@@ -51,6 +51,11 @@ class ModelError(Exception):
     """The model cannot be loaded; the message is a sentence that says what to do."""
 
 
+def result_line(result: object) -> bytes:
+    """The NDJSON line that ends a request that succeeded."""
+    return json.dumps({"result": result}).encode() + b"\n"
+
+
 def error_line(error: RequestError) -> bytes:
     """The NDJSON line that ends a failed request."""
     body = {"status": error.status, "message": error.message, "retry_after": None}

@@ -133,7 +133,7 @@ def parse_json(body: bytes | str, max_fields: int) -> Fields:
 def text(value: bytes | str, what: str) -> str:
     """UTF-8 text. Raises InvalidRequest for other bytes, lone surrogates and NUL."""
     try:
-        decoded = bytes(value).decode("utf-8") if not isinstance(value, str) else value
+        decoded = value if isinstance(value, str) else value.decode("utf-8")
         decoded.encode("utf-8")
     except UnicodeError:
         raise InvalidRequest(f"{what} is not valid UTF-8 text.") from None

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,9 @@ from handlers.step_batcher import Slot
 
 logger = logging.getLogger(__name__)
 
+# what torch's RuntimeErrors say of the CPU's allocator on Linux and on Windows, and of MPS's
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
 
 class Generation:
     """One request. `poll` moves it on; `slots` are its jobs; `line` is what TorchServe hands to the client next.
@@ -28,6 +31,7 @@ class Generation:
         pool: for what must not hold up the step: parsing and encoding.
         pipeline: the stock pipeline of the request's task.
         deadline: when the client stops waiting, in seconds since the epoch.
+        name: the request's id in the log.
     """
 
     def __init__(
@@ -36,12 +40,14 @@ class Generation:
         pool: ThreadPoolExecutor,
         pipeline: Any,
         deadline: float = math.inf,
+        name: str = "",
     ) -> None:
+        self._name = name
         self._pool = pool
         self._pipeline = pipeline
         self._deadline = deadline
-        self._parsing: Future[GenerationRequest] | None = pool.submit(parse)
-        self._encoding: dict[Slot, Future[dict[str, Any]]] = {}
+        self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = pool.submit(_prepare, parse)
+        self._encoding: dict[Slot, Future[bytes]] = {}
         self._request: GenerationRequest | None = None
         self._reported: tuple[int, int] | None = None
         self.slots: list[Slot] = []
@@ -50,10 +56,11 @@ class Generation:
         self.failed = False
 
     @property
-    def pending(self) -> list["Future[Any]"]:
+    def pending(self) -> list[Future[Any]]:
         """What the pool still works on for this request."""
-        futures: list[Future[Any]] = [f for f in self._encoding.values() if not f.done()]
-        return futures if self._parsing is None else [self._parsing]
+        if self._preparing is not None:
+            return [self._preparing]
+        return [future for future in self._encoding.values() if not future.done()]
 
     def poll(self) -> None:
         """Takes up what the pool and the jobs have finished; ends the request once all is there or something failed."""
@@ -64,27 +71,27 @@ class Generation:
                 raise DeadlineExceeded(
                     "The deadline passed before the picture was done: ask for less, or allow more time."
                 )
-            if self._parsing is not None and self._parsing.done():
-                self._request, self._parsing = self._parsing.result(), None
-                self._create_jobs(self._request)
+            if self._preparing is not None and self._preparing.done():
+                (self._request, arguments), self._preparing = self._preparing.result(), None
+                self._create_jobs(self._request, arguments)
             for index, slot in enumerate(self.slots):
                 if slot.job.error is not None:
-                    raise as_request_error(slot.job.error)
+                    raise slot.job.error
                 if slot.job.ended and slot not in self._encoding:
                     self._encoding[slot] = self._pool.submit(self._encode, index, slot.job.result)
             if self.slots and len(self._encoding) == len(self.slots) and not self.pending:
-                answer = {"status": "success", "images": [self._encoding[slot].result() for slot in self.slots]}
-                self.ending = b'{"result": ' + json.dumps(answer).encode() + b"}\n"
-        except Exception as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
+                encoded = b", ".join(self._encoding[slot].result() for slot in self.slots)
+                self.ending = b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n"
+        except BaseException as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
             self.cancel()
             self.failed = True
-            self.ending = error_line(as_request_error(error))
+            self.ending = error_line(self._as_request_error(error))
 
     def cancel(self) -> None:
         """Ends every job; nobody waits for the picture any more."""
-        if self._parsing is not None:
-            self._parsing.cancel()
-            self._parsing = None
+        if self._preparing is not None:
+            self._preparing.cancel()
+            self._preparing = None
         for slot in self.slots:
             slot.job.cancel()
         self.slots = []
@@ -99,51 +106,61 @@ class Generation:
         self._reported = progress
         return json.dumps({"progress": {"step": progress[0], "of": progress[1]}}).encode() + b"\n"
 
-    def _create_jobs(self, request: GenerationRequest) -> None:
+    def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
         for i in range(request.num_outputs):
-            job = PipelineJob(self._pipeline, pipeline_arguments(request, request.seed + i))
+            job = PipelineJob(self._pipeline, {**arguments, "generator": generator(request.seed + i)})
             self.slots.append(Slot(job, owner=self))
 
-    def _encode(self, index: int, output: Any) -> dict[str, Any]:
-        """Image `index` of the contract's answer, from the pipeline's output."""
+    def _encode(self, index: int, output: Any) -> bytes:
+        """Image `index` of the contract's answer as JSON, from the pipeline's output."""
         request = self._request
         assert request is not None
-        flagged = bool(output.nsfw_content_detected and output.nsfw_content_detected[0])
+        # pipelines without a checker of their own (SDXL) have no such attribute
+        flagged = bool((getattr(output, "nsfw_content_detected", None) or [False])[0])
         image = output.images[0]
         if request.init_image is not None:
             image = images.fit(image, request.init_image.size)
             if request.mask_image is not None and not flagged:
                 image = images.paste_back(request.init_image, image, request.mask_image)
-        return {
+        answer = {
             "base64": images.encode_png(image),
             "seed": request.seed + index,
             "mimetype": "image/png",
             "mime_type": "image/png",
             "nsfw": flagged,
         }
+        return json.dumps(answer).encode()
+
+    def _as_request_error(self, error: BaseException) -> RequestError:
+        """The request's failure for what the pool or a pipeline raised; the log gets what the client need not see."""
+        if isinstance(error, RequestError):
+            return error
+        logger.error("Request %s failed.", self._name, exc_info=error)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in NO_MEMORY):
+            return OutOfMemory(
+                "There is not enough memory for this picture: try a smaller one, or a lower num_outputs."
+            )
+        return InternalError("The picture could not be drawn: a fault of the server, which its log describes.")
 
 
-def as_request_error(error: BaseException) -> RequestError:
-    """The request's failure for what a pipeline raised; the log gets what the client need not see."""
-    if isinstance(error, RequestError):
-        return error
-    logger.error("A request failed.", exc_info=error)
-    no_room = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
-    if no_room:
-        return OutOfMemory("There is not enough memory for this picture: try a smaller one, or a lower num_outputs.")
-    return InternalError("The picture could not be drawn: a fault of the server, which its log describes.")
+def _prepare(parse: Callable[[], GenerationRequest]) -> tuple[GenerationRequest, Mapping[str, Any]]:
+    request = parse()
+    return request, pipeline_arguments(request)
 
 
-def pipeline_arguments(request: GenerationRequest, seed: int) -> dict[str, Any]:
-    """The arguments of the stock pipeline's `__call__` for one image of `request`."""
+def generator(seed: int) -> torch.Generator:
+    """On the CPU whatever the device: the same seed starts from the same noise everywhere."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def pipeline_arguments(request: GenerationRequest) -> dict[str, Any]:
+    """The arguments of the stock pipeline's `__call__` for any image of `request`, but for the generator."""
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "eta": request.eta,
-        # on the CPU whatever the device: the same seed starts from the same noise everywhere
-        "generator": torch.Generator("cpu").manual_seed(seed),
     }
     size = request.width, request.height
     if request.task in ("txt2img", "masking"):

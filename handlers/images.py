@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from handlers.errors import InvalidRequest, TooLarge
+from handlers.errors import InvalidRequest, RequestError, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIZE_MULTIPLE = 8  # every Stable Diffusion VAE and UNet takes sizes in multiples of this
@@ -64,10 +64,11 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
             )
         image.load()
         return ImageOps.exif_transpose(image)
+    except (RequestError, MemoryError):
+        raise
     except Image.DecompressionBombError:
         raise TooLarge(f"{field} has far more pixels than the {max_pixels} that this server takes.") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, MemoryError, OverflowError):
-        # the whole family of errors that Pillow's decoders raise for damaged files
+    except Exception:  # Pillow's decoders raise a dozen kinds for damaged files, struct.error and TypeError among them
         raise InvalidRequest(f"{field} is damaged or cut short: it cannot be decoded.") from None
 
 

@@ -32,6 +32,11 @@ class UNetCall:
     def rows(self) -> int:
         return int(self.sample.shape[0])
 
+    @property
+    def area(self) -> int:
+        """The latent pixels of a row."""
+        return int(self.sample.shape[-1] * self.sample.shape[-2])
+
 
 class PausingUNet:
     """Stands in for a pipeline's UNet: a call pauses the job, every other attribute is the real module's."""
@@ -42,8 +47,6 @@ class PausingUNet:
 
     def __call__(self, sample: Any, timestep: Any, **kwargs: Any) -> Any:
         return self._job._pause(UNetCall(self._unet, sample, timestep, kwargs))
-
-    forward = __call__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)

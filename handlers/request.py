@@ -1,5 +1,6 @@
 """A request's bytes as the contract's fields: types, defaults, limits, decoded images. Imports no torch."""
 
+import contextlib
 import math
 import re
 import secrets
@@ -53,10 +54,10 @@ def read_fields(data: Mapping[str, Any], form_type: str, max_fields: int) -> for
     """The fields of what TorchServe hands over: a body's bytes, a decoded JSON body, or a form it has parsed."""
     body = data.get("body", data.get("data"))
     if body is None or len(data) > 1:
-        return dict(data)
+        return {name: bytes(value) if isinstance(value, bytearray) else value for name, value in data.items()}
     if isinstance(body, dict):
         return body
-    return forms.parse_body(bytes(body) if not isinstance(body, str) else body.encode(), form_type, max_fields)
+    return forms.parse_body(body.encode() if isinstance(body, str) else bytes(body), form_type, max_fields)
 
 
 def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaults: ModelDefaults) -> GenerationRequest:
@@ -69,7 +70,7 @@ def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaul
     negative_prompt = read.text("negative_prompt", "", config.max_prompt_chars)
     num_outputs = read.whole("num_outputs", 1, 1, config.max_num_outputs)
     steps = read.whole("num_inference_steps", defaults.num_inference_steps, 1, config.max_num_inference_steps)
-    guidance_scale = read.real("guidance_scale", defaults.guidance_scale, 0.0, None)
+    guidance_scale = read.real("guidance_scale", defaults.guidance_scale, 0.0)
     eta = read.real("eta", 0.0, 0.0, 1.0)
     seed = read.whole("seed", 0, 0, MAX_SEED)
     if seed + num_outputs - 1 > MAX_SEED:
@@ -83,7 +84,7 @@ def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaul
         height = read.size("height", defaults.height, config)
         answer_size = width, height
     else:
-        strength = read.real("strength", 0.7, 0.0, 1.0)
+        strength = read.real("strength", 0.7, 0.0, 1.0, above=True)
         if int(steps * strength) < 1:
             raise InvalidRequest(
                 f"strength {strength:g} of {steps} num_inference_steps leaves no step to run: "
@@ -114,6 +115,11 @@ def _check_answer_size(num_outputs: int, size: tuple[int, int], max_response_byt
         )
 
 
+def _shown(value: object) -> str:
+    """A refused value as its sentence quotes it."""
+    return str(value)[:50] if isinstance(value, (int, float)) else repr(str(value)[:50])
+
+
 class _Reader:
     """Reads single fields. An empty number counts as absent: forms send fields that were left blank."""
 
@@ -122,13 +128,20 @@ class _Reader:
 
     def _scalar(self, name: str) -> str | int | float | None:
         value = self._fields.get(name)
-        if isinstance(value, (bytes, bytearray)):
-            value = forms.text(bytes(value[:4000]), name)
+        if isinstance(value, bytes):
+            value = forms.text(value[:4000], name)
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return value
         if not isinstance(value, str):
-            raise InvalidRequest(f"{name} must be a number, not {str(value)[:50]!r}.")
+            raise InvalidRequest(f"{name} must be a number, not {_shown(value)}.")
         return value.strip() or None
+
+    def _integer(self, name: str) -> int | str | float | None:
+        """A whole number where the field is one; else the field as it is, for the sentence that refuses it."""
+        value = self._scalar(name)
+        if isinstance(value, str) and _WHOLE.fullmatch(value):
+            return int(value.partition(".")[0])
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def text(self, name: str, default: str | None, max_chars: int) -> str:
         value = self._fields.get(name)
@@ -136,60 +149,48 @@ class _Reader:
             if default is None:
                 raise InvalidRequest(f"{name} is missing: send it, empty if need be.")
             return default
-        if not isinstance(value, (bytes, bytearray, str)):
-            raise InvalidRequest(f"{name} must be text, not {str(value)[:50]!r}.")
-        if len(value) > 4 * max_chars:  # before it is decoded: a character has at most four bytes
-            raise InvalidRequest(f"{name} is longer than {max_chars} characters.")
-        decoded = forms.text(value if isinstance(value, str) else bytes(value), name)
-        if len(decoded) > max_chars:
+        if not isinstance(value, (bytes, str)):
+            raise InvalidRequest(f"{name} must be text, not {_shown(value)}.")
+        # before it is decoded: a character has at most four bytes
+        if len(value) > 4 * max_chars or len(decoded := forms.text(value, name)) > max_chars:
             raise InvalidRequest(f"{name} is longer than {max_chars} characters.")
         return decoded
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
-        value = self._scalar(name)
+        value = self._integer(name)
         if value is None:
             return default
-        if isinstance(value, str) and _WHOLE.fullmatch(value):
-            value = int(value.partition(".")[0])
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
         if not isinstance(value, int) or not low <= value <= high:
-            raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {str(value)[:50]!r}.")
+            raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {_shown(value)}.")
         return value
 
-    def real(self, name: str, default: float, low: float, high: float | None) -> float:
-        """A finite number of at least `low`; above 0 for strength, which has nothing to do at 0."""
+    def size(self, name: str, default: int, config: HandlerConfig) -> int:
+        low, high = config.min_size, config.max_size
+        value = self._integer(name)
+        if value is None:
+            return default
+        rule = f"{name} must be a multiple of {images.SIZE_MULTIPLE} from {low} to {high}, not {_shown(value)}"
+        if isinstance(value, str):
+            raise InvalidRequest(f"{rule}.")
+        if not isinstance(value, int) or value % images.SIZE_MULTIPLE or not low <= value <= high:
+            nearest = images.nearest_size(int(max(low, min(high, value))), low, high)
+            raise InvalidRequest(f"{rule}: the nearest is {nearest}.")
+        return value
+
+    def real(self, name: str, default: float, low: float, high: float = math.inf, above: bool = False) -> float:
+        """A finite number from `low`, or above it, to `high`."""
         value = self._scalar(name)
         if value is None:
             return default
         number = math.nan
-        if isinstance(value, (int, float)) or _REAL.fullmatch(value):
-            try:
+        if not isinstance(value, str) or _REAL.fullmatch(value):
+            with contextlib.suppress(OverflowError):
                 number = float(value)
-            except OverflowError:
-                number = math.inf
-        above = name == "strength"
-        if (
-            not math.isfinite(number)
-            or number < low
-            or (above and number == low)
-            or (high is not None and number > high)
-        ):
+        if not math.isfinite(number) or not low <= number <= high or (above and number == low):
             least = f"above {low:g}" if above else f"of at least {low:g}"
-            most = "" if high is None else f" and at most {high:g}"
-            raise InvalidRequest(f"{name} must be a finite number {least}{most}, not {str(value)[:50]!r}.")
+            most = "" if high == math.inf else f" and at most {high:g}"
+            raise InvalidRequest(f"{name} must be a finite number {least}{most}, not {_shown(value)}.")
         return number
-
-    def size(self, name: str, default: int, config: HandlerConfig) -> int:
-        low, high = config.min_size, config.max_size
-        value = self.whole(name, default, -(10**30), 10**30)
-        if value % images.SIZE_MULTIPLE or not low <= value <= high:
-            nearest = images.nearest_size(value, low, high)
-            raise InvalidRequest(
-                f"{name} must be a multiple of {images.SIZE_MULTIPLE} from {low} to {high}, not {value}: "
-                f"the nearest is {nearest}."
-            )
-        return value
 
     def image(self, name: str, config: HandlerConfig) -> Image.Image:
         """base64 text, or a file's bytes where a multipart form carries the file itself."""
@@ -198,10 +199,9 @@ class _Reader:
             raise InvalidRequest(f"{name} is missing: send a PNG, JPEG or WebP file as base64.")
         if isinstance(value, str):
             value = value.encode("ascii", "replace")
-        if not isinstance(value, (bytes, bytearray)):
-            raise InvalidRequest(f"{name} must be an image as base64 text, not {str(value)[:50]!r}.")
-        data = bytes(value)
-        is_file = images.is_image_file(data)
-        if len(data) > config.max_image_bytes * (1 if is_file else 4 / 3) + 1024:
+        if not isinstance(value, bytes):
+            raise InvalidRequest(f"{name} must be an image as base64 text, not {_shown(value)}.")
+        is_file = images.is_image_file(value)
+        if len(value) > config.max_image_bytes * (1 if is_file else 4 / 3) + 1024:
             raise TooLarge(f"{name} is over {config.max_image_bytes} bytes: send a smaller or better compressed image.")
-        return images.open_image(data if is_file else images.decode_base64(data, name), name, config.max_image_pixels)
+        return images.open_image(value if is_file else images.decode_base64(value, name), name, config.max_image_pixels)

@@ -39,7 +39,7 @@ class Slot:
 
 @dataclass
 class Activity:
-    """Counters since the start, for `GET /models` and metrics."""
+    """Counters since the start, for `GET /models`."""
 
     unet_forwards: int = 0
     merged_forwards: int = 0  # forwards that served more than one request
@@ -89,8 +89,7 @@ def schedule(slots: Sequence[Slot], max_rows: int, native_area: int) -> list[Slo
     first = waiting[0].job.call
     assert first is not None
     key = merge_key(first)
-    area = first.sample.shape[-1] * first.sample.shape[-2]
-    room = max_rows * native_area / area
+    room = max_rows * native_area / first.area
     chosen: list[Slot] = []
     rows = 0
     for slot in waiting:
@@ -211,8 +210,7 @@ class StepBatcher:
         merged = merge(calls)
         begin = time.perf_counter()
         output = forward(merged)
-        area = merged.sample.shape[-1] * merged.sample.shape[-2]
-        self.limit.learn(time.perf_counter() - begin, merged.rows * area / self.native_area)
+        self.limit.learn(time.perf_counter() - begin, merged.rows * merged.area / self.native_area)
         self.activity.unet_forwards += 1
         self.activity.unet_rows += merged.rows
         self.activity.merged_forwards += len({id(slot.owner) for slot in chosen}) > 1

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from handlers.errors import ModelError
-from handlers.generation import pipeline_arguments
+from handlers.generation import generator, pipeline_arguments
 from handlers.pipeline_job import PipelineJob
 from handlers.request import GenerationRequest, ModelDefaults
 from handlers.step_batcher import forward
@@ -22,7 +22,7 @@ def warm_up(pipelines: Mapping[str, Any], defaults: ModelDefaults) -> float:
     """
     seconds_per_row = float("inf")
     for task, pipeline in pipelines.items():
-        job = PipelineJob(pipeline, pipeline_arguments(_request(task, defaults), seed=1))
+        job = PipelineJob(pipeline, {**pipeline_arguments(_request(task, defaults)), "generator": generator(1)})
         job.start()
         while job.call is not None:
             rows, begin = job.call.rows, time.perf_counter()

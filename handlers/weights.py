@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 HUB_DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEFAULTS_FILE = "generation_config.json"  # beside model_index.json; the name that transformers gave such a file
-TORCH_LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, EnvironmentError)
 
 # only what the three pipelines load: safetensors and the small text files
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -128,19 +127,20 @@ def load_pipelines(
         "masking": AutoPipelineForInpainting,
     }
     pipelines: dict[str, Any] = {}
-    for task in tasks:
-        if pipelines:
-            pipeline = classes[task].from_pipe(next(iter(pipelines.values())), dtype=dtype)
-        else:
-            try:
-                pipeline = classes[task].from_pretrained(
-                    source.location, dtype=dtype, token=token, use_safetensors=True
+    try:
+        for task in tasks:
+            if pipelines:
+                pipeline = classes[task].from_pipe(next(iter(pipelines.values())), dtype=dtype)
+            else:
+                pipeline = (
+                    classes[task]
+                    .from_pretrained(source.location, dtype=dtype, token=token, use_safetensors=True)
+                    .to(device)
                 )
-            except TORCH_LOAD_ERRORS as error:
-                raise ModelError(f"The model {source.location} cannot be loaded: {error}") from error
-            pipeline.to(device)
-        pipeline.set_progress_bar_config(disable=True)
-        pipelines[task] = pipeline
+            pipeline.set_progress_bar_config(disable=True)
+            pipelines[task] = pipeline
+    except Exception as error:  # a damaged or strange model fails in as many ways as there are loaders
+        raise ModelError(f"The model {source.location} cannot be loaded: {error}") from error
     if getattr(pipeline, "safety_checker", None) is None:
         logger.warning("The model %s has no safety checker: every answer says nsfw=false.", source.location)
     return pipelines
@@ -174,6 +174,6 @@ def model_defaults(source: ModelSource, pipeline: Any) -> ModelDefaults:
     )
 
 
-def project_home(recorded: str, environment: Mapping[str, str] = os.environ) -> Path:
+def project_home(recorded: str, environment: Mapping[str, str]) -> Path:
     """The folder that holds `models/embedded` and `token.txt`: SD_HOME, else as recorded in the archive."""
-    return Path(environment.get("SD_HOME") or recorded or Path(__file__).resolve().parent.parent)
+    return Path(environment.get("SD_HOME") or recorded)

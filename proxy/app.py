@@ -37,6 +37,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         lifespan=lifespan,
         exception_handlers={Failure: _failure, HTTPException: _http_exception, Exception: _fault},
     )
+    app.router.redirect_slashes = False  # a redirect would have an empty body
     app.state.settings = settings
     app.state.intake = Intake(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app

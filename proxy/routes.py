@@ -1,8 +1,10 @@
 """The contract's endpoints."""
 
+import math
 import time
 import uuid
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -51,19 +53,20 @@ class Generate:
         intake: Intake = request.app.state.intake
         upstream: Upstream = request.app.state.upstream
         task = request.url.path.removeprefix("/")
+        # bytes, since a client's header may hold more than ASCII
         headers = {
-            "X-Form-Type": request.headers.get("content-type", ""),
-            "X-Request-Id": request.headers.get("x-request-id") or uuid.uuid4().hex,
+            "X-Form-Type": request.headers.get("content-type", "").encode("latin-1"),
+            "X-Request-Id": (request.headers.get("x-request-id") or uuid.uuid4().hex).encode("latin-1"),
         }
+        deadline = math.inf
         if settings.deadline_s:
-            headers["X-Deadline"] = f"{time.time() + settings.deadline_s:.3f}"
+            headers["X-Deadline"] = f"{time.time() + settings.deadline_s:.3f}".encode()
+            deadline = anyio.current_time() + settings.deadline_s
         try:
             async with intake.body(request) as body:
                 events = upstream.generate(task, body, headers)
                 as_events = "text/event-stream" in request.headers.get("accept", "")
-                # a second for the handler's own 504 to arrive before ours
-                deadline_s = settings.deadline_s + 1 if settings.deadline_s else 0
-                await Generated(events, as_events, deadline_s, answers_200(request))(scope, receive, send)
+                await Generated(events, as_events, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
             pass  # gone before its request was complete
 

@@ -3,20 +3,23 @@
 Every setting carries its help text; `docs/configuration.md` lists them and a test holds the two together.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 PREFIX = "SD_"
 TASKS = ("txt2img", "img2img", "masking")
+BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class SettingsError(Exception):
     """A setting's value cannot be used; the message says what it may be."""
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Settings:
     failures_as_200: bool = _setting(
         False, "Answer failures on the original's paths with HTTP 200, for clients that insist on it."
     )
-    log_level: str = _setting("warning", "`debug`, `info`, `warning` or `error`.")
+    log_level: str = _setting("warning", "`debug`, `info`, `warning` or `error`.", LOG_LEVELS)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
@@ -46,7 +49,9 @@ class Settings:
         for setting in fields(cls):
             name = PREFIX + setting.name.upper()
             if environment.get(name):
-                values[setting.name] = _parse(name, environment[name], type(setting.default))
+                values[setting.name] = _parse(
+                    name, environment[name], type(setting.default), setting.metadata["choices"]
+                )
         settings = cls(**values)
         settings.archive_of_task()
         return settings
@@ -64,10 +69,13 @@ class Settings:
         return archives
 
 
-def _parse(name: str, text: str, kind: type) -> Any:
+def _parse(name: str, text: str, kind: type, choices: tuple[str, ...]) -> Any:
     try:
-        if kind is bool:
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-        return kind(text)
+        value = BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
         raise SettingsError(f"{name} must be {kind.__name__}, not {text!r}.") from None
+    if choices and value not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {text!r}.")
+    if kind in (int, float) and not 0 <= value < math.inf:
+        raise SettingsError(f"{name} must be a finite number of at least 0, not {text!r}.")
+    return value

@@ -37,15 +37,14 @@ class Generated:
     Args:
         events: what `Upstream.generate` yields.
         as_events: whether the client asked for `text/event-stream`.
-        deadline_s: seconds until a 504; 0 = never.
+        deadline: when to answer 504, on the event loop's clock; a second later, so that the handler's own comes first.
         always_200: answer failures with status 200.
     """
 
-    def __init__(self, events: Events, as_events: bool, deadline_s: float, always_200: bool) -> None:
+    def __init__(self, events: Events, as_events: bool, deadline: float, always_200: bool) -> None:
         self._events = events
         self._as_events = as_events
-        self._deadline_s = deadline_s
-        self._deadline = anyio.current_time() + deadline_s if deadline_s else float("inf")
+        self._deadline = deadline + 1
         self._always_200 = always_200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +67,7 @@ class Generated:
     async def _next(self) -> Progress | bytes:
         with anyio.CancelScope(deadline=self._deadline):
             return await anext(self._events)
-        raise Failure(504, f"The picture was not done within {self._deadline_s:g} seconds: ask for less at a time.")
+        raise Failure(504, "The picture was not done within the server's time limit: ask for less at a time.")
 
     async def _send_events(self, event: Progress | bytes, send: Send) -> None:
         headers = [

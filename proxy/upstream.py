@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,14 +80,15 @@ class Upstream:
         return [{"archive": archive, **answer} for archive, answer in zip(tasks, answers, strict=True)]
 
     async def _describe(self, archive: str, task: str) -> dict[str, Any]:
-        async for line in self.generate(task, b"", {"X-Task": "describe"}):
-            if isinstance(line, bytes):
-                description: dict[str, Any] = json.loads(line)
-                return description
+        async with aclosing(self.generate(task, b"", {"X-Task": b"describe"})) as lines:
+            async for line in lines:
+                if isinstance(line, bytes):
+                    description: dict[str, Any] = json.loads(line)
+                    return description
         raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
 
     async def generate(
-        self, task: str, body: bytes, headers: Mapping[str, str]
+        self, task: str, body: bytes, headers: Mapping[str, bytes]
     ) -> AsyncGenerator[Progress | bytes, None]:
         """Runs one request: yields a Progress a step, then the contract's JSON as bytes.
 
@@ -94,15 +96,14 @@ class Upstream:
         Failure for whatever goes wrong.
         """
         url = f"{self._inference_url}/predictions/{self._archive_of_task[task]}"
-        all_headers = {"Content-Type": "application/octet-stream", "X-Task": task, **headers}
-        begun = False
+        all_headers = {"Content-Type": b"application/octet-stream", "X-Task": task.encode(), **headers}
+        raw_headers = [(name.encode(), value) for name, value in all_headers.items()]
         try:
-            async with self._client.stream("POST", url, content=body, headers=all_headers) as answer:
+            async with self._client.stream("POST", url, content=body, headers=raw_headers) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     raise await self._failure_of(task, answer)
                 async for line in _lines(answer):
-                    begun = True
                     if line.startswith(RESULT_PREFIX):
                         yield line[len(RESULT_PREFIX) : -1]
                         return
@@ -112,7 +113,7 @@ class Upstream:
         except httpx.ConnectError:
             raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
         except httpx.TransportError as error:
-            logger.warning("TorchServe broke off %s: %s", "an answer" if begun else "a request", type(error).__name__)
+            logger.warning("TorchServe broke off a request: %s", type(error).__name__)
             raise _worker_died() from None
 
     async def _failure_of(self, task: str, answer: httpx.Response) -> Failure:
@@ -159,7 +160,10 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def _read_line(line: bytes) -> Progress:
-    message = json.loads(line)
-    if error := message.get("error"):
-        raise Failure(error["status"], error["message"], error.get("retry_after"))
-    return Progress(**message["progress"])
+    try:
+        message = json.loads(line)
+        if error := message.get("error"):
+            raise Failure(error["status"], error["message"], error.get("retry_after"))
+        return Progress(**message["progress"])
+    except (ValueError, LookupError, TypeError, AttributeError):  # a line of TorchServe's own, not of a handler
+        raise _worker_died() from None

@@ -1,9 +1,9 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-HOME = Path(__file__).resolve().parent.parent
+from handlers.archive import HOME
+
 EMBEDDED = HOME / "models" / "embedded"
 
 

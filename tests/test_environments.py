@@ -2,6 +2,7 @@
 
 import subprocess
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,8 +60,8 @@ def test_windows_gets_torch_from_pytorchs_own_index() -> None:
     assert read("environment-m1.yaml")[2] == []
 
 
-def test_another_torch_build_is_installed_from_its_index_once() -> None:
+def test_another_torch_build_is_installed_from_its_index(tmp_path: Path) -> None:
     index = "https://download.pytorch.org/whl/cu130"
-    command = ["make", "--dry-run", "serve", f"TORCH_INDEX={index}"]
+    command = ["make", "--dry-run", "serve", f"TORCH_INDEX={index}", f"VENV={tmp_path}"]
     plan = subprocess.run(command, cwd=HOME, capture_output=True, text=True, check=True).stdout
     assert f"--index-url {index} torch{project_requirements()['torch'].specifier}" in plan

@@ -14,6 +14,7 @@ import pytest
 import server
 from handlers.weights import ModelSource
 from tests.conftest import EMBEDDED, HOME
+from tests.e2e.running import running
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -109,10 +110,7 @@ def test_the_configuration_of_a_run_differs_from_the_shipped_one_in_its_ports_al
     ],
 )
 def test_the_address_can_be_pasted(host: str, address: str) -> None:
-    options = argparse.Namespace(host=host, port=8)
-    instance = server.Server(options, ModelSource("x", "y"))
-    assert instance.address == address
-    instance.remove_files()
+    assert server.address(host, 8) == address
 
 
 @pytest.mark.parametrize(
@@ -134,12 +132,19 @@ def test_a_card_that_torch_cannot_use_is_told(
 @pytest.mark.parametrize(("os_name", "key"), [("posix", "start_new_session"), ("nt", "creationflags")])
 def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPatch, os_name: str, key: str) -> None:
     started: dict[str, Any] = {}
-    instance = server.Server(argparse.Namespace(host="127.0.0.1", port=8), ModelSource("x", "y"))
+    instance = server.Server(server.parse_options([]), ModelSource("x", "y"))
     (instance.run_directory / "logs").mkdir()
     monkeypatch.setattr(server.psutil, "Popen", lambda command, **options: started.update(options))
     monkeypatch.setattr(server.os, "name", os_name)
     monkeypatch.setattr(server.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    instance._spawn("the proxy", ["x"], {}, HOME)
+    instance._spawn("proxy", ["x"], {}, HOME)
     monkeypatch.undo()
     assert started[key]
     instance.remove_files()
+
+
+def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None:
+    with running(tmp_path, "--archives", "combined", SD_FAILURES_AS_200="1") as instance:
+        assert "Ready: http://127.0.0.1" in instance.output.read_text()
+        answer = instance.post("txt2img", {"prompt": "x", "width": 77})
+        assert answer.status_code == 200 and answer.json()["status"] == "failure"

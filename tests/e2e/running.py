@@ -43,13 +43,21 @@ class Running:
         models: list[dict[str, Any]] = httpx.get(f"{self.url}/models", timeout=60).json()["models"]
         return models
 
+    def workers(self) -> list[psutil.Process]:
+        """TorchServe's worker processes."""
+        return [
+            process
+            for process in self.process.children(recursive=True)
+            if any(part.endswith("model_service_worker.py") for part in process.cmdline())
+        ]
+
     def activity(self, task: str) -> dict[str, int]:
         """The counters of the worker that serves `task`."""
         return next(model["activity"] for model in self.models() if task in model["tasks"])
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[Running]:
+def running(folder: Path, *arguments: str, **variables: str) -> Iterator[Running]:
     """`server.py` with these arguments on a free port, ready, with its temporary files under `folder`."""
     port = server.free_ports(1)[0]
     output = folder / "server.out"
@@ -57,7 +65,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
     with output.open("wb") as log:
         process = psutil.Popen(
             [sys.executable, "server.py", "--port", str(port), *arguments],
-            cwd=HOME, env=environment | {"TMPDIR": str(folder)}, stdout=log, stderr=subprocess.STDOUT,
+            cwd=HOME, env=environment | variables | {"TMPDIR": str(folder)}, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     instance = Running(f"http://127.0.0.1:{port}", process, output)
     try:

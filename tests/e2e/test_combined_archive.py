@@ -57,11 +57,7 @@ def test_of_thirty_three_open_requests_nobody_starves(server: Running) -> None:
 
 
 def test_a_worker_that_dies_is_a_sentence_and_comes_back(server: Running) -> None:
-    (worker,) = [
-        process
-        for process in server.process.children(recursive=True)
-        if any(part.endswith("model_service_worker.py") for part in process.cmdline())
-    ]
+    (worker,) = server.workers()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(server.post, "txt2img", {"prompt": "x", "num_inference_steps": 250})
         wait_for(lambda: server.activity("txt2img")["open_requests"] == 1)

@@ -1,8 +1,9 @@
 """The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
 
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_who_goes_away_is_dropped_at_the_next_step(frontend: Frontend) -> None:
     frontend.leave(leaves)
     frontend.tick()
     assert leaves not in frontend.handler.generations
-    assert all(slot.job.ended for slot in slots)
+    assert slots and all(slot.job.ended for slot in slots)
     frontend.run()
     assert frontend.result(stays)["status"] == "success"
 
@@ -178,14 +179,14 @@ def test_a_deadline_that_has_passed_is_a_504(frontend: Frontend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(MemoryError(), 507), (RuntimeError("not enough memory: you tried"), 507), (KeyError("x"), 500)],
+    ("failure", "status"),
+    [(lambda: torch.empty(10**15), 507), (lambda: bytearray(10**17), 507), (lambda: {}["x"], 500)],
 )
 def test_what_a_pipeline_raises_ends_its_request_alone(
-    frontend: Frontend, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch, failure: Callable[[], Any], status: int
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
-        raise error
+        failure()
 
     good = frontend.send(num_inference_steps=3)
     frontend.tick()
@@ -221,3 +222,16 @@ def test_the_description_says_what_is_served(frontend: Frontend) -> None:
     assert description["defaults"] == {"num_inference_steps": 20, "guidance_scale": 3.5, "width": 64, "height": 64}
     assert description["limits"]["max_num_outputs"] == 8
     assert description["activity"]["unet_forwards"] > 0
+
+
+def test_what_is_known_is_said_at_once_though_a_neighbour_is_still_being_parsed(frontend: Frontend) -> None:
+    parsing, go_on = threading.Event(), threading.Event()
+    for _ in range(frontend.handler.config.codec_threads):
+        frontend.handler.pool.submit(lambda: (parsing.set(), go_on.wait(30)))
+    parsing.wait(30)
+    waits, asks = frontend.send(num_inference_steps=2), frontend.send("describe")
+    frontend.tick()
+    assert frontend.order == [asks] and frontend.lines[waits] == [b"\n"]
+    go_on.set()
+    frontend.run()
+    assert frontend.result(waits)["status"] == "success"

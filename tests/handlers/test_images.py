@@ -1,4 +1,5 @@
 import base64
+import contextlib
 
 import numpy as np
 import pytest
@@ -149,3 +150,17 @@ def test_png_is_lossless_and_within_its_bound() -> None:
 
 def test_b64_sample_is_what_a_client_sends() -> None:
     assert base64.b64decode(b64(picture())) == PNG
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
+def test_a_damaged_file_is_never_a_fault_of_ours(format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = file_bytes(picture(), format, exif=exif)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(12, len(whole), 4):
+            damaged[place] = rng.integers(256)
+        with contextlib.suppress(InvalidRequest, TooLarge):
+            images.open_image(bytes(damaged), "init_image", 1_000_000)

@@ -104,7 +104,9 @@ def test_an_image_may_come_as_a_file() -> None:
         ("txt2img", {"prompt": 3}, "prompt must be text"),
         ("txt2img", {"prompt": "x" * 10_001}, "prompt is longer than 10000"),
         ("txt2img", {"negative_prompt": b"x" * 1_000_000}, "negative_prompt is longer than 10000"),
-        ("txt2img", {"width": 1024, "height": 1024, "num_outputs": 8}, None),
+        ("txt2img", {"width": "abc"}, "width must be a multiple of 8 from 64 to 1024, not 'abc'"),
+        ("txt2img", {"width": 100.5}, "the nearest is 104"),
+        ("txt2img", {"width": 10**400}, "the nearest is 1024"),
         ("img2img", {}, "init_image is missing"),
         ("img2img", {"init_image": ""}, "init_image is empty"),
         ("img2img", {"init_image": 5}, "init_image must be an image as base64"),
@@ -116,12 +118,13 @@ def test_an_image_may_come_as_a_file() -> None:
         ("masking", INIT | {"mask_image": "%%%"}, "mask_image is not valid base64"),
     ],
 )
-def test_each_wrong_field_has_its_sentence(task: str, fields: dict[str, Any], sentence: str | None) -> None:
-    if sentence is None:
-        assert parse(task, **fields)
-        return
+def test_each_wrong_field_has_its_sentence(task: str, fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidRequest, match=sentence):
         parse(task, **fields)
+
+
+def test_the_largest_request_is_taken() -> None:
+    assert parse(width=1024, height=1024, num_outputs=8).num_outputs == 8
 
 
 def test_limits_are_checked_before_the_work_that_they_bound() -> None:

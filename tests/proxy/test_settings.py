@@ -20,6 +20,9 @@ def test_settings_come_from_the_environment() -> None:
     [
         ("SD_PORT", "http"),
         ("SD_FAILURES_AS_200", "maybe"),
+        ("SD_LOG_LEVEL", "loud"),
+        ("SD_DEADLINE_S", "nan"),
+        ("SD_PORT", "-1"),
         ("SD_ARCHIVES", "txt2img"),
         ("SD_ARCHIVES", "txt2img=a,img2img=b"),
     ],
