@@ -42,6 +42,7 @@ $(BIN)/python:
 
 # torch comes first, so that another build of it than PyPI's can be chosen
 $(TORCH_STAMP): pyproject.toml $(BIN)/python
+	@echo "Installing into $(VENV), once: a minute or more, $(if $(TORCH_INDEX),torch from $(TORCH_INDEX),mostly torch)."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  $(if $(TORCH_INDEX),--force-reinstall --index-url $(TORCH_INDEX)) $(TORCH)
 	@rm -f $(VENV)/.torch* && touch $@

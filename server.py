@@ -31,6 +31,7 @@ from proxy.settings import LOG_LEVELS
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 STOP_SECONDS = 15
+NAMES = {"torchserve": "TorchServe", "proxy": "The proxy"}
 
 
 class StartError(Exception):
@@ -78,7 +79,7 @@ def check_port(host: str, port: int) -> None:
             listener.bind((host, port))
         except (OSError, OverflowError) as error:
             raise StartError(
-                f"Port {port} on {host} is not free ({error}): stop the other server, or choose another with --port."
+                f"Port {port} on {host} cannot be used ({error}): stop the other server, or choose another with --port."
             ) from None
 
 
@@ -142,6 +143,7 @@ class Server:
         combined = options.archives == "combined"
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._children: dict[str, psutil.Popen] = {}
+        self._started: set[psutil.Process] = set()  # by those children
 
     def build_archives(self) -> None:
         handler = {"model": self._source.location, "device": self._options.device}
@@ -215,15 +217,18 @@ class Server:
         """Raises StartError if TorchServe or the proxy has stopped."""
         for name, child in self._children.items():
             if child.poll() is not None:
-                last = self._log(f"{name}.out").strip().splitlines()[-1:]
-                raise StartError(f"{name} has stopped: {''.join(last) or 'it left no message'} (logs: {self._logs})")
+                raise StartError(f"{NAMES[name]} has stopped with exit code {child.returncode} (logs: {self._logs})")
+        # remembered while they live: the workers of a TorchServe that was killed have no parent to be found by
+        for child in self._children.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._started.update(child.children(recursive=True))
 
     def _check_workers(self) -> None:
         """Raises StartError if a worker has said why it cannot start, or dies again and again."""
         log = self._log("model_log.log")
         for line in log.splitlines():
             if FAILURE_MARK in line:
-                raise StartError(line.partition(FAILURE_MARK)[2])
+                raise StartError(f"{line.partition(FAILURE_MARK)[2]} (logs: {self._logs})")
         if self._log("ts_log.log").count("Auto recovery failed again") > 3:
             errors = re.findall(r"\w+Error: .*", log)
             raise StartError(f"A worker dies while it starts: {errors[-1] if errors else ''} (logs: {self._logs})")
@@ -234,10 +239,11 @@ class Server:
 
     def describe(self) -> str:
         """Where it serves, which model and on what, as the workers report it."""
-        answer = httpx.get(self._address + "/models", timeout=60.0, trust_env=False)
-        if answer.is_error:
-            raise StartError(answer.json()["message"])
-        model = answer.json()["models"][0]
+        try:
+            answer = httpx.get(self._address + "/models", timeout=60.0, trust_env=False)
+            model = answer.raise_for_status().json()["models"][0]
+        except httpx.HTTPError as error:
+            raise StartError(f"The server does not answer: {error} (logs: {self._logs})") from None
         text = (
             f"Ready: {self._address} — paste this address into the plugin's settings.\n"
             f"Serving {model['model']} on {model['device']} in {model['dtype']}. "
@@ -249,10 +255,10 @@ class Server:
 
     def stop(self) -> None:
         """Ends the proxy, Java and every worker: first politely, then not."""
-        processes: list[psutil.Process] = []
+        processes: set[psutil.Process] = {*self._children.values(), *self._started}
         for child in self._children.values():
             with contextlib.suppress(psutil.NoSuchProcess):
-                processes += [child, *child.children(recursive=True)]
+                processes.update(child.children(recursive=True))
         for process in processes:
             # TorchServe's launcher and its workers end with Java; a signal of their own does no harm
             with contextlib.suppress(psutil.NoSuchProcess):

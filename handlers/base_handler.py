@@ -25,6 +25,7 @@ from handlers.warm_up import warm_up
 from handlers.weights import load_pipelines, model_defaults, project_home, read_token, resolve_model
 
 CONTENT_TYPE = "application/x-ndjson"
+POOL_WAIT_S = 0.05  # after which TorchServe is asked for new requests again
 STARTS = 4  # jobs that one tick starts at most
 
 
@@ -92,7 +93,7 @@ class StableDiffusionHandler:
         limits = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
                   "max_image_bytes", "max_prompt_chars")  # fmt: skip
         return {
-            "model": self.source.location,
+            "model": self.source.name,
             "tasks": list(self.tasks),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -127,7 +128,8 @@ class StableDiffusionHandler:
         """Moves everybody on by one step at most; with nothing to step and nothing to say, waits for the pool."""
         self._poll()
         if may_wait and not self._running() and all(g.ending is None for g in self.generations.values()):
-            wait([f for g in self.generations.values() for f in g.pending], return_when=FIRST_COMPLETED)
+            pending = [future for g in self.generations.values() for future in g.pending]
+            wait(pending, timeout=POOL_WAIT_S, return_when=FIRST_COMPLETED)
             self._poll()
         # one VAE call a tick and a few text encodings, so that nobody's next step waits for more; decoding goes first
         vae_free = not self._finish_one_job()

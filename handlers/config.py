@@ -29,7 +29,7 @@ class HandlerConfig:
     min_size: int = _key(64, "The shortest side, in pixels, that the model is asked to draw.")
     max_size: int = _key(1024, "The longest side, in pixels, that the model is asked to draw.")
     max_image_bytes: int = _key(33_554_432, "The largest image file that is sent in, in bytes before base64.")
-    max_image_pixels: int = _key(16_777_216, "The most pixels of an image that is sent in (4096 x 4096).")
+    max_image_pixels: int = _key(16_000_000, "The most pixels of an image that is sent in (4000 x 4000).")
     max_prompt_chars: int = _key(10_000, "The longest prompt and negative prompt, in characters.")
     max_fields: int = _key(100, "The most fields of a request.")
     max_response_bytes: int = _key(67_108_864, "TorchServe's `max_response_size`: no answer may be larger.")

@@ -21,6 +21,7 @@ JSON = "application/json"
 
 Fields = dict[str, Any]  # text fields are bytes (forms) or str, int, float, bool (JSON)
 
+MAX_JSON_SIGNS = 100_000  # commas, colons and brackets: two of the longest prompts have far less
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -96,10 +97,9 @@ def _parse_multipart(body: bytes, content_type: str, max_fields: int) -> list[tu
         nonlocal ended
         ended = True
 
-    parser = FormParser(
-        MULTIPART, on_part, on_part, on_end, boundary=boundary, config={"MAX_MEMORY_FILE_SIZE": len(body) + 1}
-    )
+    config: Any = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # never to a temporary file
     try:
+        parser = FormParser(MULTIPART, on_part, on_part, on_end, boundary=boundary, config=config)
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
@@ -109,8 +109,12 @@ def _parse_multipart(body: bytes, content_type: str, max_fields: int) -> list[tu
     return pairs
 
 
-def parse_json(body: bytes | str, max_fields: int) -> Fields:
+def parse_json(body: bytes, max_fields: int) -> Fields:
     """The members of a JSON object; values stay as JSON types."""
+
+    # json.loads holds the interpreter, so that nobody could step meanwhile: count what costs before it runs
+    if sum(body.count(sign) for sign in (b",", b":", b"[", b"{")) > MAX_JSON_SIGNS:
+        raise InvalidRequest("The JSON body has far too many elements: send an object with the contract's fields.")
 
     def members(pairs: list[tuple[str, Any]]) -> Fields:
         _check_count(len(pairs), max_fields)
@@ -123,8 +127,12 @@ def parse_json(body: bytes | str, max_fields: int) -> Fields:
         value = json.loads(body, object_pairs_hook=members, parse_constant=constant)
     except RecursionError:
         raise InvalidRequest("The JSON body is nested too deeply.") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}") from None
+    except ValueError:  # no UTF-8, or a number of thousands of digits
+        raise InvalidRequest(
+            "The body is not valid JSON: it is no UTF-8 text, or has a number that is too long."
+        ) from None
     if not isinstance(value, dict):
         raise InvalidRequest("The JSON body must be an object with the contract's fields.")
     return value

@@ -109,6 +109,8 @@ def _check_answer_size(num_outputs: int, size: tuple[int, int], max_response_byt
     """An answer over TorchServe's limit would close the worker's channel and fail everybody's request."""
     each = images.max_png_base64_bytes(*size)
     if num_outputs * each > max_response_bytes:
+        if each > max_response_bytes:
+            raise TooLarge(f"An image of {size[0]} x {size[1]} pixels is too large for an answer: send a smaller one.")
         raise InvalidRequest(
             f"{num_outputs} images of {size[0]} x {size[1]} pixels could exceed the {max_response_bytes} bytes of an "
             f"answer: ask for at most {max_response_bytes // each} at a time, or for smaller ones."

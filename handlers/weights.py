@@ -38,6 +38,11 @@ class ModelSource:
     def is_local(self) -> bool:
         return Path(self.location).is_dir()
 
+    @property
+    def name(self) -> str:
+        """What clients are told: a folder's name without the path to it."""
+        return Path(self.location).name if self.is_local else self.location
+
 
 def read_token(home: Path, environment: Mapping[str, str]) -> str | None:
     """The hub token: HF_TOKEN, else `token.txt` in the project's folder as in the original's instructions."""

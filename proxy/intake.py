@@ -1,11 +1,14 @@
 """Takes in a request's body within two limits: its own bytes, and the bytes of all open requests together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 from starlette.requests import Request
 
 from proxy.errors import Failure
+
+STALL_S = 30  # seconds without a byte of a body
 
 
 class Intake:
@@ -20,21 +23,23 @@ class Intake:
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The request's body, counted for as long as the context lasts.
 
-        Raises Failure 413 for a body over the limit, and 503 when the server holds as much as it may.
+        Raises Failure 413 for a body over the limit, 503 when the server holds as much as it may, 408 for a stall.
         """
-        reserved = self._reserve(_content_length(request))
+        self._check(_content_length(request))
+        chunks: list[bytes] = []
+        size = 0
         try:
-            chunks: list[bytes] = []
-            size = 0
-            async for chunk in request.stream():
+            async for chunk in _in_time(request.stream()):
+                self._check(size + len(chunk))
+                # what has come, not what is announced: an idle connection holds no room
+                if self.bytes_in_flight + len(chunk) > self._max_bytes_in_flight:
+                    raise Failure(503, "The server holds as many large requests as it can: try again.", retry_after=5)
                 size += len(chunk)
-                if size > reserved:
-                    self._check(size)
-                    reserved += self._reserve(size - reserved)
+                self.bytes_in_flight += len(chunk)
                 chunks.append(chunk)
             yield b"".join(chunks)
         finally:
-            self.bytes_in_flight -= reserved
+            self.bytes_in_flight -= size
 
     def _check(self, size: int) -> None:
         if size > self._max_body_bytes:
@@ -43,12 +48,18 @@ class Intake:
                 f"The request is larger than {self._max_body_bytes} bytes: send smaller or better compressed images.",
             )
 
-    def _reserve(self, size: int) -> int:
-        self._check(size)
-        if self.bytes_in_flight + size > self._max_bytes_in_flight:
-            raise Failure(503, "The server holds as many large requests as it can: try again shortly.", retry_after=5)
-        self.bytes_in_flight += size
-        return size
+
+async def _in_time(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """The chunks of a body; a client that sends nothing for STALL_S is given up."""
+    while True:
+        try:
+            with anyio.fail_after(STALL_S):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Failure(408, f"Nothing came for {STALL_S} seconds: send the request without a pause.") from None
+        yield chunk
 
 
 def _content_length(request: Request) -> int:

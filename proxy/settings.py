@@ -73,7 +73,8 @@ def _parse(name: str, text: str, kind: type, choices: tuple[str, ...]) -> Any:
     try:
         value = BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
-        raise SettingsError(f"{name} must be {kind.__name__}, not {text!r}.") from None
+        expected = "yes or no" if kind is bool else f"a number ({kind.__name__})"
+        raise SettingsError(f"{name} must be {expected}, not {text!r}.") from None
     if choices and value not in choices:
         raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {text!r}.")
     if kind in (int, float) and not 0 <= value < math.inf:

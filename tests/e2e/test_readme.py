@@ -49,6 +49,7 @@ def test_two_commands_set_it_up() -> None:
 
 
 def test_the_curl_lines_give_the_answers_that_are_shown(port: int, tmp_path: Path) -> None:
+    (tmp_path / "docs").symlink_to(HOME / "docs")
     shown: str | None = None
     for kind, text in BLOCKS[2:]:
         if kind == "sh":

@@ -65,6 +65,7 @@ def test_multipart_takes_text_and_files() -> None:
         (_multipart((PROMPT, b"a"))[:-8], "; boundary=XX", "cut short|malformed"),
         (b"rubbish", "; boundary=XX", "malformed|cut short"),
         (_multipart((PROMPT, b"a")), "", "no boundary"),
+        (_multipart((PROMPT, b"a")), "; boundary=" + "B" * 5000, "malformed"),
         (_multipart(*[(PROMPT, b"a")] * 11), "; boundary=XX", "at most 10"),
     ],
 )
@@ -85,8 +86,10 @@ def test_json_keeps_its_types() -> None:
         (b'{"prompt": "a", "prompt": "b"}', "given twice"),
         (b'{"guidance_scale": NaN}', "not finite"),
         (b'{"guidance_scale": -Infinity}', "not finite"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"\xff\xfe{}x", "not valid JSON"),
+        (b"[" * 90_000, "nested too deeply"),
+        (b'{"a":[' + b"1," * 200_000 + b"1]}", "far too many elements"),
+        (b'{"seed": ' + b"1" * 10_000 + b"}", "a number that is too long"),
+        (b'{"prompt": "\xff"}', "not valid JSON"),
         (json.dumps({f"f{i}": 1 for i in range(11)}).encode(), "11 fields; at most 10"),
     ],
 )

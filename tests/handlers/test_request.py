@@ -4,6 +4,7 @@ import pytest
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError, TooLarge
+from handlers.images import max_png_base64_bytes
 from handlers.request import MAX_SEED, GenerationRequest, ModelDefaults, parse_request, read_fields
 from tests.samples import b64, bomb, file_bytes, half_mask, picture
 
@@ -135,9 +136,16 @@ def test_limits_are_checked_before_the_work_that_they_bound() -> None:
 
 
 def test_an_answer_that_could_be_too_large_is_refused_beforehand() -> None:
-    config = HandlerConfig(max_response_bytes=1_000_000)
+    config = HandlerConfig(max_response_bytes=2_000_000)
     with pytest.raises(InvalidRequest, match="8 images of 512 x 512 pixels"):
         parse_request("txt2img", {"prompt": "x", "width": 512, "height": 512, "num_outputs": 8}, config, DEFAULTS)
+
+
+def test_the_largest_image_that_is_taken_fits_into_an_answer() -> None:
+    assert max_png_base64_bytes(4000, 4000) <= CONFIG.max_response_bytes
+    assert CONFIG.max_image_pixels == 4000 * 4000
+    with pytest.raises(TooLarge, match="too large for an answer"):
+        parse_request("img2img", INIT, HandlerConfig(max_response_bytes=1000), DEFAULTS)
 
 
 def test_fields_arrive_as_bytes_as_json_or_already_parsed() -> None:

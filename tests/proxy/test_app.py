@@ -296,3 +296,25 @@ async def test_a_fault_of_ours_is_still_json(monkeypatch: pytest.MonkeyPatch) ->
         answer = await http.post("/txt2img", content=b"x")
     assert answer.status_code == 500 and "secret" not in json.dumps(answer.json())
     assert answer.json()["status"] == "failure"
+
+
+async def test_a_body_that_stalls_is_given_up_and_holds_no_room_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.intake.STALL_S", 0.05)
+    app = create_app(Settings(), httpx.MockTransport(serving(RESULT)))
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        assert app.state.intake.bytes_in_flight == 0
+        await anyio.sleep_forever()
+        return {}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/txt2img", "query_string": b"", "app": app,
+        "headers": [(b"content-length", b"60000000")],
+    }  # fmt: skip
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+    assert sent[0]["status"] == 408 and b"Nothing came" in sent[1]["body"]
