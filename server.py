@@ -168,6 +168,9 @@ class Server:
             "LOG_LOCATION": logs, "METRICS_LOCATION": logs,
             "HF_HUB_OFFLINE": "1",  # the weights are here by now
             "PYTORCH_ENABLE_MPS_FALLBACK": "1",
+            # how long OpenMP's threads wait for each other awake: by default so long that a second busy program on the
+            # machine slows a picture down many times over (docs/performance.md)
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
         }  # fmt: skip
         command = [
             sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs",

@@ -88,7 +88,7 @@ class Bench:
         served, plain = in_turns(self.rounds, lambda: self.request(size, steps), lambda: self.plain(size, steps))
         ratio = statistics.median(a / b for a, b in zip(served, plain, strict=True))
         print(
-            f"| overhead, {size} px, {steps} steps | +{difference(served, plain) * 1000:.0f} ms a request, "
+            f"| overhead, {size} px, {steps} steps | {difference(served, plain) * 1000:+.0f} ms a request, "
             f"{ratio:.2f} × the in-process pipeline ({statistics.median(plain) * 1000:.0f} ms) |"
         )
 
@@ -162,7 +162,7 @@ class Bench:
         photo = file_bytes(picture(side, side))
         decode = min(seconds(lambda: open_image(photo, "init_image", 10**9)) for _ in range(5))
         print(
-            f"| init image of {megabytes} MB | +{difference(served, plain) * 1000:.0f} ms against one of "
+            f"| init image of {megabytes} MB | {difference(served, plain) * 1000:+.0f} ms against one of "
             f"{len(small) / 1000:.0f} kB; decoding a noisy {side} × {side} PNG takes {decode * 1000:.0f} ms more |"
         )
 
