@@ -1,5 +1,6 @@
 """The combined archive: three pipelines behind one worker, merged step by step."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -54,6 +55,26 @@ def test_of_thirty_three_open_requests_nobody_starves(server: Running) -> None:
     with ThreadPoolExecutor(33) as pool:
         answers = list(pool.map(lambda seed: server.images("txt2img", seed=seed, num_inference_steps=10), range(1, 34)))
     assert [answer[0]["seed"] for answer in answers] == list(range(1, 34))
+
+
+def test_more_requests_than_the_queue_holds_are_told_to_come_back(server: Running) -> None:
+    async def until_one_is_refused() -> httpx.Response:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+            fields = {"prompt": "x", "num_inference_steps": 250}
+            tasks = [asyncio.create_task(client.post(f"{server.url}/txt2img", data=fields)) for _ in range(120)]
+            done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            return done.pop().result()
+
+    answer = asyncio.run(until_one_is_refused())
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+    assert "too many txt2img requests are waiting" in answer.json()["message"]
+    # the clients of all the others have left, and so has their work
+    wait_for(lambda: httpx.get(f"{server.url}/models", timeout=60).status_code == 200, 60)
+    wait_for(lambda: server.activity("txt2img")["open_requests"] == 0, 60)
 
 
 def test_a_worker_that_dies_is_a_sentence_and_comes_back(server: Running) -> None:
