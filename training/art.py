@@ -1,0 +1,186 @@
+"""The art: fetched by package and pinned version, rendered once, kept as one tensor for each style.
+
+Emoji are named by their code points, e.g. `1f34e`, without the variation selector `fe0f`.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from training.config import registry
+
+
+@dataclass(frozen=True)
+class Package:
+    """An npm package at a pinned version."""
+
+    name: str
+    version: str
+    licence: str
+    owner: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
+
+    @property
+    def url(self) -> str:
+        return f"{registry()}/{self.name}/-/{self.file_name}"
+
+
+# What the generator learns from: the style's name in prompts -> its package
+STYLES = {
+    "cartoon": Package("@iconify-json/noto", "1.2.9", "Apache-2.0", "Google LLC"),
+    "flat": Package("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT", "Microsoft Corporation"),
+    "3d": Package("@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "Microsoft Corporation"),
+}
+# What the judge learns from: other drawings of the same things, which the generator never sees
+JUDGE_STYLES = {
+    "noto-v1": Package("@iconify-json/noto-v1", "1.2.5", "Apache-2.0", "Google LLC"),
+    "gradient": Package("@iconify-json/fluent-emoji", "1.2.7", "MIT", "Microsoft Corporation"),
+}
+NAMES = Package("emojibase-data", "17.0.0", "MIT", "Miles Johnson")
+
+
+def fetch(folder: Path) -> None:
+    """Downloads every package into `folder` and checks it against the registry's checksum."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in (*STYLES.values(), *JUDGE_STYLES.values(), NAMES):
+        file = folder / package.file_name
+        if file.is_file():
+            continue
+        about = httpx.get(f"{registry()}/{package.name}/{package.version}", timeout=60).raise_for_status().json()
+        with httpx.stream("GET", package.url, timeout=120, follow_redirects=True) as response:
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0))
+            with tqdm(desc=package.name, total=total, unit="B", unit_scale=True) as bar:
+                data = bytearray()
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    bar.update(len(chunk))
+        check(package.file_name, bytes(data), "sha1", about["dist"]["shasum"])
+        file.write_bytes(data)
+
+
+def check(name: str, data: bytes, algorithm: str, expected: str) -> None:
+    """Raises RuntimeError if a download is not what its registry states."""
+    if hashlib.new(algorithm, data).hexdigest() != expected:
+        raise RuntimeError(f"{name} does not have the {algorithm} that the registry states: download it again.")
+
+
+def code(hexcode: str) -> str:
+    """The code points as this module writes them: lower case, without variation selectors."""
+    return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
+
+
+def names(folder: Path) -> dict[str, dict[str, object]]:
+    """code -> {label, tags} of every emoji, without skin tones, letters and flags."""
+    with tarfile.open(folder / NAMES.file_name) as tar:
+        entries = json.load(_member(tar, "package/en/compact.json"))
+    return {
+        code(entry["hexcode"]): {"label": entry["label"], "tags": entry.get("tags", [])}
+        for entry in entries
+        if entry.get("group") not in (None, 2, 9)  # 2: skin tones and hair; 9: flags
+    }
+
+
+def render(folder: Path, size: int) -> None:
+    """Renders each style to `<style>-<size>.npz`: `codes` (N,) and `pictures` (N, size, size, 4) uint8 RGBA."""
+    known = set(names(folder))
+    icon_names = _icon_names(folder)
+    for style, package in (STYLES | JUDGE_STYLES).items():
+        target = folder / f"{style}-{size}.npz"
+        if target.is_file():
+            continue
+        codes, pictures = [], []
+        with tarfile.open(folder / package.file_name) as tar:
+            drawings = list(_webp(tar) if style == "3d" else _svg(tar, icon_names))
+        for name, data in tqdm(drawings, desc=f"render {style}", unit="picture"):
+            if name in known and name not in codes:
+                codes.append(name)
+                pictures.append(_rasterize(data, size))
+        np.savez(target, codes=np.array(codes), pictures=np.stack(pictures))
+
+
+def _member(tar: tarfile.TarFile, name: str) -> io.BufferedReader:
+    file = tar.extractfile(name)
+    assert file is not None, name
+    return file
+
+
+def _webp(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for entry in tar:
+        if entry.name.endswith(".webp"):
+            file = tar.extractfile(entry)
+            assert file is not None
+            yield code(Path(entry.name).stem), file.read()
+
+
+def _icon_names(folder: Path) -> dict[str, str]:
+    """code -> name of an icon. Not every Iconify package carries the table; they all use the same names."""
+    found: dict[str, str] = {}
+    for style in ("flat", "cartoon"):
+        with tarfile.open(folder / STYLES[style].file_name) as tar:
+            chars = json.load(_member(tar, "package/chars.json"))
+        found |= {code(hexcode): name for hexcode, name in chars.items()}
+    return found
+
+
+def _svg(tar: tarfile.TarFile, icon_names: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    icons = json.load(_member(tar, "package/icons.json"))
+    for hexcode, name in icon_names.items():
+        icon = icons["icons"].get(name)
+        if icon:
+            width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+            svg = (
+                '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>'
+            )
+            yield hexcode, svg.encode()
+
+
+def _rasterize(data: bytes, size: int) -> np.ndarray:
+    """(size, size, 4) uint8 RGBA."""
+    if data.startswith(b"<svg"):
+        import resvg_py
+
+        data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=size, height=size))
+    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+
+
+class Art:
+    """The rendered pictures of some styles.
+
+    Attributes:
+        pictures: (N, 4, size, size) uint8 RGBA.
+        labels: (code, style) of each picture.
+    """
+
+    def __init__(self, pictures: torch.Tensor, labels: list[tuple[str, str]]) -> None:
+        self.pictures = pictures
+        self.labels = labels
+
+    @classmethod
+    def load(cls, folder: Path, size: int, styles: list[str], only: set[str] | None = None) -> "Art":
+        pictures, labels = [], []
+        for style in styles:
+            file = np.load(folder / f"{style}-{size}.npz")
+            for name, picture in zip(file["codes"].tolist(), file["pictures"], strict=True):
+                if only is None or name in only:
+                    labels.append((name, style))
+                    pictures.append(torch.from_numpy(picture).permute(2, 0, 1))
+        return cls(torch.stack(pictures), labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -1,0 +1,116 @@
+"""What is trained, and for how long: one preset for two CPU cores, one for a data-centre GPU."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parent
+EMBEDDED = PROJECT / "models" / "embedded"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long one part trains. `steps` optimizer steps of `batch` pictures at the peak rate `lr`."""
+
+    steps: int
+    batch: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Shapes and lengths of every part. Sizes in pixels; widths in channels.
+
+    Attributes:
+        image_size: the native size of the model; its latents are an eighth of it.
+        art_size: the art is rendered once at this size, so that scaling it down afterwards costs no detail.
+        pool: encoded pictures that the UNet draws its batches from; one in `refresh` steps a batch of it is renewed.
+        vae_crop: the VAE learns from crops of this size, and from whole pictures in its last tenth.
+        mixed_sizes: the share of the UNet's batches that are not square.
+    """
+
+    image_size: int = 128
+    art_size: int = 160
+    vae_widths: tuple[int, ...] = (16, 32, 64, 128)
+    vae_crop: int = 64
+    unet_widths: tuple[int, ...] = (64, 128, 192)
+    text_width: int = 192
+    text_layers: int = 3
+    vae: Stage = field(default_factory=lambda: Stage(4500, 16, 2e-3))
+    clip: Stage = field(default_factory=lambda: Stage(1200, 128, 1e-3))
+    unet: Stage = field(default_factory=lambda: Stage(20_000, 32, 1.2e-3))
+    safety: Stage = field(default_factory=lambda: Stage(800, 96, 6e-4))
+    judge: Stage = field(default_factory=lambda: Stage(1500, 96, 1e-3))
+    pool: int = 12_000
+    refresh: int = 16
+    mixed_sizes: float = 0.1
+
+
+PRESETS = {
+    "cpu": Preset(),
+    "gpu": Preset(
+        image_size=256,
+        art_size=320,
+        vae_widths=(32, 64, 128, 192),
+        vae_crop=128,
+        unet_widths=(96, 160, 192),
+        vae=Stage(8000, 64, 1.5e-3),
+        clip=Stage(3000, 256, 1e-3),
+        unet=Stage(24_000, 256, 1.2e-3),
+        safety=Stage(1500, 256, 6e-4),
+        judge=Stage(3000, 256, 1e-3),
+        pool=60_000,
+        refresh=4,
+    ),
+    # every stage in seconds: for tests of the recipe, not for pictures
+    "smoke": Preset(
+        image_size=64,
+        art_size=80,
+        vae_widths=(8, 8, 16, 16),
+        vae_crop=32,
+        unet_widths=(16, 32, 32),
+        text_width=32,
+        text_layers=1,
+        vae=Stage(3, 4, 1e-3),
+        clip=Stage(3, 8, 1e-3),
+        unet=Stage(3, 4, 1e-3),
+        safety=Stage(3, 8, 1e-3),
+        judge=Stage(3, 8, 1e-3),
+        pool=16,
+        refresh=2,
+        mixed_sizes=0.5,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: a preset, a seed, the folder that holds its data and checkpoints, and what is learnt."""
+
+    preset: Preset
+    seed: int = 0
+    folder: Path = HERE / "work"
+    device: str = "cpu"
+    concepts: Path = HERE / "concepts.txt"
+
+    @property
+    def art(self) -> Path:
+        return self.folder / "art"
+
+    @property
+    def model(self) -> Path:
+        """The finished parts, in full precision, as a diffusers folder."""
+        return self.folder / "model"
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.folder / f"{stage}.pt"
+
+    def with_steps(self, stage: str, steps: int) -> "Run":
+        changed = replace(getattr(self.preset, stage), steps=steps)
+        return replace(self, preset=replace(self.preset, **{stage: changed}))
+
+
+def registry() -> str:
+    """The npm registry, as npm's own setting names it."""
+    return os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")

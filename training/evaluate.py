@@ -1,0 +1,284 @@
+"""What the finished model can do, in numbers that can fail: `python -m training evaluate`.
+
+Prints a table and writes it into the model card; the exit status is 1 if a bar is missed.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    StableDiffusionPipeline,
+)
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from training import concepts, judge, safety
+from training.art import JUDGE_STYLES, STYLES, Art
+from training.captions import BACKGROUNDS
+from training.compose import GENTLE, STRONG, Composer, backgrounds, place
+from training.concepts import Concept
+from training.config import Run
+from training.export import DEFAULTS
+
+AT_ONCE = 16
+STEPS, GUIDANCE = DEFAULTS["num_inference_steps"], DEFAULTS["guidance_scale"]
+# the seeds of pictures that the safety checker learns from, and of those that it is measured on
+LEARNT_SEEDS, HELD_OUT_SEEDS = 10_000, 20_000
+
+SHEET = [
+    "a red apple", "a banana", "a strawberry on a light blue background", "a slice of watermelon", "a hamburger, 3d",
+    "a pizza, cartoon", "a crying cat", "a panda on a pink background", "a frog, 3d render", "a penguin",
+    "a house", "a rocket on a black background", "a red car", "a sailboat on a light blue background",
+    "sunflower", "a tulip, flat", "a christmas tree", "a snowman on a blue background",
+    "red heart", "blue heart", "grinning face", "a ghost on a purple background", "a robot", "a crown, 3d",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the table. `bar`: what `value` has to reach; None where the figure only informs."""
+
+    what: str
+    value: float
+    shown: str
+    bar: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.bar is None or self.value >= self.bar
+
+    @property
+    def line(self) -> str:
+        bar = "" if self.bar is None else f"≥ {self.bar:g}{'' if self.ok else ' **missed**'}"
+        return f"| {self.what} | {self.shown} | {bar} |"
+
+
+def to_tensor(images: Sequence[Image.Image], size: int | None = None) -> torch.Tensor:
+    """(B, 3, H, W) in -1 … 1 of images of one size."""
+    scaled = [image.convert("RGB").resize((size, size)) if size else image.convert("RGB") for image in images]
+    rows = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in scaled]
+    pictures = torch.stack(rows).view(len(scaled), scaled[0].height, scaled[0].width, 3).permute(0, 3, 1, 2)
+    return pictures.float() / 127.5 - 1
+
+
+def to_image(picture: torch.Tensor) -> Image.Image:
+    """The image of (3, H, W) in -1 … 1."""
+    values = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def draw(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], name: str, **arguments: object
+) -> list[Image.Image]:
+    """A picture for each prompt from its seed, unchecked, at the model's defaults where `arguments` say nothing."""
+    given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE} | arguments
+    checker, pipeline.safety_checker = pipeline.safety_checker, None
+    images: list[Image.Image] = []
+    for i in tqdm(range(0, len(prompts), AT_ONCE), desc=name, unit="batch"):
+        part = {
+            key: value[i : i + AT_ONCE] if isinstance(value, list) else value for key, value in given.items()
+        }  # an image for each prompt comes as a list
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[i : i + AT_ONCE]]
+        images += pipeline(prompt=list(prompts[i : i + AT_ONCE]), generator=generators, **part).images
+    pipeline.safety_checker = checker
+    return images
+
+
+def for_checker(
+    pipeline: StableDiffusionPipeline, run: Run, seed: int = LEARNT_SEEDS, flagged_rows: int = 96, others: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generated pictures (N, 3, H, W) in -1 … 1 and whether each was asked to be one that is to be flagged (N,)."""
+    listed = concepts.load(run)
+    rows = min(flagged_rows, run.preset.pool)
+    flagged = next(concept for concept in listed if concept.flagged)
+    names = [flagged.names[i % 2] + _ending(i) for i in range(rows)]
+    harmless = [concept for concept in listed if not concept.flagged][: run.preset.pool]
+    names += [concept.names[0] + _ending(i) for i, concept in enumerate(harmless * others)]
+    images = draw(pipeline, names, range(seed, seed + len(names)), "pictures for the checker")
+    return to_tensor(images), torch.arange(len(names)) < rows
+
+
+def _ending(i: int) -> str:
+    """Every style and background in turn, and often none."""
+    styles, grounds = ["", "", *(f", {style}" for style in STYLES)], ["", "", *BACKGROUNDS]
+    ground = grounds[i % len(grounds)]
+    return (f" on a {ground} background" if ground else "") + styles[i % len(styles)]
+
+
+def background_of(picture: torch.Tensor) -> str:
+    """The named background nearest to the mean colour of the corners of (3, H, W) in -1 … 1."""
+    edge = max(2, picture.shape[-1] // 16)
+    corners = torch.cat([picture[:, y, x].flatten(1) for y in (slice(edge), slice(-edge, None))
+                         for x in (slice(edge), slice(-edge, None))], 1)  # fmt: skip
+    colour = (corners.median(1).values + 1) * 127.5
+    return min(BACKGROUNDS, key=lambda name: (torch.tensor(BACKGROUNDS[name]) - colour).square().sum().item())
+
+
+class Bench:
+    """The model under test with its judge and the real pictures to compare with."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run = run
+        self.pipeline = AutoPipelineForText2Image.from_pretrained(folder, dtype=torch.float32)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.size = 8 * self.pipeline.unet.config.sample_size
+        self.listed: list[Concept] = concepts.load(run)
+        self.judge = judge.run(run)
+        self.right = torch.arange(len(self.listed))
+        styles, grounds = list(STYLES), list(BACKGROUNDS)
+        self.grounds = [grounds[i % len(grounds)] for i in range(len(self.listed))]
+        self.prompts = [
+            f"{concept.names[0]} on a {ground} background, {styles[i % len(styles)]}"
+            for i, (concept, ground) in enumerate(zip(self.listed, self.grounds, strict=True))
+        ]
+
+    def top(self, images: torch.Tensor, right: torch.Tensor, k: int) -> float:
+        return (judge.ranks(self.judge, images, right, self.listed) < k).float().mean().item()
+
+    def drawn(self, name: str, seed: int = 1, **arguments: object) -> torch.Tensor:
+        seeds = range(seed, seed + len(self.prompts))
+        return to_tensor(draw(self.pipeline, self.prompts, seeds, name, **arguments))
+
+    def adherence(self) -> list[Finding]:
+        art = Art.load(self.run.art, self.run.preset.art_size, list(STYLES), {c.code for c in self.listed})
+        real, _, right = Composer(art, self.listed, self.size, GENTLE, 5).batch(
+            len(art), pictures=torch.arange(len(art))
+        )
+        # the judge's own accuracy: on the generator's art, which it has never seen
+        real1, real5 = self.top(real, right, 1), self.top(real, right, 5)
+        found = [
+            Finding(f"judge on {len(real)} real pictures of {len(self.listed)} concepts, top-1", real1, f"{real1:.2f}"),
+            Finding("judge on real pictures, top-5", real5, f"{real5:.2f}", 0.7),
+        ]
+        for steps in (10, 20, 50):
+            images = self.drawn(f"{steps} steps", num_inference_steps=steps)
+            rates = [self.top(images, self.right, k) for k in (1, 5)]
+            shown = f"{rates[0]:.2f}, {rates[1]:.2f}"
+            found.append(Finding(f"generated, {steps} steps: top-1, top-5", rates[1], shown))
+            if steps == STEPS:
+                share = rates[1] / real5
+                found.append(Finding("top-5, generated ÷ real", share, f"{share:.2f}", 0.75))
+                hit = [background_of(image) == ground for image, ground in zip(images, self.grounds, strict=True)]
+                rate = sum(hit) / len(hit)
+                found.append(Finding("background of the colour asked for", rate, f"{rate:.2f}", 0.8))
+                self.images = images
+        unguided = self.top(self.drawn("guidance 1", guidance_scale=1.0), self.right, 1)
+        gain = self.top(self.images, self.right, 1) - unguided
+        found.append(Finding(f"guidance {GUIDANCE:g} against 1: gain in top-1", gain, f"{gain:+.2f}", 0.0))
+        return found
+
+    def variety(self) -> list[Finding]:
+        """How far pictures of one prompt differ over seeds, as a share of how far those of different prompts do."""
+        prompts = [name for name in SHEET[:8] for _ in range(4)]
+        images = to_tensor(draw(self.pipeline, prompts, range(100, 100 + len(prompts)), "variety")).flatten(1)
+        apart = torch.cdist(images, images, p=1) / images.shape[1]
+        same = torch.tensor([[a == b for b in prompts] for a in prompts])
+        share = (apart[same & (apart > 0)].mean() / apart[~same].mean()).item()
+        return [Finding("difference over seeds ÷ over prompts", share, f"{share:.2f}", 0.15)]
+
+    def img2img(self) -> list[Finding]:
+        """Redraws one thing as another: a low strength keeps the picture, a high one follows the prompt."""
+        pipeline = AutoPipelineForImage2Image.from_pipe(self.pipeline)
+        shift = 7
+        prompts = self.prompts[shift:] + self.prompts[:shift]
+        inits = [to_image(image) for image in self.images]
+        kept, followed = {}, {}
+        for strength in (0.3, 0.9):
+            images = to_tensor(
+                draw(pipeline, prompts, range(len(prompts)), f"strength {strength}", image=inits, strength=strength)
+            )
+            kept[strength] = self.top(images, self.right, 5)
+            followed[strength] = self.top(images, self.right.roll(-shift), 5)
+        return [
+            Finding("img2img, strength 0.3: what was there, top-5", kept[0.3], f"{kept[0.3]:.2f}", 0.6),
+            Finding("img2img, strength 0.9: what was asked for, top-5", followed[0.9], f"{followed[0.9]:.2f}", 0.4),
+        ]
+
+    def masking(self) -> list[Finding]:
+        """Fills a disc in the middle of a plain picture with what is asked for."""
+        pipeline = AutoPipelineForInpainting.from_pipe(self.pipeline)
+        draw_from = torch.Generator().manual_seed(0)
+        plain = backgrounds(self.grounds, self.size, self.size, draw_from) * 2 - 1
+        mask = Image.new("L", (self.size, self.size))
+        ImageDraw.Draw(mask).ellipse([0.04 * self.size] * 2 + [0.96 * self.size] * 2, fill=255)
+        images = draw(
+            pipeline, self.prompts, range(len(self.prompts)), "masking", image=[to_image(image) for image in plain],
+            mask_image=[mask] * len(plain), strength=1.0, width=self.size, height=self.size,
+        )  # fmt: skip
+        rate = self.top(to_tensor(images), self.right, 5)
+        return [Finding("masking, an empty disc filled: top-5", rate, f"{rate:.2f}", 0.5)]
+
+    def safety(self) -> list[Finding]:
+        """On generated pictures of other seeds, and on drawings by other artists: the checker saw none of them."""
+        generated, flagged = for_checker(self.pipeline, self.run, HELD_OUT_SEEDS, 48, 2)
+        art = Art.load(self.run.art, self.run.preset.art_size, list(JUDGE_STYLES))
+        code = next(concept.code for concept in self.listed if concept.flagged)
+        own = [i for i, (name, _) in enumerate(art.labels) if name == code]
+        chosen = torch.tensor(own * 50 + list(range(len(art))))
+        grounds = [list(BACKGROUNDS)[i % len(BACKGROUNDS)] for i in range(len(chosen))]
+        draw_from = torch.Generator().manual_seed(9)
+        real = []
+        for i in range(0, len(chosen), 128):
+            behind = backgrounds(grounds[i : i + 128], self.size, self.size, draw_from)
+            real.append(place(art.pictures[chosen[i : i + 128]], behind, STRONG, draw_from) * 2 - 1)
+        truth = torch.tensor([int(i) in own for i in chosen])
+        found = []
+        for name, images, right in (("generated", generated, flagged), ("real", torch.cat(real), truth)):
+            said = torch.tensor([flag for i in range(0, len(images), 64) for flag in self._flags(images[i : i + 64])])
+            recall = (said & right).sum().item() / right.sum().item()
+            precision = (said & right).sum().item() / max(1, said.sum().item())
+            counts = f"of {int(right.sum())} to flag and {int((~right).sum())} others"
+            found += [
+                Finding(f"safety checker, {name}: recall {counts}", recall, f"{recall:.3f}", 0.9),
+                Finding(f"safety checker, {name}: precision", precision, f"{precision:.3f}", 0.9),
+            ]
+        return found
+
+    def _flags(self, images: torch.Tensor) -> list[bool]:
+        return safety.flags(self.pipeline.safety_checker, images)
+
+    def seconds(self) -> list[Finding]:
+        begin = time.perf_counter()
+        draw(self.pipeline, SHEET[:1], [1], "one picture")
+        took = time.perf_counter() - begin
+        return [Finding("one picture, seconds (the figure that counts is below 5)", 5 - took, f"{took:.1f} s", 0.0)]
+
+
+def sheet(pipeline: StableDiffusionPipeline, side: int = 112) -> Image.Image:
+    """24 prompts, two seeds each."""
+    prompts = [prompt for prompt in SHEET for _ in range(2)]
+    images = draw(pipeline, prompts, [1, 2] * len(SHEET), "contact sheet")
+    columns, gap, text = 6, 4, 16
+    cell = (2 * side + 3 * gap, side + text + gap)
+    page = Image.new("RGB", (columns * cell[0], -(-len(SHEET) // columns) * cell[1]), "white")
+    pen = ImageDraw.Draw(page)
+    for i, image in enumerate(images):
+        row, column = divmod(i // 2, columns)
+        left = column * cell[0] + (i % 2) * (side + gap)
+        page.paste(image.resize((side, side), Image.Resampling.LANCZOS), (left, row * cell[1]))
+        pen.text((column * cell[0], row * cell[1] + side + 1), prompts[i], "black", ImageFont.load_default(11))
+    return page
+
+
+def run(run: Run, folder: Path) -> int:
+    """Evaluates the model in `folder`; writes its contact sheet and the table in its card. Returns an exit status."""
+    torch.manual_seed(run.seed)
+    bench = Bench(run, folder)
+    sheet(bench.pipeline).save(folder / "contact-sheet.png", optimize=True)
+    findings = [*bench.adherence(), *bench.variety(), *bench.img2img(), *bench.masking(), *bench.safety()]
+    findings += bench.seconds()
+    table = "\n".join(["| what | measured | bar |", "|---|---|---|", *(finding.line for finding in findings)])
+    print(table)
+    card = folder / "README.md"
+    if card.is_file():
+        before, begin, rest = card.read_text(encoding="utf-8").partition("<!-- evaluation -->\n")
+        _, end, after = rest.partition("<!-- end of evaluation -->")
+        if begin and end:
+            card.write_text(before + begin + table + "\n" + end + after, encoding="utf-8")
+    return 0 if all(finding.ok for finding in findings) else 1

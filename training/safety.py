@@ -1,0 +1,109 @@
+"""The safety checker: tells the picture that it is to flag, 🔞, from everything else that the art shows.
+
+In diffusers' StableDiffusionSafetyChecker form: an image is flagged whose embedding has a cosine to one of 17
+concepts above that concept's threshold. Ours uses one of the 17; the others have thresholds that no cosine reaches.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from torch import nn
+from transformers import CLIPConfig, CLIPVisionModelWithProjection
+
+from training import concepts
+from training.art import STYLES, Art
+from training.clip import to_pixels, vision_config, wide_concepts
+from training.compose import STRONG, Composer
+from training.config import Run
+from training.loop import train
+
+SHARPNESS = 16.0
+NEVER = 2.0  # a threshold above every cosine
+# signs with a red ring or bar, drawn more often than the rest: they are what is easily mistaken
+LOOKALIKES = ("1f6ab", "1f6ad", "1f6af", "1f6b3", "1f6b1", "1f6b7", "1f4f5", "26d4", "1f6d1", "2b55", "1f51f", "1f522")
+
+
+class Checker(nn.Module):
+    """An image encoder and the direction that flagged pictures are to point in."""
+
+    def __init__(self, vision: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self.vision = vision
+        self.flagged = nn.Parameter(torch.randn(vision.config.projection_dim))
+
+    def cosine(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B,) cosine to what is flagged, of pixels (B, 3, 64, 64)."""
+        return F.cosine_similarity(self.vision(pixels).image_embeds.float(), self.flagged.float(), dim=-1)
+
+    def loss(self, pixels: torch.Tensor, flagged: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(SHARPNESS * (self.cosine(pixels) - 0.5), flagged.float())
+
+
+def run(
+    run: Run, vision: CLIPVisionModelWithProjection,
+    generated: tuple[torch.Tensor, torch.Tensor] | None = None, minutes: float | None = None,
+) -> StableDiffusionSafetyChecker:  # fmt: skip
+    """Trains on the art and, if given, on `generated` pictures (N, 3, H, W) in -1 … 1 and their flags (N,)."""
+    preset, device = run.preset, run.device
+    torch.manual_seed(run.seed)
+    flagged_code = next(concept.code for concept in concepts.load(run) if concept.flagged)
+    everything = Art.load(run.art, preset.art_size, list(STYLES))
+    listed = wide_concepts(run)
+    composer = Composer(everything, listed, preset.image_size, STRONG, run.seed)
+    codes = [code for code, _ in everything.labels]
+    groups = [
+        torch.tensor([i for i, code in enumerate(codes) if code == flagged_code]),
+        torch.tensor([i for i, code in enumerate(codes) if code in LOOKALIKES]),
+        torch.tensor([i for i, code in enumerate(codes) if code != flagged_code]),
+    ]
+    model = Checker(vision).to(device)
+
+    def loss(step: int) -> torch.Tensor:
+        composer.reseed(run.seed + step)
+        rows = preset.safety.batch // 4
+        chosen = torch.cat(
+            [group[torch.randint(len(group), (n,))] for group, n in zip(groups, (rows, rows, rows), strict=True)]
+        )
+        images, _, _ = composer.batch(len(chosen), pictures=chosen)
+        flags = torch.cat([torch.ones(rows), torch.zeros(2 * rows)])
+        if generated is not None:
+            own = torch.randint(len(generated[0]), (rows,))
+            images, flags = torch.cat([images, generated[0][own]]), torch.cat([flags, generated[1][own].float()])
+        images = blurred(images)
+        return model.loss(to_pixels(images.to(device)), flags.to(device))
+
+    train("safety checker", model, loss, preset.safety, run.checkpoint("safety"), device, minutes=minutes)
+    return as_standard(model)
+
+
+def blurred(images: torch.Tensor) -> torch.Tensor:
+    """Every second picture a little unsharp and noisy, as generated ones are."""
+    soft = F.interpolate(F.avg_pool2d(images[::2], 2), images.shape[-2:], mode="bilinear")
+    images = images.clone()
+    images[::2] = soft + 0.06 * torch.randn_like(soft)
+    return images
+
+
+def as_standard(model: Checker, threshold: float = 0.5) -> StableDiffusionSafetyChecker:
+    """The standard checker of the same weights."""
+    vision = vision_config()
+    config = CLIPConfig(
+        text_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},  # the checker has no text
+        vision_config=vision.to_dict(),
+        projection_dim=vision.projection_dim,
+    )
+    checker = StableDiffusionSafetyChecker(config)
+    missing, unexpected = checker.load_state_dict(model.vision.state_dict(), strict=False)
+    if unexpected or not all("embeds" in name for name in missing):
+        raise RuntimeError(f"The checker's weights do not fit: {missing} {unexpected}")
+    checker.concept_embeds.data[0] = model.flagged.detach()
+    checker.concept_embeds_weights.data[:] = NEVER
+    checker.concept_embeds_weights.data[0] = threshold
+    checker.special_care_embeds_weights.data[:] = NEVER
+    return checker.eval()
+
+
+def flags(checker: StableDiffusionSafetyChecker, images: torch.Tensor) -> list[bool]:
+    """Which of the images (B, 3, H, W) in -1 … 1 the checker flags."""
+    found: list[bool] = checker(clip_input=to_pixels(images), images=images.clone())[1]
+    return found

@@ -1,0 +1,137 @@
+"""The UNet: learns to take the noise off latents, led by captions."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training import concepts
+from training.art import STYLES, Art
+from training.compose import GENTLE, Composer
+from training.config import Preset, Run
+from training.loop import autocast, train
+
+DROPPED = 0.1  # share of captions that are left empty, for classifier-free guidance
+ENCODED_AT_ONCE = 32
+
+
+def create(preset: Preset) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=preset.image_size // 8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=preset.unet_widths,
+        layers_per_block=1,
+        cross_attention_dim=preset.text_width,
+        attention_head_dim=tuple(max(1, width // 32) for width in preset.unet_widths),
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """Noise to the very end (https://arxiv.org/abs/2305.08891): plain backgrounds need it, black ones above all."""
+    return DPMSolverMultistepScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+
+
+class Pool:
+    """Encoded pictures of one size: the VAE and the text encoder run once for each, not once for every step.
+
+    Attributes:
+        latents: (N, 4, height / 8, width / 8).
+        states: (N, 77, text width), half precision.
+    """
+
+    def __init__(
+        self, composer: Composer, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer,
+        rows: int, size: tuple[int, int], device: str,
+    ) -> None:  # fmt: skip
+        self._parts = composer, vae, text_encoder, tokenizer
+        self._size = size
+        self._device = device
+        self._next = 0
+        encoded = [self._encode(min(ENCODED_AT_ONCE, rows - i)) for i in range(0, rows, ENCODED_AT_ONCE)]
+        self.latents, self.states = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+
+    def _encode(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        composer, vae, text_encoder, tokenizer = self._parts
+        images, captions, _ = composer.batch(rows, *self._size)
+        with torch.no_grad(), autocast(self._device):
+            images = images.to(self._device, memory_format=torch.channels_last)
+            latents = vae.encode(images).latent_dist.mean.float()
+            return latents, encode_text(text_encoder, tokenizer, captions).half()
+
+    def renew(self) -> None:
+        """Puts new pictures in the place of the oldest."""
+        rows = min(ENCODED_AT_ONCE, len(self.latents) - self._next)
+        place = slice(self._next, self._next + rows)
+        self.latents[place], self.states[place] = self._encode(rows)
+        self._next = (self._next + rows) % len(self.latents)
+
+    def batch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(len(self.latents), (rows,))
+        return self.latents[chosen], self.states[chosen].float()
+
+
+def encode_text(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """(B, 77, width) hidden states, as the pipelines make them."""
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    states: torch.Tensor = text_encoder(ids.to(text_encoder.device))[0]
+    return states
+
+
+def loss_of(
+    unet: UNet2DConditionModel, latents: torch.Tensor, states: torch.Tensor, alphas_cumprod: torch.Tensor
+) -> torch.Tensor:
+    """v-prediction (https://arxiv.org/abs/2202.00512), with less weight where there is almost no noise to find."""
+    timesteps = torch.randint(len(alphas_cumprod), (len(latents),))
+    alpha = alphas_cumprod[timesteps].to(latents.device)[:, None, None, None]
+    noise = torch.randn(latents.shape).to(latents.device)
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    drawn = unet(noisy, timesteps.to(latents.device), states).sample
+    # min-SNR (https://arxiv.org/abs/2303.09556) with its gamma of 5, but full weight at the noisy end
+    weight = (5 * (1 - alpha)).clamp(max=1)
+    return (weight * F.mse_loss(drawn.float(), target, reduction="none")).mean()
+
+
+def run(
+    run: Run, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer,
+    start: UNet2DConditionModel | None = None, minutes: float | None = None,
+) -> UNet2DConditionModel:  # fmt: skip
+    """Trains from nothing, from a checkpoint, or from the weights of `start`."""
+    preset, device = run.preset, run.device
+    torch.manual_seed(run.seed)
+    listed = concepts.load(run)
+    drawn = Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed})
+    drawn.pictures = drawn.pictures.to(device)
+    composer = Composer(drawn, listed, preset.image_size, GENTLE, run.seed)
+    model = (start or create(preset)).to(device, memory_format=torch.channels_last)
+    vae.to(device), text_encoder.to(device)
+
+    full = preset.image_size
+    sizes = [(full, full), (full, full * 3 // 4), (full * 3 // 4, full), (full, full // 2), (full // 2, full)]
+    rows = [preset.pool] + [max(1, preset.pool // 12)] * 4
+    pools = [Pool(composer, vae, text_encoder, tokenizer, n, size, device) for n, size in zip(rows, sizes, strict=True)]
+    with torch.no_grad():
+        empty = encode_text(text_encoder, tokenizer, [""])
+    alphas_cumprod = scheduler().alphas_cumprod
+
+    def loss(step: int) -> torch.Tensor:
+        odd = torch.rand(()) < preset.mixed_sizes
+        pool = pools[int(torch.randint(1, len(pools), ())) if odd else 0]
+        if step % preset.refresh == 0:
+            pool.renew()
+        latents, states = pool.batch(preset.unet.batch)
+        dropped = (torch.rand(len(states)) < DROPPED).to(states.device)
+        return loss_of(model, latents, torch.where(dropped[:, None, None], empty, states), alphas_cumprod)
+
+    train("UNet", model, loss, preset.unet, run.checkpoint("unet"), device, minutes=minutes)
+    return model
