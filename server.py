@@ -7,6 +7,7 @@ what it is doing, and on Ctrl-C or SIGTERM ends everything that it started.
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -25,6 +26,7 @@ import psutil
 
 from handlers.archive import COMBINED, HOME, build
 from handlers.errors import FAILURE_MARK, ModelError
+from handlers.reload import RUN_FILE
 from handlers.request import TASKS
 from handlers.weights import ModelSource, download, resolve_model
 from proxy.settings import LOG_LEVELS
@@ -187,6 +189,15 @@ class Server:
             "SD_LOG_LEVEL": self._options.log_level,
         }
         self._spawn("proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
+        # for `python -m handlers.reload`
+        reached = {
+            "pid": os.getpid(),
+            "port": self._options.port,
+            "inference_url": proxy["SD_INFERENCE_URL"],
+            "management_url": proxy["SD_MANAGEMENT_URL"],
+            "model_store": str(self._store),
+        }
+        (self.run_directory / RUN_FILE).write_text(json.dumps(reached), encoding="utf-8")
 
     def _spawn(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         # in a group of its own: Ctrl-C reaches this process alone, which then ends the others in order

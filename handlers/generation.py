@@ -117,11 +117,9 @@ class Generation:
         assert request is not None
         # pipelines without a checker of their own (SDXL) have no such attribute
         flagged = bool((getattr(output, "nsfw_content_detected", None) or [False])[0])
-        image = output.images[0]
-        if request.init_image is not None:
-            image = images.fit(image, request.init_image.size)
-            if request.mask_image is not None and not flagged:
-                image = images.paste_back(request.init_image, image, request.mask_image)
+        image = images.fit(output.images[0], request.answer_size)
+        if request.init_image is not None and request.mask_image is not None and not flagged:
+            image = images.paste_back(request.init_image, image, request.mask_image)
         answer = {
             "base64": images.encode_png(image),
             "seed": request.seed + index,

