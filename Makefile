@@ -13,13 +13,16 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test check archives bench train eval-embedded clean
+.PHONY: serve test test-container check archives bench train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-container: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m container tests/container $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -36,7 +39,6 @@ train: $(VENV)/.installed-training
 	$(BIN)/python -m training $(or $(ARGS),all)
 
 eval-embedded: $(VENV)/.installed-training
-	$(BIN)/python -m training fetch
 	$(BIN)/python -m training evaluate $(ARGS)
 
 clean:

@@ -35,7 +35,7 @@ POLL_S = 0.2
 
 
 class ReloadError(Exception):
-    """The old version still serves; the message says why the new one does not."""
+    """A reload that did not go to its end; the message says what serves now and why."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,6 @@ class Management:
     def set_default(self, name: str, version: str) -> None:
         self._call("PUT", f"{self._target.management_url}/models/{name}/{version}/set-default")
 
-    def scale(self, name: str, workers: int) -> None:
-        query = {"min_worker": workers, "max_worker": workers, "synchronous": "true"}
-        self._call("PUT", f"{self._target.management_url}/models/{name}", params=query)
-
     def unregister(self, name: str, version: str) -> None:
         self._call("DELETE", f"{self._target.management_url}/models/{name}/{version}")
 
@@ -122,7 +118,7 @@ def reload(
     Args:
         changes: handler settings that differ from the running version's.
 
-    Raises ReloadError; the old version then still serves.
+    Raises ReloadError. The old version then still serves, unless only its own end failed.
     """
     old = management.default_version(name)
     version = next_version([described["modelVersion"] for described in management.versions(name)])
@@ -142,13 +138,16 @@ def reload(
         except ReloadError:
             management.unregister(name, version)
             raise
-    except ReloadError:
+    except ReloadError as error:
         archive.unlink(missing_ok=True)
-        raise
+        raise ReloadError(f"{name} {old['modelVersion']} still serves. {error}") from None
     say(f"waiting for what {old['modelVersion']} still draws")
     while management.open_requests(name, old["modelVersion"]):
         time.sleep(POLL_S)
-    management.unregister(name, old["modelVersion"])
+    try:
+        management.unregister(name, old["modelVersion"])
+    except ReloadError as error:
+        raise ReloadError(f"{name} {version} serves, but {old['modelVersion']} is still there: {error}") from None
     # the name that `--models all` and the next reload expect; TorchServe has read the file and needs it no more
     running.unlink(missing_ok=True)
     archive.replace(target.store / f"{name}.mar")
@@ -202,17 +201,6 @@ def find_target(port: int | None) -> Target:
     )
 
 
-def not_ready(management: Management) -> list[str]:
-    """The archives that cannot serve; `["no archive"]` if nothing is registered."""
-    names = management.models()
-    return [
-        name
-        for name in names
-        if not (workers := management.default_version(name)["workers"])
-        or any(worker["status"] != "READY" for worker in workers)
-    ] or ([] if names else ["no archive"])
-
-
 def listing(management: Management) -> str:
     """A line for every version of every archive."""
     lines = []
@@ -231,23 +219,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("archives", nargs="*", metavar="ARCHIVE", help=f"{', '.join(TASKS)} or {COMBINED}")
     parser.add_argument("--list", action="store_true", help="show what is registered")
-    parser.add_argument("--ready", action="store_true", help="exit with 0 if every archive can serve, else with 1")
     parser.add_argument("--model", help="another model: a hub id or the absolute path of a model folder")
     parser.add_argument("--device", help="another device")
     parser.add_argument("--dtype", help="another dtype")
     parser.add_argument("--port", type=int, help="which server, if several run: the port that clients use")
     options = parser.parse_args(argv)
-    if sum(map(bool, (options.archives, options.list, options.ready))) != 1:
-        parser.error("name the archives to reload, or give --list or --ready")
+    if bool(options.archives) == options.list:
+        parser.error("name the archives to reload, or give --list")
     changes = {key: value for key in ("model", "device", "dtype") if (value := getattr(options, key))}
     try:
         target = find_target(options.port)
         management = Management(target)
         if options.list:
             print(listing(management))
-        if options.ready and (waiting := not_ready(management)):
-            print(f"Not ready: {', '.join(waiting)}", file=sys.stderr)
-            return 1
         for name in options.archives:
             version = reload(name, target, changes, management, lambda text: print(f"  {text}", flush=True))
             print(f"{name} {version} serves.", flush=True)

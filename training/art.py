@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +52,10 @@ JUDGE_STYLES = {
 NAMES = Package("emojibase-data", "17.0.0", "MIT", "Miles Johnson")
 
 
-def fetch(folder: Path) -> None:
-    """Downloads every package into `folder` and checks it against the registry's checksum."""
+def fetch(folder: Path, packages: Iterable[Package]) -> None:
+    """Downloads packages into `folder` and checks them against the registry's checksums."""
     folder.mkdir(parents=True, exist_ok=True)
-    for package in (*STYLES.values(), *JUDGE_STYLES.values(), NAMES):
+    for package in packages:
         file = folder / package.file_name
         if file.is_file():
             continue
@@ -94,11 +94,11 @@ def names(folder: Path) -> dict[str, dict[str, object]]:
     }
 
 
-def render(folder: Path, size: int) -> None:
-    """Renders each style to `<style>-<size>.npz`: `codes` (N,) and `pictures` (N, size, size, 4) uint8 RGBA."""
+def render(folder: Path, size: int, styles: Mapping[str, Package]) -> None:
+    """Renders styles to `<style>-<size>.npz`: `codes` (N,) and `pictures` (N, size, size, 4) uint8 RGBA."""
     known = set(names(folder))
     icon_names = _icon_names(folder)
-    for style, package in (STYLES | JUDGE_STYLES).items():
+    for style, package in styles.items():
         target = folder / f"{style}-{size}.npz"
         if target.is_file():
             continue
@@ -181,6 +181,9 @@ class Art:
                     labels.append((name, style))
                     pictures.append(torch.from_numpy(picture).permute(2, 0, 1))
         return cls(torch.stack(pictures), labels)
+
+    def to(self, device: str) -> "Art":
+        return Art(self.pictures.to(device), self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

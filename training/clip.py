@@ -90,18 +90,18 @@ def wide_concepts(run: Run) -> list[Concept]:
     ]
 
 
-def run(run: Run, tokenizer: CLIPTokenizer, minutes: float | None = None) -> Clip:
+def run(run: Run, tokenizer: CLIPTokenizer) -> Clip:
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed)
     listed = concepts.load(run)
     only = {concept.code for concept in listed}
-    narrow_art = Art.load(run.art, preset.art_size, list(STYLES), only)
+    narrow_art = Art.load(run.art, preset.art_size, list(STYLES), only).to(device)
     narrow = Composer(narrow_art, listed, preset.image_size, STRONG, run.seed)
-    wide_art = Art.load(run.art, preset.art_size, list(STYLES))
+    wide_art = Art.load(run.art, preset.art_size, list(STYLES)).to(device)
     wide = Composer(wide_art, wide_concepts(run), preset.image_size, STRONG, run.seed)
     model = Clip(text_config(preset, tokenizer), vision_config()).to(device)
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, done: float) -> torch.Tensor:
         narrow.reseed(run.seed + step)
         wide.reseed(run.seed + step)
         half = preset.clip.batch // 2
@@ -112,7 +112,7 @@ def run(run: Run, tokenizer: CLIPTokenizer, minutes: float | None = None) -> Cli
         images = torch.cat([own[0], others[0]]).to(device)
         return model.loss(to_pixels(images), tokens(tokenizer, own[1] + others[1], device))
 
-    train("CLIP", model, loss, preset.clip, run.checkpoint("clip"), device, minutes=minutes)
+    train("CLIP", model, loss, preset.clip, run.checkpoint("clip"), device)
     return model
 
 

@@ -24,18 +24,23 @@ GENTLE = Jitter()  # what the generator is to imitate: little, so that nothing i
 STRONG = Jitter((0.55, 1.0), 0.12, 0.25)  # for those that judge
 
 
-def backgrounds(names: list[str], height: int, width: int, draw: torch.Generator) -> torch.Tensor:
-    """(B, 3, height, width) in 0 … 1: the named colour with a slight deviation, lit a little from above."""
+def backgrounds(names: list[str], draw: torch.Generator) -> torch.Tensor:
+    """(B, 3) in 0 … 1: the named colour with a slight deviation."""
     colour = torch.tensor([BACKGROUNDS[name] for name in names], dtype=torch.float32) / 255
     # white stays white: it is what a prompt without a background gets
     plain = torch.tensor([name == "white" for name in names])[:, None]
     colour = torch.where(plain, colour, colour + 0.02 * torch.randn(colour.shape, generator=draw))
-    return colour[:, :, None, None].expand(-1, -1, height, width).clamp(0, 1)
+    return colour.clamp(0, 1)
 
 
-def place(drawings: torch.Tensor, grounds: torch.Tensor, jitter: Jitter, draw: torch.Generator) -> torch.Tensor:
-    """(B, 4, s, s) uint8 RGBA drawings on (B, 3, H, W) backgrounds, as (B, 3, H, W) in 0 … 1."""
-    rows, _, height, width = grounds.shape
+def place(
+    drawings: torch.Tensor, colours: torch.Tensor, size: tuple[int, int], jitter: Jitter, draw: torch.Generator
+) -> torch.Tensor:
+    """(B, 4, s, s) uint8 RGBA drawings on grounds of (B, 3) `colours`, as (B, 3, height, width) in -1 … 1.
+
+    Computed on the drawings' device.
+    """
+    rows, (height, width) = len(drawings), size
     uniform = torch.rand(rows, 4, generator=draw)
     scale = jitter.scale[0] + (jitter.scale[1] - jitter.scale[0]) * uniform[:, 0]
     angle = jitter.rotation * (2 * uniform[:, 1] - 1)
@@ -54,15 +59,12 @@ def place(drawings: torch.Tensor, grounds: torch.Tensor, jitter: Jitter, draw: t
     drawings = drawings.float() / 255
     alpha = drawings[:, 3:]
     layers = F.grid_sample(torch.cat([drawings[:, :3] * alpha, alpha], 1), grid, align_corners=False)
-    return layers[:, :3] + grounds.to(drawings.device) * (1 - layers[:, 3:])
+    pictures = layers[:, :3] + colours.to(drawings.device)[:, :, None, None] * (1 - layers[:, 3:])
+    return pictures.clamp(0, 1) * 2 - 1
 
 
 class Composer:
-    """Draws (pictures, captions, concept indices) from the concepts' art.
-
-    Args:
-        labels_of: every picture's concept, by the art's order.
-    """
+    """Draws pictures of `concepts` from their art, with captions. Their images lie where the art lies."""
 
     def __init__(self, art: Art, concepts: list[Concept], size: int, jitter: Jitter, seed: int) -> None:
         self._art = art
@@ -86,12 +88,12 @@ class Composer:
         if pictures is None:
             pictures = torch.randint(len(self._art), (rows,), generator=self._draw)
         names = ["white" if self._words.random() < 0.3 else self._words.choice(list(BACKGROUNDS)) for _ in range(rows)]
-        grounds = backgrounds(names, height or self._size, width or self._size, self._draw)
-        images = place(self._art.pictures[pictures], grounds, self._jitter, self._draw)
+        size = height or self._size, width or self._size
+        images = place(self._art.pictures[pictures], backgrounds(names, self._draw), size, self._jitter, self._draw)
         captions, indices = [], []
         for picture, background in zip(pictures.tolist(), names, strict=True):
             code, style = self._art.labels[picture]
             concept = self._concepts[self._index[code]]
             captions.append(describe(concept.names, style, background, self._words))
             indices.append(self._index[code])
-        return images.clamp(0, 1) * 2 - 1, captions, torch.tensor(indices)
+        return images, captions, torch.tensor(indices)

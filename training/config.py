@@ -11,11 +11,15 @@ EMBEDDED = PROJECT / "models" / "embedded"
 
 @dataclass(frozen=True)
 class Stage:
-    """How long one part trains. `steps` optimizer steps of `batch` pictures at the peak rate `lr`."""
+    """How long one part trains: `steps` optimizer steps of `batch` pictures at the peak rate `lr`.
+
+    `minutes` ends it earlier, with the whole schedule of the rate; then the same seed gives the same weights no more.
+    """
 
     steps: int
     batch: int
     lr: float
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,9 @@ class Preset:
     clip: Stage = field(default_factory=lambda: Stage(1200, 128, 1e-3))
     unet: Stage = field(default_factory=lambda: Stage(20_000, 32, 1.2e-3))
     safety: Stage = field(default_factory=lambda: Stage(800, 96, 6e-4))
-    judge: Stage = field(default_factory=lambda: Stage(1500, 96, 1e-3))
-    pool: int = 12_000
-    refresh: int = 16
+    judge: Stage = field(default_factory=lambda: Stage(1000, 96, 1e-3))
+    pool: int = 6_000
+    refresh: int = 12
     mixed_sizes: float = 0.1
 
 
@@ -55,11 +59,11 @@ PRESETS = {
         vae_widths=(32, 64, 128, 192),
         vae_crop=128,
         unet_widths=(96, 160, 192),
-        vae=Stage(8000, 64, 1.5e-3),
-        clip=Stage(3000, 256, 1e-3),
-        unet=Stage(24_000, 256, 1.2e-3),
-        safety=Stage(1500, 256, 6e-4),
-        judge=Stage(3000, 256, 1e-3),
+        vae=Stage(12_000, 64, 1.5e-3, minutes=6),
+        clip=Stage(3000, 256, 1e-3, minutes=2.5),
+        unet=Stage(40_000, 256, 1.2e-3, minutes=11),
+        safety=Stage(1500, 256, 6e-4, minutes=1.5),
+        judge=Stage(3000, 256, 1e-3, minutes=3),
         pool=60_000,
         refresh=4,
     ),
@@ -106,8 +110,10 @@ class Run:
     def checkpoint(self, stage: str) -> Path:
         return self.folder / f"{stage}.pt"
 
-    def with_steps(self, stage: str, steps: int) -> "Run":
-        changed = replace(getattr(self.preset, stage), steps=steps)
+    def with_length(self, stage: str, steps: int | None, minutes: float | None) -> "Run":
+        """The same run with another length of one stage."""
+        part: Stage = getattr(self.preset, stage)
+        changed = replace(part, steps=steps or part.steps, minutes=minutes or part.minutes)
         return replace(self, preset=replace(self.preset, **{stage: changed}))
 
 

@@ -204,7 +204,7 @@ class Bench:
         """Fills a disc in the middle of a plain picture with what is asked for."""
         pipeline = AutoPipelineForInpainting.from_pipe(self.pipeline)
         draw_from = torch.Generator().manual_seed(0)
-        plain = backgrounds(self.grounds, self.size, self.size, draw_from) * 2 - 1
+        plain = backgrounds(self.grounds, draw_from)[:, :, None, None].expand(-1, -1, self.size, self.size) * 2 - 1
         mask = Image.new("L", (self.size, self.size))
         ImageDraw.Draw(mask).ellipse([0.04 * self.size] * 2 + [0.96 * self.size] * 2, fill=255)
         images = draw(
@@ -225,8 +225,9 @@ class Bench:
         draw_from = torch.Generator().manual_seed(9)
         real = []
         for i in range(0, len(chosen), 128):
-            behind = backgrounds(grounds[i : i + 128], self.size, self.size, draw_from)
-            real.append(place(art.pictures[chosen[i : i + 128]], behind, STRONG, draw_from) * 2 - 1)
+            colours = backgrounds(grounds[i : i + 128], draw_from)
+            drawings = art.pictures[chosen[i : i + 128]]
+            real.append(place(drawings, colours, (self.size, self.size), STRONG, draw_from))
         truth = torch.tensor([int(i) in own for i in chosen])
         found = []
         for name, images, right in (("generated", generated, flagged), ("real", torch.cat(real), truth)):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training import concepts
+from training import art, concepts
 from training.art import JUDGE_STYLES, Art
 from training.clip import wide_concepts
 from training.compose import STRONG, Composer
@@ -55,20 +55,19 @@ class Judge(nn.Module):
         return (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2
 
 
-def run(run: Run, minutes: float | None = None) -> Judge:
+def run(run: Run) -> Judge:
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed + 1)
     listed = concepts.load(run)
     only = {concept.code for concept in listed}
-    narrow_art = Art.load(run.art, preset.art_size, list(JUDGE_STYLES), only)
-    narrow = Composer(narrow_art, listed, preset.image_size, STRONG, run.seed)
+    art.fetch(run.art, JUDGE_STYLES.values())
+    art.render(run.art, preset.art_size, JUDGE_STYLES)
+    narrow = Composer(_art(run, only), listed, preset.image_size, STRONG, run.seed)
     wide_listed = wide_concepts(run)
-    wide = Composer(
-        Art.load(run.art, preset.art_size, list(JUDGE_STYLES)), wide_listed, preset.image_size, STRONG, run.seed
-    )
+    wide = Composer(_art(run), wide_listed, preset.image_size, STRONG, run.seed)
     model = Judge().to(device)
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, done: float) -> torch.Tensor:
         narrow.reseed(run.seed + step)
         wide.reseed(run.seed + step)
         own, others = narrow.batch(preset.judge.batch * 2 // 3), wide.batch(preset.judge.batch // 3)
@@ -76,10 +75,14 @@ def run(run: Run, minutes: float | None = None) -> Judge:
         flip = torch.rand(len(images)) < 0.5  # the generator's art faces either way
         images[flip] = images[flip].flip(-1)
         captions = [listed[i].names[0] for i in own[2]] + [wide_listed[i].names[0] for i in others[2]]
-        return model.loss(blurred(images).to(device), captions)
+        return model.loss(blurred(images), captions)
 
-    train("judge", model, loss, preset.judge, run.checkpoint("judge"), device, minutes=minutes)
+    train("judge", model, loss, preset.judge, run.checkpoint("judge"), device)
     return model
+
+
+def _art(run: Run, only: set[str] | None = None) -> Art:
+    return Art.load(run.art, run.preset.art_size, list(JUDGE_STYLES), only).to(run.device)
 
 
 def ranks(judge: Judge, images: torch.Tensor, right: torch.Tensor, listed: list[Concept]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The training loop that every stage shares: schedule, average, checkpoints, progress bar."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,10 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=quick)
 
 
-def learning_rate(step: int, stage: Stage) -> float:
-    """Warm-up over 100 steps, the peak until the half, then half a cosine down to a hundredth of it."""
-    warm = min(1.0, (step + 1) / 100)
-    done = max(0.0, (step / stage.steps - 0.5) / 0.5)
-    return stage.lr * warm * (0.01 + 0.99 * (0.5 + 0.5 * torch.cos(torch.tensor(min(1.0, done) * torch.pi)).item()))
+def learning_rate(step: int, done: float, peak: float) -> float:
+    """Warm-up over 100 steps, the peak until a half is `done` (0 … 1), then a cosine down to a hundredth of it."""
+    fall = max(0.0, 2 * done - 1)
+    return peak * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * fall)))
 
 
 class Average:
@@ -56,67 +56,73 @@ class Average:
 def train(
     name: str,
     module: nn.Module,
-    loss: Callable[[int], torch.Tensor],
+    loss: Callable[[int, float], torch.Tensor],
     stage: Stage,
     checkpoint: Path,
     device: str,
     average: float = 0.999,
-    minutes: float | None = None,
 ) -> None:
     """Trains `module` in place and leaves it with its averaged parameters.
 
-    Resumes from `checkpoint` where there is one. With `minutes`, stops after so many and leaves a checkpoint to
-    resume from.
+    Resumes from `checkpoint` where there is one, and leaves one when it is interrupted.
 
     Args:
-        loss: the loss at a step, which draws its own batch.
+        loss: the loss at a step, which draws its own batch; it also gets which part of the stage is done, 0 … 1.
     """
     fused = device in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(module.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
     mean = Average(module, average)
-    first = 0
+    step, before = 0, 0.0
     if checkpoint.is_file():
         saved = torch.load(checkpoint, map_location=device)
         module.load_state_dict(saved["module"])
         optimizer.load_state_dict(saved["optimizer"])
         mean.parameters = saved["average"]
-        first = saved["step"]
+        step, before = saved["step"], saved["seconds"]
+    begin = saved_at = time.monotonic()
 
-    def save(step: int) -> None:
+    def seconds() -> float:
+        return before + time.monotonic() - begin
+
+    def done() -> float:
+        by_time = seconds() / (60 * stage.minutes) if stage.minutes else 0.0
+        return max(step / stage.steps, by_time)
+
+    def save() -> None:
         state = {
             "module": module.state_dict(),
             "optimizer": optimizer.state_dict(),
             "average": mean.parameters,
             "step": step,
+            "seconds": seconds(),
         }
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").replace(checkpoint)
 
-    started = saved_at = time.monotonic()
     shown = None
     module.train()
-    with tqdm(desc=name, total=stage.steps, initial=first, unit="step", mininterval=5) as bar:
-        for step in range(first, stage.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, stage)
-            torch.manual_seed(step)  # what a step draws does not depend on where the run was resumed
-            with autocast(device):
-                value = loss(step)
-            value.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            mean.update(step)
-            shown = value.detach() if shown is None else shown.lerp(value.detach(), 0.02)
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{shown.item():.4f}")
-            now = time.monotonic()
-            out_of_time = minutes is not None and now - started > 60 * minutes
-            if out_of_time or step + 1 == stage.steps or now - saved_at > CHECKPOINT_SECONDS:
-                save(step + 1)
-                saved_at = now
-            if out_of_time:
-                break
+    with tqdm(desc=name, total=stage.steps, initial=step, unit="step", mininterval=5) as bar:
+        try:
+            while (part := done()) < 1:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, part, stage.lr)
+                torch.manual_seed(step)  # what a step draws does not depend on where the run was resumed
+                with autocast(device):
+                    value = loss(step, part)
+                value.backward()
+                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                mean.update(step)
+                step += 1
+                shown = value.detach() if shown is None else shown.lerp(value.detach(), 0.02)
+                bar.update()
+                if step % 20 == 0:
+                    bar.set_postfix(loss=f"{shown.item():.4f}")
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    save()
+                    saved_at = time.monotonic()
+        finally:
+            save()
     mean._write(mean.parameters)
     module.eval()

@@ -41,13 +41,13 @@ class Checker(nn.Module):
 
 def run(
     run: Run, vision: CLIPVisionModelWithProjection,
-    generated: tuple[torch.Tensor, torch.Tensor] | None = None, minutes: float | None = None,
+    generated: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> StableDiffusionSafetyChecker:  # fmt: skip
     """Trains on the art and, if given, on `generated` pictures (N, 3, H, W) in -1 … 1 and their flags (N,)."""
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed)
     flagged_code = next(concept.code for concept in concepts.load(run) if concept.flagged)
-    everything = Art.load(run.art, preset.art_size, list(STYLES))
+    everything = Art.load(run.art, preset.art_size, list(STYLES)).to(device)
     listed = wide_concepts(run)
     composer = Composer(everything, listed, preset.image_size, STRONG, run.seed)
     codes = [code for code, _ in everything.labels]
@@ -58,7 +58,7 @@ def run(
     ]
     model = Checker(vision).to(device)
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, done: float) -> torch.Tensor:
         composer.reseed(run.seed + step)
         rows = preset.safety.batch // 4
         chosen = torch.cat(
@@ -68,11 +68,14 @@ def run(
         flags = torch.cat([torch.ones(rows), torch.zeros(2 * rows)])
         if generated is not None:
             own = torch.randint(len(generated[0]), (rows,))
-            images, flags = torch.cat([images, generated[0][own]]), torch.cat([flags, generated[1][own].float()])
+            images, flags = (
+                torch.cat([images, generated[0][own].to(device)]),
+                torch.cat([flags, generated[1][own].float()]),
+            )
         images = blurred(images)
-        return model.loss(to_pixels(images.to(device)), flags.to(device))
+        return model.loss(to_pixels(images), flags.to(device))
 
-    train("safety checker", model, loss, preset.safety, run.checkpoint("safety"), device, minutes=minutes)
+    train("safety checker", model, loss, preset.safety, run.checkpoint("safety"), device)
     return as_standard(model)
 
 

@@ -104,14 +104,13 @@ def loss_of(
 
 def run(
     run: Run, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer,
-    start: UNet2DConditionModel | None = None, minutes: float | None = None,
+    start: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:  # fmt: skip
     """Trains from nothing, from a checkpoint, or from the weights of `start`."""
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed)
     listed = concepts.load(run)
-    drawn = Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed})
-    drawn.pictures = drawn.pictures.to(device)
+    drawn = Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed}).to(device)
     composer = Composer(drawn, listed, preset.image_size, GENTLE, run.seed)
     model = (start or create(preset)).to(device, memory_format=torch.channels_last)
     vae.to(device), text_encoder.to(device)
@@ -124,7 +123,7 @@ def run(
         empty = encode_text(text_encoder, tokenizer, [""])
     alphas_cumprod = scheduler().alphas_cumprod
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, done: float) -> torch.Tensor:
         odd = torch.rand(()) < preset.mixed_sizes
         pool = pools[int(torch.randint(1, len(pools), ())) if odd else 0]
         if step % preset.refresh == 0:
@@ -133,5 +132,5 @@ def run(
         dropped = (torch.rand(len(states)) < DROPPED).to(states.device)
         return loss_of(model, latents, torch.where(dropped[:, None, None], empty, states), alphas_cumprod)
 
-    train("UNet", model, loss, preset.unet, run.checkpoint("unet"), device, minutes=minutes)
+    train("UNet", model, loss, preset.unet, run.checkpoint("unet"), device)
     return model

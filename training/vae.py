@@ -61,38 +61,38 @@ def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
         return (10 * torch.log10(4 / F.mse_loss(vae.decode(vae.encode(images).latent_dist.mean).sample, images))).item()
 
 
-def run(run: Run, minutes: float | None = None) -> AutoencoderKL:
+def run(run: Run) -> AutoencoderKL:
     """Trains, then folds the latents' mean and deviation into the quant convolutions, so that both are 0 and 1."""
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed)
     listed = concepts.load(run)
     chosen = Composer(
-        Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed}),
+        Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed}).to(device),
         listed, preset.image_size, Jitter((0.7, 1.0), 0.06), run.seed,
     )  # fmt: skip
     # all the other art as well, so that img2img and masking can read pictures that the UNet cannot draw
-    wide = Art.load(run.art, preset.art_size, list(STYLES))
+    wide = Art.load(run.art, preset.art_size, list(STYLES)).to(device)
     model = create(preset).to(device, memory_format=torch.channels_last)
 
-    def images(step: int, rows: int) -> torch.Tensor:
+    def images(step: int, rows: int, whole: bool) -> torch.Tensor:
         chosen.reseed(run.seed + step)
         own = chosen.batch(rows - rows // 3)[0]
         draw = torch.Generator().manual_seed(run.seed + step)
         picked = torch.randint(len(wide), (rows // 3,), generator=draw)
         names = [list(BACKGROUNDS)[i] for i in torch.randint(len(BACKGROUNDS), (rows // 3,), generator=draw)]
-        grounds = backgrounds(names, preset.image_size, preset.image_size, draw)
-        others = place(wide.pictures[picked], grounds, Jitter((0.6, 1.4), 0.2, 0.3), draw) * 2 - 1
-        whole = torch.cat([own, others])
-        if step < 0.9 * preset.vae.steps:
-            whole = crop(whole, preset.vae_crop, draw)
-        return whole.to(device, memory_format=torch.channels_last)
+        size = preset.image_size, preset.image_size
+        others = place(wide.pictures[picked], backgrounds(names, draw), size, Jitter((0.6, 1.4), 0.2, 0.3), draw)
+        drawn = torch.cat([own, others])
+        if not whole:
+            drawn = crop(drawn, preset.vae_crop, draw)
+        return drawn.to(device, memory_format=torch.channels_last)
 
-    def loss(step: int) -> torch.Tensor:
-        batch = images(step, preset.vae.batch)
+    def loss(step: int, done: float) -> torch.Tensor:
+        batch = images(step, preset.vae.batch, whole=done > 0.9)
         return loss_of(reconstruct(model, batch, NOISE), batch)
 
-    train("VAE", model, loss, preset.vae, run.checkpoint("vae"), device, minutes=minutes)
-    held_out = images(preset.vae.steps, 96)
+    train("VAE", model, loss, preset.vae, run.checkpoint("vae"), device)
+    held_out = images(preset.vae.steps, 96, whole=True)
     normalise(model, held_out)
     print(f"VAE: {psnr(model, held_out):.1f} dB")
     return model

@@ -37,11 +37,13 @@ def neighbour(server: Running) -> Iterator[None]:
         assert future.result()[0]["seed"] == 77
 
 
+DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 3.5, "width": 128, "height": 128, "drawn_size": 128}
 INIT = b64(picture())
+OWN_SIZE, OWN_MASK = picture(128, 128), half_mask(128, 128)  # which the model need not scale
 FIELDS: dict[str, dict[str, Any]] = {
     "txt2img": {},
-    "img2img": {"init_image": INIT},
-    "masking": {"init_image": INIT, "mask_image": b64(half_mask())},
+    "img2img": {"init_image": b64(OWN_SIZE)},
+    "masking": {"init_image": b64(OWN_SIZE), "mask_image": b64(OWN_MASK)},
 }
 
 
@@ -51,7 +53,7 @@ def test_ping_and_models(server: Running) -> None:
     assert [model["tasks"] for model in models] == [["txt2img"], ["img2img"], ["masking"]]
     for model in models:
         assert model["model"].endswith("embedded") and model["safety_checker"] is True
-        assert model["defaults"] == {"num_inference_steps": 20, "guidance_scale": 3.5, "width": 64, "height": 64}
+        assert model["defaults"] == DEFAULTS
 
 
 @pytest.mark.parametrize("task", FIELDS)
@@ -62,9 +64,9 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
     torch.set_num_threads(server.models()[0]["threads"])
     try:
         arguments: dict[str, Any] = {
-            "txt2img": {"width": 96, "height": 64},
-            "img2img": {"image": picture(), "strength": 0.6},
-        }.get(task, {"image": picture(), "mask_image": half_mask(), "width": 64, "height": 64, "strength": 0.6})
+            "txt2img": {"width": 128, "height": 64},
+            "img2img": {"image": OWN_SIZE, "strength": 0.6},
+        }.get(task, {"image": OWN_SIZE, "mask_image": OWN_MASK, "width": 128, "height": 128, "strength": 0.6})
         expected = pipelines[task](
             "a house", negative_prompt="dull", num_inference_steps=12, guidance_scale=5.5,
             generator=torch.Generator().manual_seed(11), **arguments,
@@ -78,10 +80,10 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
         "guidance_scale": 5.5,
         "seed": 11,
     }
-    extra = {"width": 96} if task == "txt2img" else {"strength": 0.6}
+    extra = {"height": 64} if task == "txt2img" else {"strength": 0.6}
     image = decode(server.images(task, **fields, **extra, **FIELDS[task])[0])
     if task == "masking":  # under black the init image comes back, which the stock pipeline does not promise
-        expected = Image.composite(expected, picture(), half_mask())
+        expected = Image.composite(expected, OWN_SIZE, OWN_MASK)
     assert np.array_equal(image, np.asarray(expected))
 
 

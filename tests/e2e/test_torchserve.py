@@ -150,6 +150,14 @@ def test_a_second_version_replaces_the_first_while_requests_run(torchserve: None
     assert curl(f"{MODELS}/txt2img/1.0")[0] == 404
 
 
+def test_an_archive_is_scaled_away_and_back(torchserve: None) -> None:
+    for workers, status in ((0, []), (1, ["READY"])):
+        query = f"min_worker={workers}&max_worker={workers}&synchronous=true"
+        assert curl("-X", "PUT", f"{MODELS}/masking?{query}")[0] == 200
+        _, body = curl(f"{MODELS}/masking")
+        assert [worker["status"] for worker in json.loads(body)[0]["workers"]] == status
+
+
 def _missing_prompt(model: str) -> str:
     _, body = curl("-d", "seed=1", f"{PREDICTIONS}/{model}")
     message: str = json.loads(body)["error"]["message"]

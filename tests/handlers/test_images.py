@@ -122,6 +122,23 @@ def test_an_opaque_mask_is_its_greyscale() -> None:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
+        ((128, 128), (128, 128)),
+        ((512, 512), (128, 128)),
+        ((64, 64), (128, 128)),
+        ((768, 512), (128, 88)),
+        ((300, 600), (64, 128)),
+        ((1024, 64), (128, 64)),
+    ],
+)
+def test_a_model_of_one_size_draws_the_shape_that_is_asked_for(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert images.drawn_size(*size, 128) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
         ((500, 333), (504, 336)),
         ((64, 64), (64, 64)),
         ((10, 3000), (64, 1024)),

@@ -11,7 +11,7 @@ import yaml
 
 from handlers import reload as module
 from handlers.archive import build
-from handlers.reload import Management, ReloadError, Target, find_target, listing, next_version, not_ready
+from handlers.reload import Management, ReloadError, Target, find_target, listing, next_version
 
 
 class TorchServe:
@@ -125,12 +125,19 @@ def test_the_combined_archive_draws_with_each_of_its_tasks(store: Path) -> None:
 def test_the_old_version_stays_where_the_new_one_fails(store: Path, refused: str, unregistered: list[str]) -> None:
     torchserve = TorchServe()
     torchserve.refuse = lambda call: "no memory" if call == refused else None
-    with pytest.raises(ReloadError, match="no memory"):
+    with pytest.raises(ReloadError, match=r"txt2img 1\.0 still serves\..*no memory"):
         reload(torchserve, store)
     assert torchserve.versions["txt2img"] == ["1.0"] and torchserve.default["txt2img"] == "1.0"
     deleted = [call.rpartition("/")[2] for call in torchserve.calls if call.startswith("DELETE")]
     assert deleted == unregistered
     assert sorted(file.name for file in store.glob("*.mar")) == ["stable-diffusion.mar", "txt2img.mar"]
+
+
+def test_an_old_version_that_will_not_go_is_said_so(store: Path) -> None:
+    torchserve = TorchServe()
+    torchserve.refuse = lambda call: "stuck" if call.startswith("DELETE") else None
+    with pytest.raises(ReloadError, match=r"txt2img 2\.0 serves, but 1\.0 is still there.*stuck"):
+        reload(torchserve, store)
 
 
 def test_a_picture_that_fails_counts_as_a_failure(store: Path) -> None:
@@ -157,19 +164,13 @@ def test_an_archive_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         reload(TorchServe(), tmp_path)
 
 
-def test_readiness_and_the_list(tmp_path: Path) -> None:
+def test_the_list(tmp_path: Path) -> None:
     torchserve = TorchServe()
     target = Target("http://management", "http://inference", tmp_path)
     management = Management(target, httpx.MockTransport(torchserve))
-    assert not_ready(management) == []
     assert listing(management) == "stable-diffusion 1.0 (default): READY\ntxt2img 1.0 (default): READY"
-    torchserve.worker = "LOADING"
-    assert not_ready(management) == ["txt2img", "stable-diffusion"]
     torchserve.worker = ""
-    assert not_ready(management) == ["txt2img", "stable-diffusion"]
     assert "txt2img 1.0 (default): no worker" in listing(management)
-    torchserve.versions = {}
-    assert not_ready(management) == ["no archive"]
 
 
 def test_versions_count_up() -> None:

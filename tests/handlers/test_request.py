@@ -25,6 +25,14 @@ def test_defaults_are_the_models_own() -> None:
     assert request.negative_prompt == ""
 
 
+def test_a_model_of_one_size_draws_at_it_and_answers_at_the_size_asked_for() -> None:
+    defaults = ModelDefaults(20, 3.5, 128, 128, 128)
+    request = parse_request("txt2img", {"prompt": "x", "width": 512, "height": 256}, CONFIG, defaults)
+    assert (request.width, request.height, request.answer_size) == (128, 64, (512, 256))
+    request = parse_request("img2img", INIT, CONFIG, defaults)
+    assert (request.width, request.height, request.answer_size) == (128, 128, (64, 64))
+
+
 def test_strength_is_0_7_unless_given() -> None:
     assert parse("img2img", **INIT).strength == 0.7
 

@@ -1,6 +1,5 @@
 """The recipe of the embedded model, every stage in seconds, on drawings made up here and served by a local registry."""
 
-import contextlib
 import functools
 import gzip
 import hashlib
@@ -82,7 +81,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Iterator[Run]:
     """A run whose art has been fetched and rendered."""
     folder = tmp_path_factory.mktemp("work")
     listed = folder / "concepts.txt"
@@ -96,8 +95,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Run:
     run = Run(PRESETS["smoke"], folder=folder, concepts=listed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPM_CONFIG_REGISTRY", registry)
-        command.perform("fetch", run, None, None, folder)
-    return run
+        command.perform("fetch", run, None, folder)
+        yield run
 
 
 def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp
     target.mkdir()
     (target / "README.md").write_text("before\n<!-- evaluation -->\nold\n<!-- end of evaluation -->\nafter\n")
     for stage in ("tokenizer", "clip", "vae", "unet", "safety", "export"):
-        assert command.perform(stage, run, None, None, target) == 0
+        assert command.perform(stage, run, None, target) == 0
 
     pipeline = AutoPipelineForText2Image.from_pretrained(target, dtype=torch.float32)
     assert pipeline.vae_scale_factor == 8
@@ -117,7 +116,7 @@ def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp
     assert json.loads((target / "generation_config.json").read_text())["drawn_size"] == 64
 
     # three steps teach nothing, and the evaluation says so
-    assert command.perform("evaluate", run, None, None, target) == 1
+    assert command.perform("evaluate", run, None, target) == 1
     card = (target / "README.md").read_text()
     assert card.startswith("before\n") and card.endswith("after\n") and "old" not in card
     assert "**missed**" in card
@@ -192,33 +191,43 @@ def test_latents_are_normalised_without_changing_what_is_decoded() -> None:
     assert posterior.std.max() < 0.1
 
 
-def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    def train(steps: int, checkpoint: Path, seen: list[int]) -> torch.Tensor:
+def test_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def train(checkpoint: Path, interrupted_at: int | None = None) -> torch.Tensor:
         torch.manual_seed(1)
         module = torch.nn.Linear(4, 1)
 
-        def loss(step: int) -> torch.Tensor:
+        def loss(step: int, done: float) -> torch.Tensor:
+            if step == interrupted_at:
+                raise KeyboardInterrupt
+            assert done == step / 6
             seen.append(step)
             return module(torch.randn(8, 4)).square().mean()
 
-        stage = Stage(6, 8, 1e-2)
-
-        # a run that is cut after `steps`: the loss of the next step raises
-        def cut(step: int) -> torch.Tensor:
-            if step == steps:
-                raise KeyboardInterrupt
-            return loss(step)
-
-        with contextlib.suppress(KeyboardInterrupt):
-            loop.train("test", module, cut, stage, checkpoint, "cpu", minutes=0 if steps == 1 else None)
+        loop.train("test", module, loss, Stage(6, 8, 1e-2), checkpoint, "cpu")
         return module.weight.detach().clone()
 
-    whole = train(6, tmp_path / "whole.pt", [])
-    seen: list[int] = []
-    train(1, tmp_path / "parts.pt", seen)
-    resumed = train(6, tmp_path / "parts.pt", seen)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts.pt", interrupted_at=2)
+    resumed = train(tmp_path / "parts.pt")
     assert seen == list(range(6))
-    assert torch.equal(whole, resumed)
+    assert torch.equal(resumed, train(tmp_path / "whole.pt"))
+
+
+def test_minutes_end_a_stage_with_its_whole_schedule(tmp_path: Path) -> None:
+    parts: list[float] = []
+    module = torch.nn.Linear(4, 1)
+
+    def loss(step: int, done: float) -> torch.Tensor:
+        parts.append(done)
+        return module(torch.randn(8, 4)).square().mean()
+
+    loop.train("test", module, loss, Stage(10**9, 8, 1e-2, minutes=0.005), tmp_path / "x.pt", "cpu")
+    assert parts == sorted(parts) and parts[-1] > 0.5
+    assert loop.learning_rate(10**4, 0.5, 1.0) == 1.0
+    assert loop.learning_rate(10**4, 1.0, 1.0) == pytest.approx(0.01)
+    assert loop.learning_rate(0, 0.0, 1.0) == 0.01
 
 
 def test_the_standard_checker_flags_what_the_trained_one_points_at() -> None:

@@ -1,0 +1,78 @@
+"""`python -m handlers.reload` on the real server, under load."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import HOME
+from tests.e2e.running import Running, running, wait_for
+
+pytestmark = pytest.mark.e2e
+
+REQUESTS, RELOADS = 500, 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reload")
+
+
+@pytest.fixture(scope="module")
+def instance(folder: Path) -> Iterator[Running]:
+    with running(folder) as instance:
+        yield instance
+
+
+def reload(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "handlers.reload", *arguments]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    return subprocess.run(command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_reloads_under_load_fail_no_request(instance: Running, folder: Path) -> None:
+    failures: list[str] = []
+    done = 0
+    reloading = True
+    lock = threading.Lock()
+
+    def keep_asking() -> None:
+        nonlocal done
+        while reloading or done < REQUESTS:
+            answer = instance.post("txt2img", {"prompt": "a house", "num_inference_steps": 1})
+            with lock:
+                done += 1
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+
+    threads = [threading.Thread(target=keep_asking, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(RELOADS):
+        reloaded = reload(folder, "txt2img")
+        assert reloaded.returncode == 0, reloaded.stderr
+        assert f"txt2img {i + 2}.0 serves." in reloaded.stdout
+    reloading = False
+    for thread in threads:
+        thread.join(200)
+    assert not failures and done >= REQUESTS
+    # nothing of the old versions is left
+    assert reload(folder, "--list").stdout.splitlines() == [
+        "img2img 1.0 (default): READY",
+        "masking 1.0 (default): READY",
+        f"txt2img {RELOADS + 1}.0 (default): READY",
+    ]
+    wait_for(lambda: len(instance.workers()) == 3, 30)
+
+
+def test_a_model_that_does_not_load_leaves_the_old_one_serving(instance: Running, folder: Path) -> None:
+    failed = reload(folder, "img2img", "--model", str(folder))
+    assert failed.returncode == 1
+    assert "img2img 1.0 still serves" in failed.stderr
+    assert "img2img 1.0 (default): READY" in reload(folder, "--list").stdout
+    assert len(instance.images("txt2img", num_inference_steps=1)) == 1
+    wait_for(lambda: len(instance.workers()) == 3, 30)
