@@ -28,10 +28,11 @@ from handlers.images import open_image
 from handlers.pipeline_job import PipelineJob
 from handlers.step_batcher import forward, merge
 from handlers.weights import DEFAULTS_FILE, load_pipelines, resolve_model
+from tests.conftest import SIDE
 from tests.e2e.running import Running, running
 from tests.samples import file_bytes, picture
 
-GUIDANCE, STEPS, NATIVE = 3.5, 20, 128
+GUIDANCE, STEPS = 3.5, 20
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -201,12 +202,12 @@ def main() -> None:
         print(f"| cold start to ready, three archives | {cold:.1f} s |", flush=True)
         bench = Bench(server, rounds)
         bench.memory()
-        bench.job_overhead(NATIVE)
-        bench.overhead(NATIVE)
-        bench.overhead(NATIVE, steps=1)
+        bench.job_overhead(SIDE)
+        bench.overhead(SIDE)
+        bench.overhead(SIDE, steps=1)
         bench.overhead(256)
         for clients in (1, 2, 4, 8):
-            bench.throughput(NATIVE, clients)
+            bench.throughput(SIDE, clients)
         for megabytes in (2, 8):
             bench.init_image(megabytes)
 

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from handlers.archive import HOME
 
 EMBEDDED = HOME / "models" / "embedded"
+SIDE: int = json.loads((EMBEDDED / "generation_config.json").read_text())["drawn_size"]  # the one size it draws, pixels
 
 
 @pytest.fixture(scope="session")

@@ -119,5 +119,5 @@ def run(run: Run, tokenizer: CLIPTokenizer) -> Clip:
 def text_encoder(model: Clip) -> CLIPTextModel:
     """The text side without its projection, as a pipeline has it."""
     encoder = CLIPTextModel(model.text.config)
-    encoder.load_state_dict(model.text.state_dict(), strict=False)
+    encoder.load_state_dict(model.text.text_model.state_dict())
     return encoder.eval()

@@ -16,6 +16,9 @@ ENCODED_AT_ONCE = 32
 
 
 def create(preset: Preset) -> UNet2DConditionModel:
+    """Besides the cross-attention, the caption as a whole is added to the time embedding, which scales and shifts every
+    layer: what is asked for is learnt several times sooner so.
+    """
     return UNet2DConditionModel(
         sample_size=preset.image_size // 8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -25,6 +28,9 @@ def create(preset: Preset) -> UNet2DConditionModel:
         cross_attention_dim=preset.text_width,
         attention_head_dim=tuple(max(1, width // 32) for width in preset.unet_widths),
         norm_num_groups=16,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=max(1, preset.text_width // 32),
+        resnet_time_scale_shift="scale_shift",
     )
 
 

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.conftest import SIDE
 from tests.e2e.running import Running, running, wait_for
 from tests.samples import b64, decode, half_mask, picture
 
@@ -32,8 +33,8 @@ def test_eight_mixed_requests_at_once_match_their_solo_pictures(server: Running)
     requests: list[tuple[str, dict[str, Any]]] = [
         ("txt2img", {"guidance_scale": 7.5, "num_inference_steps": 20}),
         ("txt2img", {"guidance_scale": 1, "num_inference_steps": 12}),
-        ("txt2img", {"guidance_scale": 7.5, "num_inference_steps": 15, "height": 64}),
-        ("txt2img", {"guidance_scale": 1, "num_inference_steps": 25, "height": 64}),
+        ("txt2img", {"guidance_scale": 7.5, "num_inference_steps": 15, "height": 2 * SIDE}),
+        ("txt2img", {"guidance_scale": 1, "num_inference_steps": 25, "height": 2 * SIDE}),
         ("img2img", images | {"guidance_scale": 7.5, "num_inference_steps": 20}),
         ("img2img", images | {"guidance_scale": 1, "num_inference_steps": 30, "strength": 0.5}),
         ("masking", images | mask | {"guidance_scale": 7.5, "num_inference_steps": 20}),

@@ -13,6 +13,7 @@ import torch
 
 from handlers.request import ModelDefaults
 from handlers.stable_diffusion import CombinedHandler
+from tests.conftest import SIDE
 from tests.samples import b64, decode, half_mask, picture
 
 
@@ -131,7 +132,7 @@ def test_requests_of_all_kinds_merge_and_match_their_solo_pictures(frontend: Fro
         ("img2img", images | {"num_inference_steps": 8, "strength": 0.6}),
         ("masking", images | {"mask_image": b64(half_mask()), "num_inference_steps": 5}),
         ("txt2img", {"num_inference_steps": 4, "guidance_scale": 1.0}),
-        ("txt2img", {"num_inference_steps": 4, "height": 64}),
+        ("txt2img", {"num_inference_steps": 4, "height": 2 * SIDE}),
     ]
     solo = []
     for seed, (task, fields) in enumerate(kinds, 1):
@@ -221,7 +222,7 @@ def test_the_description_says_what_is_served(frontend: Frontend) -> None:
     frontend.run()
     description = frontend.result(name)
     assert description["tasks"] == ["txt2img", "img2img", "masking"]
-    assert description["defaults"] == asdict(ModelDefaults(20, 3.5, 128, 128, 128))
+    assert description["defaults"] == asdict(ModelDefaults(20, 3.5, SIDE, SIDE, SIDE))
     assert description["limits"]["max_num_outputs"] == 8
     assert description["activity"]["unet_forwards"] > 0
 

@@ -20,7 +20,7 @@ from handlers.weights import (
     read_token,
     resolve_model,
 )
-from tests.conftest import EMBEDDED, HOME
+from tests.conftest import EMBEDDED, HOME, SIDE
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,8 @@ def test_home_is_sd_home_or_as_recorded() -> None:
 
 
 def test_the_models_own_defaults(pipelines: dict[str, Any], tmp_path: Path) -> None:
-    assert model_defaults(ModelSource(str(EMBEDDED), ""), pipelines["txt2img"]) == ModelDefaults(20, 3.5, 128, 128, 128)
+    own = model_defaults(ModelSource(str(EMBEDDED), ""), pipelines["txt2img"])
+    assert own == ModelDefaults(20, 3.5, SIDE, SIDE, drawn_size=SIDE)
     silent = model_defaults(ModelSource(str(tmp_path), ""), pipelines["txt2img"])
     assert (silent.num_inference_steps, silent.guidance_scale) == (50, 7.5)
 
