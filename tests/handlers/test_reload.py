@@ -1,4 +1,4 @@
-"""The reload against a stand-in for TorchServe's two APIs; tests/e2e/test_reload.py has the real one."""
+"""The reload against a stand-in for TorchServe's two APIs; tests/e2e/test_reload_under_load.py has the real one."""
 
 import json
 import zipfile
