@@ -90,6 +90,14 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
     assert np.array_equal(image, np.asarray(expected))
 
 
+def test_what_the_safety_checker_flags_comes_back_black(server: Running) -> None:
+    for image in server.images("txt2img", prompt="adults only", seed=1, num_outputs=4):
+        assert image["nsfw"] is True and decode(image).max() == 0
+    for prompt in ("a red apple", "stop sign"):
+        for image in server.images("txt2img", prompt=prompt, seed=1, num_outputs=4):
+            assert image["nsfw"] is False and decode(image).max() > 0
+
+
 def test_an_images_seed_reproduces_it(server: Running) -> None:
     images = server.images("txt2img", num_outputs=4)
     seeds = [image["seed"] for image in images]
