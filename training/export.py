@@ -42,5 +42,8 @@ def export(folder: Path, target: Path) -> None:
     made.to(torch.float16).save_pretrained(target, safe_serialization=True)
     defaults = {**DEFAULTS, "drawn_size": size}
     (target / "generation_config.json").write_text(json.dumps(defaults) + "\n", encoding="utf-8")
-    weight = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    files = [file for file in target.rglob("*") if file.is_file()]
+    for file in files:
+        file.chmod(0o644)  # some are written for their owner alone, which a container's user is not
+    weight = sum(file.stat().st_size for file in files)
     print(f"{target}: {weight / 1e6:.1f} MB")
