@@ -59,11 +59,10 @@ class Finding:
         return f"| {self.what} | {self.shown} | {bar} |"
 
 
-def to_tensor(images: Sequence[Image.Image], size: int | None = None) -> torch.Tensor:
-    """(B, 3, H, W) in -1 … 1 of images of one size."""
-    scaled = [image.convert("RGB").resize((size, size)) if size else image.convert("RGB") for image in images]
-    rows = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in scaled]
-    pictures = torch.stack(rows).view(len(scaled), scaled[0].height, scaled[0].width, 3).permute(0, 3, 1, 2)
+def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
+    """(B, 3, H, W) in -1 … 1 of RGB images of one size."""
+    rows = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in images]
+    pictures = torch.stack(rows).view(len(images), images[0].height, images[0].width, 3).permute(0, 3, 1, 2)
     return pictures.float() / 127.5 - 1
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import __main__ as command
-from training import art, concepts, evaluate, loop, safety, tokenizer, vae
+from training import art, clip, concepts, evaluate, loop, safety, tokenizer, vae
 from training.compose import GENTLE, Composer
 from training.config import PRESETS, Run, Stage
 
@@ -228,6 +228,14 @@ def test_minutes_end_a_stage_with_its_whole_schedule(tmp_path: Path) -> None:
     assert loop.learning_rate(10**4, 0.5, 1.0) == 1.0
     assert loop.learning_rate(10**4, 1.0, 1.0) == pytest.approx(0.01)
     assert loop.learning_rate(0, 0.0, 1.0) == 0.01
+
+
+def test_the_text_encoder_is_the_mini_clips(run: Run) -> None:
+    pruned = tokenizer.build(run.art)
+    model = clip.Clip(clip.text_config(run.preset, pruned), clip.vision_config()).eval()
+    ids = clip.tokens(pruned, ["red apple", "blue heart"], "cpu")
+    with torch.no_grad():
+        assert torch.allclose(clip.text_encoder(model)(ids)[0], model.text(ids).last_hidden_state, atol=1e-5)
 
 
 def test_the_standard_checker_flags_what_the_trained_one_points_at() -> None:
