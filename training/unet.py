@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import concepts
@@ -119,6 +120,8 @@ def run(
     drawn = Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed}).to(device)
     composer = Composer(drawn, listed, preset.image_size, GENTLE, run.seed)
     model = (start or create(preset)).to(device, memory_format=torch.channels_last)
+    if device == "cpu":
+        model.set_attn_processor(AttnProcessor())  # the fused attention's backward pass is slow there: 15 % of a step
     vae.to(device), text_encoder.to(device)
 
     full = preset.image_size

@@ -64,7 +64,7 @@ def package_files(package: art.Package) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An npm registry on loopback with packages of the true names and layouts."""
+    """An npm registry and a Python package index on loopback, with packages of the true names and layouts."""
     folder = tmp_path_factory.mktemp("registry")
     for package in (*art.STYLES.values(), *art.JUDGE_STYLES.values(), art.NAMES):
         home = folder / package.name
@@ -73,6 +73,18 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         (home / "-" / package.file_name).write_bytes(data)
         about = {"dist": {"shasum": hashlib.sha1(data).hexdigest()}}
         (home / package.version).write_text(json.dumps(about))
+    # a folder's listing is what pip takes for an index's page
+    (folder / "simple" / "open-clip-torch").mkdir(parents=True)
+    with zipfile.ZipFile(folder / "simple" / "open-clip-torch" / tokenizer.WHEEL, "w") as wheel:
+        merges = "#version\nr e\nre d</w>\na p\nap p\napp l\nappl e</w>\nz z</w>\n"
+        wheel.writestr(tokenizer.MERGES, gzip.compress(merges.encode()))
+        about_wheel = {
+            "METADATA": "Metadata-Version: 2.1\nName: open_clip_torch\nVersion: 3.3.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }
+        for name, text in about_wheel.items():
+            wheel.writestr(f"open_clip_torch-3.3.0.dist-info/{name}", text)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -88,13 +100,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Iterator[Run
     listed.write_text(
         "# read over\nred apple = red apple, apple\nblue heart\nno one under eighteen = adults only, nsfw\n"
     )
-    (folder / "art").mkdir()
-    with zipfile.ZipFile(folder / "art" / "{}-{}.whl".format(*tokenizer.WHEEL), "w") as wheel:
-        merges = "#version\nr e\nre d</w>\na p\nap p\napp l\nappl e</w>\nz z</w>\n"
-        wheel.writestr(tokenizer.MERGES, gzip.compress(merges.encode()))
     run = Run(PRESETS["smoke"], folder=folder, concepts=listed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPM_CONFIG_REGISTRY", registry)
+        for variable in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CONSTRAINT"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("PIP_INDEX_URL", f"{registry}/simple")
         command.perform("fetch", run, None, folder)
         yield run
 
@@ -125,7 +136,7 @@ def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp
 
 def test_a_download_that_is_not_what_the_registry_states_is_refused() -> None:
     with pytest.raises(RuntimeError, match="download it again"):
-        art.check("x.tgz", b"abc", "sha1", "0" * 40)
+        art.check("x.tgz", b"abc", "0" * 40)
 
 
 def test_names_are_of_code_points_without_variation_selectors(run: Run) -> None:
