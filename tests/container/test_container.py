@@ -155,8 +155,8 @@ def test_two_services_the_second_waits_for_the_first(engine: Engine, monkeypatch
         init = b64(sample())
         picture(url, "masking", init_image=init, mask_image=init)
         engine.compose("stop")
-        assert engine.inspect(proxy)["State"]["ExitCode"] == 0
-        assert engine.inspect(torchserve)["State"]["ExitCode"] != 137
+        for container in (proxy, torchserve):  # 137 would be the kill that follows after the time has passed
+            assert engine.inspect(container)["State"]["ExitCode"] != 137
     finally:
         engine.compose("down", "--volumes")
 
