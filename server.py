@@ -6,29 +6,32 @@ what it is doing, and on Ctrl-C or SIGTERM ends everything that it started.
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
-from handlers.archive import COMBINED, HOME, build
+from handlers.archive import COMBINED, HOME, add_handler_options, build, settings_of
+from handlers.custom_archives import CustomArchives
+from handlers.custom_models import config_file
 from handlers.errors import FAILURE_MARK, ModelError
-from handlers.reload import RUN_FILE
+from handlers.fit import Fit, find_device, fit, torch_build, weight_bytes
+from handlers.reload import RUN_FILE, Target
 from handlers.request import TASKS
-from handlers.weights import ModelSource, download, resolve_model
+from handlers.sources import ModelSource, download, resolve_model
 from proxy.settings import LOG_LEVELS
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
@@ -48,13 +51,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="server.py", description="Starts the Stable Diffusion server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=1337, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--model", default="default", help="a hub id or the path of a diffusers folder")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add_handler_options(parser)
     parser.add_argument(
         "--archives",
-        choices=("three", "combined"),
-        default="three",
-        help="a worker for each pipeline, or one for all three with a third of the memory (default: %(default)s)",
+        choices=("auto", "three", "combined"),
+        default="auto",
+        help="a worker for each pipeline, or one for all three with a third of the memory (default: what fits)",
     )
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="default: %(default)s")
     return parser.parse_args(argv)
@@ -99,10 +101,7 @@ def java_home() -> Path:
 
 def gpu_notice() -> str | None:
     """What to tell the owner of an NVIDIA card whose torch cannot use it. Looks without importing torch."""
-    spec = importlib.util.find_spec("torch")
-    if shutil.which("nvidia-smi") is None or spec is None or spec.origin is None:
-        return None
-    if runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda"):
+    if shutil.which("nvidia-smi") is None or torch_build().get("cuda"):
         return None
     return (
         "There is an NVIDIA card, but this torch is built for the CPU only. To use the card: "
@@ -132,25 +131,28 @@ def address(host: str, port: int) -> str:
 
 
 class Server:
-    """TorchServe and the proxy as processes of ours, and the run directory that they work in."""
+    """TorchServe and the proxy as processes of ours, and the run directory that they work in.
 
-    def __init__(self, options: argparse.Namespace, source: ModelSource) -> None:
+    Args:
+        combined: whether one archive serves all tasks.
+        settings: of the archives' handler.
+    """
+
+    def __init__(self, options: argparse.Namespace, combined: bool, settings: Mapping[str, Any]) -> None:
         self._options = options
-        self._source = source
+        self._settings = settings
         self._ports = free_ports(6)
         self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
         self._store = self.run_directory / "model_store"
         self._logs = self.run_directory / "logs"
         self._address = address(options.host, options.port)
-        combined = options.archives == "combined"
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._children: dict[str, psutil.Popen] = {}
         self._started: set[psutil.Process] = set()  # by those children
 
     def build_archives(self) -> None:
-        handler = {"model": self._source.location, "device": self._options.device}
         for name in sorted(set(self._archive_of_task.values())):
-            build(name, self._store, handler)
+            build(name, self._store, self._settings)
 
     def start(self) -> None:
         """Starts both processes; `wait_ready` says when they serve."""
@@ -186,6 +188,7 @@ class Server:
             "SD_INFERENCE_URL": f"http://127.0.0.1:{self._ports[0]}",
             "SD_MANAGEMENT_URL": f"http://127.0.0.1:{self._ports[1]}",
             "SD_ARCHIVES": ",".join(f"{task}={archive}" for task, archive in self._archive_of_task.items()),
+            "SD_CONFIG": str(config_file(HOME, os.environ)),
             "SD_LOG_LEVEL": self._options.log_level,
         }
         self._spawn("proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
@@ -210,6 +213,12 @@ class Server:
             self._children[name] = psutil.Popen(
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
             )
+
+    @property
+    def target(self) -> Target:
+        """TorchServe, for those who register archives."""
+        inference, management = self._ports[:2]
+        return Target(f"http://127.0.0.1:{management}", f"http://127.0.0.1:{inference}", self._store)
 
     def wait_ready(self, show: Callable[[str], None]) -> None:
         """Waits until all three pipelines can serve. Raises StartError if they never will."""
@@ -318,15 +327,49 @@ class StatusLine:
             print("\r\033[K", end="", flush=True)
 
 
+def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Fit, dict[str, Any]]:
+    """Downloads what is served, and chooses how to serve it. Returns that and the archives' handler settings.
+
+    Raises ModelError.
+    """
+    settings = settings_of(options) | {"model": source.location}
+    device = find_device(options.device, options.dtype)
+    wanted = [source]
+    if options.inpainting_model:
+        wanted.append(resolve_model(settings["inpainting_model"], HOME, os.environ))
+    half = device.dtype != "float32"
+    paths = [download(source, HOME, half, options.allow_pickle) for source in wanted]
+    if options.archives != "auto":
+        return Fit(options.archives, options.low_memory), settings
+    weights = sum(weight_bytes(path, device.dtype) for path in paths) if device.free_bytes is not None else 0
+    chosen = fit(device, weights)
+    return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}
+
+
+def keep_custom_models(target: Target, settings: Mapping[str, Any]) -> None:
+    """Keeps the custom models' archives in step with config.json, for as long as this process lives."""
+    shared = {key: settings[key] for key in ("device", "dtype", "low_memory")}
+    archives = CustomArchives(target, HOME, os.environ, shared, lambda text: print(text, flush=True))
+
+    def watch() -> None:
+        while True:
+            archives.update()
+            time.sleep(1)
+
+    threading.Thread(target=watch, name="custom models", daemon=True).start()
+
+
 def serve(options: argparse.Namespace) -> None:
     """Runs the server until it is told to stop. Raises StartError or ModelError."""
     check_port(options.host, options.port)
     source = resolve_model(options.model, HOME, os.environ)
     print(f"Model: {source.location} ({source.reason})", flush=True)
-    download(source, HOME, os.environ)
     if notice := gpu_notice():
         print(notice, flush=True)
-    server = Server(options, source)
+    chosen, settings = choose(options, source)
+    if chosen.reason:
+        print(chosen.reason, flush=True)
+    server = Server(options, chosen.archives == "combined", settings)
     status = StatusLine()
     try:
         status("building the archives")
@@ -335,6 +378,7 @@ def serve(options: argparse.Namespace) -> None:
         server.wait_ready(status)
         status.end()
         print(f"{server.describe()}\nStop with Ctrl-C.", flush=True)
+        keep_custom_models(server.target, settings)
         while True:
             time.sleep(1)
             server.check_processes()

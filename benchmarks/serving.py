@@ -23,11 +23,13 @@ import psutil
 import torch
 
 from handlers.archive import HOME
+from handlers.config import HandlerConfig
 from handlers.device import choose_dtype
 from handlers.images import open_image
 from handlers.pipeline_job import PipelineJob
+from handlers.pipelines import CONFIGS, DEFAULTS_FILE, load_pipelines
+from handlers.sources import resolve_model
 from handlers.step_batcher import forward, merge
-from handlers.weights import DEFAULTS_FILE, load_pipelines, resolve_model
 from tests.conftest import SIDE
 from tests.e2e.running import Running, running
 from tests.samples import file_bytes, picture
@@ -82,8 +84,9 @@ class Bench:
         self.http = httpx.Client(timeout=600)
         torch.set_num_threads(server.models()[0]["threads"])
         cpu = torch.device("cpu")
-        source = resolve_model("default", HOME, {})
-        self.pipeline = load_pipelines(source, ["txt2img"], cpu, choose_dtype("auto", cpu), None)["txt2img"]
+        path, configs = Path(resolve_model("default", HOME, {}).location), HOME / "models" / CONFIGS
+        loaded = load_pipelines(path, ["txt2img"], cpu, choose_dtype("auto", cpu), HandlerConfig(), configs)
+        self.pipeline = loaded["txt2img"]
 
     def plain(self, size: int, steps: int = STEPS) -> Any:
         return self.pipeline(**_arguments(size, steps))

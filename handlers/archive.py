@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from handlers.config import HandlerConfig
+from handlers.custom_models import CUSTOM
 from handlers.request import TASKS
 
 PACKAGE = Path(__file__).resolve().parent
@@ -38,11 +39,18 @@ FRONTEND = {
 }
 
 
+def tasks_of(name: str) -> tuple[str, ...]:
+    """What an archive of this name does: its one task, all of them, or txt2img for a custom model's."""
+    if name == COMBINED:
+        return TASKS
+    return ("txt2img",) if name.startswith(CUSTOM) else (name,)
+
+
 def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VERSION) -> Path:
     """Builds `store/<name>.mar`, or `store/<name>-<version>.mar` for another version, with torch-model-archiver.
 
     Args:
-        name: a task, or COMBINED; also the name of the entry point's module, with `_` for `-`.
+        name: a task, COMBINED, or `custom-…`.
         handler: keys of HandlerConfig that differ from their defaults.
 
     Returns the archive's path. Raises ModelError for a key that is not known.
@@ -50,7 +58,7 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
     settings = {"home": str(HOME), **handler}
     HandlerConfig.from_mapping(settings)
     store.mkdir(parents=True, exist_ok=True)
-    entry_point = name.replace("-", "_") + ".py"
+    entry_point = (name if name == COMBINED else tasks_of(name)[0]).replace("-", "_")
     stem = name if version == VERSION else f"{name}-{version}"
     with tempfile.TemporaryDirectory(prefix="sd-archive-") as scratch:
         staging = Path(scratch, "staging")  # --extra-files copies a folder's contents, so the package gets a parent
@@ -59,8 +67,8 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
         config_file.write_text(yaml.safe_dump({**FRONTEND, "handler": settings}, sort_keys=False), encoding="utf-8")
         command = [
             sys.executable, "-m", "model_archiver.model_packaging", "--model-name", stem, "--version", version,
-            "--handler", str(PACKAGE / entry_point), "--extra-files", str(staging), "--config-file", str(config_file),
-            "--export-path", str(store), "--force",
+            "--handler", str(PACKAGE / f"{entry_point}.py"), "--extra-files", str(staging),
+            "--config-file", str(config_file), "--export-path", str(store), "--force",
         ]  # fmt: skip
         # the archiver works in TMPDIR/<name>, and deletes what it finds there
         environment = {**os.environ, "TMPDIR": scratch, "TEMP": scratch, "TMP": scratch}
@@ -70,14 +78,43 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
     return store / f"{stem}.mar"
 
 
+def add_handler_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what an archive serves, and how: those keys of HandlerConfig that people change."""
+    parser.add_argument("--model", default="default", help="a hub id, the path of a model folder or .safetensors file")
+    parser.add_argument("--inpainting-model", default="", help="another model for masking")
+    parser.add_argument("--lora", action="append", default=[], help="a LoRA file to add: FILE or FILE=SCALE")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (default: %(default)s)")
+    parser.add_argument("--low-memory", action="store_true", help="keep only the UNet on the card")
+    parser.add_argument("--allow-pickle", action="store_true", help="load weights that can run any program, too")
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of HandlerConfig that the options of `add_handler_options` stand for, with absolute paths."""
+    return {
+        "model": _absolute(options.model),
+        "inpainting_model": _absolute(options.inpainting_model),
+        "lora": ",".join(_absolute(entry) for entry in options.lora),
+        "device": options.device,
+        "dtype": options.dtype,
+        "low_memory": options.low_memory,
+        "allow_pickle": options.allow_pickle,
+    }
+
+
+def _absolute(name: str) -> str:
+    """A path that exists here as an absolute one: the worker runs in another folder. Hub ids stay as they are."""
+    path, equals, scale = name.partition("=")
+    there = Path(path).expanduser()
+    return f"{there.resolve()}{equals}{scale}" if path not in ("", "default") and there.exists() else name
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m handlers.archive", description="Builds the model archives.")
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"which of {', '.join(TASKS)}; all, unless named")
     parser.add_argument("--combined", action="store_true", help=f"{COMBINED}.mar, all three behind one worker")
     parser.add_argument("--version", default=VERSION, help=f"another version than {VERSION} goes to {STAGED}/")
-    parser.add_argument("--model", default="default", help="hub id, absolute path of a model folder, or default")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
+    add_handler_options(parser)
     parser.add_argument("--model-store", type=Path, default=MODEL_STORE)
     options = parser.parse_args(argv)
     if unknown := set(options.tasks) - set(TASKS):
@@ -85,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [COMBINED] if options.combined else options.tasks or list(TASKS)
     staged = options.combined or options.version != VERSION
     store = options.model_store / STAGED if staged else options.model_store
-    handler = {"model": options.model, "device": options.device, "dtype": options.dtype}
+    handler = settings_of(options)
     for name in names:
         path = build(name, store, handler, options.version)
         print(f"{path} ({path.stat().st_size / 1024:.0f} kB)")

@@ -17,12 +17,22 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.device import choose_device, choose_dtype
-from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
+from handlers.errors import (
+    FAILURE_MARK,
+    InvalidRequest,
+    ModelError,
+    OutOfMemory,
+    RequestError,
+    error_line,
+    result_line,
+)
 from handlers.generation import Generation
+from handlers.memory import Memory
+from handlers.pipelines import CONFIGS, load_pipelines, model_defaults, schedulers
 from handlers.request import GenerationRequest, parse_request, read_fields
+from handlers.sources import fetch, project_home, resolve_model
 from handlers.step_batcher import RowLimit, Slot, StepBatcher
 from handlers.warm_up import warm_up
-from handlers.weights import load_pipelines, model_defaults, project_home, read_token, resolve_model
 
 CONTENT_TYPE = "application/x-ndjson"
 POOL_WAIT_S = 0.05  # after which TorchServe is asked for new requests again
@@ -46,20 +56,36 @@ class StableDiffusionHandler:
 
     def _load(self, context: Any) -> None:
         self.config = HandlerConfig.from_mapping((context.model_yaml_config or {}).get("handler", {}))
-        home = project_home(self.config.home, os.environ)
-        self.source = resolve_model(self.config.model, home, os.environ)
         self.device = choose_device(self.config.device, context.system_properties.get("gpu_id"))
         self.dtype = choose_dtype(self.config.dtype, self.device)
-        self.pipelines = load_pipelines(self.source, self.tasks, self.device, self.dtype, read_token(home, os.environ))
-        pipeline = next(iter(self.pipelines.values()))
-        self.defaults = model_defaults(self.source, pipeline)
+        home = project_home(self.config.home, os.environ)
+        self.pipelines: dict[str, Any] = {}
+        for model, tasks in self._models().items():
+            source = resolve_model(model, home, os.environ)
+            path = fetch(source, home, os.environ, self.dtype != torch.float32, self.config.allow_pickle)
+            loaded = load_pipelines(path, tasks, self.device, self.dtype, self.config, home / "models" / CONFIGS)
+            if not self.pipelines:  # what the archive is known by
+                self.source, pipeline = source, next(iter(loaded.values()))
+                self.defaults = model_defaults(path, pipeline)
+            self.pipelines |= loaded
+        self.schedulers = list(schedulers(pipeline))
         self.has_safety_checker = getattr(pipeline, "safety_checker", None) is not None
-        seconds_per_row = warm_up(self.pipelines, self.defaults)
-        limit = RowLimit(seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
-        native_area = self.defaults.width * self.defaults.height // pipeline.vae_scale_factor**2
-        self.batcher = StepBatcher(limit, native_area)
+        measured = warm_up(self.pipelines, self.defaults, self.device)
+        limit = RowLimit(measured.seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
+        self.vae_scale_factor = pipeline.vae_scale_factor
+        native_area = self.defaults.width * self.defaults.height // self.vae_scale_factor**2
+        self.memory = Memory(self.device, native_area, measured.row_bytes, measured.image_bytes)
+        self.batcher = StepBatcher(limit, self.memory)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
         self.generations: dict[str, Generation] = {}
+
+    def _models(self) -> dict[str, list[str]]:
+        """The tasks of each model to load; an inpainting model takes over masking."""
+        models: dict[str, list[str]] = {}
+        for task in self.tasks:
+            inpaints = task == "masking" and self.config.inpainting_model
+            models.setdefault(self.config.inpainting_model if inpaints else self.config.model, []).append(task)
+        return models
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
         """One tick: a line for each open request. Never raises: one bad request must not fail its neighbours."""
@@ -99,6 +125,7 @@ class StableDiffusionHandler:
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "safety_checker": self.has_safety_checker,
+            "schedulers": self.schedulers,
             "defaults": asdict(self.defaults),
             "limits": {name: getattr(self.config, name) for name in limits},
             "activity": {
@@ -120,7 +147,9 @@ class StableDiffusionHandler:
 
         def parse() -> GenerationRequest:
             fields = read_fields(data, form_type, self.config.max_fields)
-            return parse_request(task, fields, self.config, self.defaults)
+            request = parse_request(task, fields, self.config, self.defaults, self.schedulers)
+            self.memory.admit(request, self.vae_scale_factor)
+            return request
 
         return Generation(parse, self.pool, self.pipelines[task], deadline, header("X-Request-Id") or "")
 
@@ -172,14 +201,16 @@ class StableDiffusionHandler:
         """
         ended: dict[str, bytes] = {}
         for request_id, generation in self.generations.items():
-            if generation.ending is not None and generation.failed:
+            if generation.ending is not None and generation.error:
                 ended[request_id] = generation.ending
         for request_id, generation in self.generations.items():
-            if generation.ending is not None and not generation.failed:
+            if generation.ending is not None and not generation.error:
                 ended[request_id] = generation.ending
                 break
-        for request_id in ended:
-            del self.generations[request_id]
+        gone = [self.generations.pop(request_id) for request_id in ended]
+        if any(isinstance(generation.error, OutOfMemory) for generation in gone):
+            gone.clear()  # what failed still holds what it had
+            self.memory.release()
         return ended
 
 

@@ -18,12 +18,21 @@ def _key(default: Any, help: str) -> Any:
 class HandlerConfig:
     """An archive's configuration, read once when its worker starts."""
 
-    model: str = _key("default", "A hub id, an absolute path of a diffusers folder, or `default` (see Which model).")
+    model: str = _key(
+        "default", "A hub id, the absolute path of a diffusers folder or of a single file, or `default` (see *Models*)."
+    )
+    inpainting_model: str = _key("", "Another model for masking, as a rule one with an inpainting UNet.")
+    lora: str = _key("", "LoRA files to add to the weights: `/a.safetensors=0.8,/b.safetensors`.")
+    safety_checker: bool = _key(True, "Whether the model's safety checker is used.")
+    allow_pickle: bool = _key(False, "Whether weights in pickled files are loaded, which can run any program.")
     home: str = _key(
-        "", "Where `models/embedded` lies, unless the variable `SD_HOME` says so. Recorded by the builder."
+        "", "Where the folder `models` lies, unless the variable `SD_HOME` says so. Recorded by the builder."
     )
     device: str = _key("auto", "`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`.")
-    dtype: str = _key("auto", "`auto` (float16 on CUDA and MPS, float32 on CPU), `float32`, `float16`, `bfloat16`.")
+    dtype: str = _key("auto", "`auto` (float16 on cards that can, float32 on CPU), `float32`, `float16`, `bfloat16`.")
+    low_memory: bool = _key(
+        False, "Keep only the UNet on the card; text encoders and VAE come in for their call, the VAE in tiles."
+    )
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")
     min_size: int = _key(64, "The shortest side, in pixels, that the model is asked to draw.")

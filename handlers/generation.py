@@ -6,21 +6,21 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import signature
 from typing import Any
 
 import torch
 from PIL import Image
 
 from handlers import images
+from handlers.device import is_out_of_memory
 from handlers.errors import DeadlineExceeded, InternalError, OutOfMemory, RequestError, error_line
 from handlers.pipeline_job import PipelineJob
+from handlers.pipelines import scheduler
 from handlers.request import GenerationRequest
 from handlers.step_batcher import Slot
 
 logger = logging.getLogger(__name__)
-
-# what torch's RuntimeErrors say of the CPU's allocator on Linux and on Windows, and of MPS's
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class Generation:
@@ -46,14 +46,14 @@ class Generation:
         self._pool = pool
         self._pipeline = pipeline
         self._deadline = deadline
-        self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = pool.submit(_prepare, parse)
+        self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = pool.submit(self._prepare, parse)
         self._encoding: dict[Slot, Future[bytes]] = {}
         self._request: GenerationRequest | None = None
         self._reported: tuple[int, int] | None = None
         self.slots: list[Slot] = []
         self.last_step = 0
         self.ending: bytes | None = None  # the last line, once there is one
-        self.failed = False
+        self.error: RequestError | None = None  # what it failed with
 
     @property
     def pending(self) -> list[Future[Any]]:
@@ -61,6 +61,10 @@ class Generation:
         if self._preparing is not None:
             return [self._preparing]
         return [future for future in self._encoding.values() if not future.done()]
+
+    def _prepare(self, parse: Callable[[], GenerationRequest]) -> tuple[GenerationRequest, Mapping[str, Any]]:
+        request = parse()
+        return request, pipeline_arguments(request, self._pipeline)
 
     def poll(self) -> None:
         """Takes up what the pool and the jobs have finished; ends the request once all is there or something failed."""
@@ -84,8 +88,8 @@ class Generation:
                 self.ending = b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n"
         except BaseException as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
             self.cancel()
-            self.failed = True
-            self.ending = error_line(self._as_request_error(error))
+            self.error = self._as_request_error(error)
+            self.ending = error_line(self.error)
 
     def cancel(self) -> None:
         """Ends every job; nobody waits for the picture any more."""
@@ -108,7 +112,8 @@ class Generation:
 
     def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
         for i in range(request.num_outputs):
-            job = PipelineJob(self._pipeline, {**arguments, "generator": generator(request.seed + i)})
+            own = scheduler(self._pipeline, request.scheduler) if request.scheduler else None
+            job = PipelineJob(self._pipeline, {**arguments, "generator": generator(request.seed + i)}, own)
             self.slots.append(Slot(job, owner=self))
 
     def _encode(self, index: int, output: Any) -> bytes:
@@ -134,16 +139,11 @@ class Generation:
         if isinstance(error, RequestError):
             return error
         logger.error("Request %s failed.", self._name, exc_info=error)
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in NO_MEMORY):
+        if is_out_of_memory(error):
             return OutOfMemory(
                 "There is not enough memory for this picture: try a smaller one, or a lower num_outputs."
             )
         return InternalError("The picture could not be drawn: a fault of the server, which its log describes.")
-
-
-def _prepare(parse: Callable[[], GenerationRequest]) -> tuple[GenerationRequest, Mapping[str, Any]]:
-    request = parse()
-    return request, pipeline_arguments(request)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -151,8 +151,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def pipeline_arguments(request: GenerationRequest) -> dict[str, Any]:
-    """The arguments of the stock pipeline's `__call__` for any image of `request`, but for the generator."""
+def pipeline_arguments(request: GenerationRequest, pipeline: Any) -> dict[str, Any]:
+    """The arguments of the stock pipeline's `__call__` for any image of `request`, but for the generator.
+
+    Without those that this family's pipeline has no use for: latent consistency models take no negative prompt.
+    """
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
@@ -167,4 +170,5 @@ def pipeline_arguments(request: GenerationRequest) -> dict[str, Any]:
         arguments |= {"image": images.fit(request.init_image, size), "strength": request.strength}
     if request.mask_image is not None:
         arguments["mask_image"] = request.mask_image.resize(size, Image.Resampling.BILINEAR)
-    return arguments
+    taken = signature(pipeline.__call__).parameters
+    return {name: value for name, value in arguments.items() if name in taken}

@@ -55,6 +55,10 @@ class PausingUNet:
 class PipelineJob:
     """One image: `advance` runs the pipeline up to its next UNet call, or to its end.
 
+    Args:
+        arguments: of the pipeline's `__call__`.
+        scheduler: the job's own, in place of a copy of the pipeline's.
+
     Attributes:
         call: what the UNet is asked for at this pause; None before the start and after the end.
         steps_done, total_steps: UNet calls answered, and UNet calls in all (0 until the first).
@@ -62,11 +66,11 @@ class PipelineJob:
         error: what the pipeline raised.
     """
 
-    def __init__(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, pipeline: Any, arguments: Mapping[str, Any], scheduler: Any = None) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
         self._pipeline.__dict__.update(
-            scheduler=copy.deepcopy(pipeline.scheduler), unet=PausingUNet(pipeline.unet, self)
+            scheduler=scheduler or copy.deepcopy(pipeline.scheduler), unet=PausingUNet(pipeline.unet, self)
         )
         self._arguments = arguments
         self.has_image = "image" in arguments  # its start encodes an image with the VAE

@@ -27,7 +27,7 @@ import psutil
 import yaml
 from PIL import Image
 
-from handlers.archive import COMBINED, MODEL_STORE, build
+from handlers.archive import COMBINED, MODEL_STORE, build, tasks_of
 from handlers.request import TASKS
 
 RUN_FILE = "server.json"  # where a server.py that runs says how it is reached
@@ -131,7 +131,7 @@ def reload(
         say("starting its worker")
         management.register(name, archive.name)
         try:
-            for task in TASKS if name == COMBINED else (name,):
+            for task in tasks_of(name):
                 say(f"drawing a first picture with {task}")
                 management.predict(name, version, task, first_request())
             management.set_default(name, version)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ _REAL = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What the served model uses where a request is silent.
+    """What the served model uses where a request is silent. `scheduler` is diffusers' name of it.
 
     `drawn_size`: the longer side, in pixels, at which a model of a single size draws every picture, which is then
     scaled to the size that was asked for (beyond their size small models repeat objects). None: no such limit.
@@ -34,6 +34,7 @@ class ModelDefaults:
     width: int = 512
     height: int = 512
     drawn_size: int | None = None
+    scheduler: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class GenerationRequest:
     height: int
     answer_size: tuple[int, int]
     strength: float = 1.0
+    scheduler: str | None = None  # another than the model's own
     init_image: Image.Image | None = None  # RGB, as sent
     mask_image: Image.Image | None = None  # greyscale, the init image's size, 255 = replace
 
@@ -66,8 +68,13 @@ def read_fields(data: Mapping[str, Any], form_type: str, max_fields: int) -> for
     return forms.parse_body(body.encode() if isinstance(body, str) else bytes(body), form_type, max_fields)
 
 
-def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaults: ModelDefaults) -> GenerationRequest:
+def parse_request(
+    task: str, fields: forms.Fields, config: HandlerConfig, defaults: ModelDefaults, schedulers: Collection[str] = ()
+) -> GenerationRequest:
     """Checks every field against the contract and decodes the images.
+
+    Args:
+        schedulers: the names that the field `scheduler` may have.
 
     Raises InvalidRequest or TooLarge with a sentence that names the field and what it may be.
     """
@@ -78,6 +85,7 @@ def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaul
     steps = read.whole("num_inference_steps", defaults.num_inference_steps, 1, config.max_num_inference_steps)
     guidance_scale = read.real("guidance_scale", defaults.guidance_scale, 0.0)
     eta = read.real("eta", 0.0, 0.0, 1.0)
+    scheduler = read.choice("scheduler", schedulers)
     seed = read.whole("seed", 0, 0, MAX_SEED)
     if seed + num_outputs - 1 > MAX_SEED:
         raise InvalidRequest(f"seed + num_outputs - 1 must be at most {MAX_SEED}: send a smaller seed.")
@@ -108,7 +116,7 @@ def parse_request(task: str, fields: forms.Fields, config: HandlerConfig, defaul
         width, height = images.drawn_size(*answer_size, defaults.drawn_size)
     return GenerationRequest(
         task, prompt, negative_prompt, seed, num_outputs, steps, guidance_scale, eta, width, height, answer_size,
-        strength, init_image, mask_image,
+        strength, None if scheduler == defaults.scheduler else scheduler, init_image, mask_image,
     )  # fmt: skip
 
 
@@ -164,6 +172,13 @@ class _Reader:
         if len(value) > 4 * max_chars or len(decoded := forms.text(value, name)) > max_chars:
             raise InvalidRequest(f"{name} is longer than {max_chars} characters.")
         return decoded
+
+    def choice(self, name: str, choices: Collection[str]) -> str | None:
+        """One of `choices`; None where the field is absent or blank."""
+        value = self.text(name, "", 100).strip() or None
+        if value is not None and value not in choices:
+            raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}.")
+        return value
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         value = self._integer(name)

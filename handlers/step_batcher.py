@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from handlers.device import is_out_of_memory
+from handlers.memory import Memory
 from handlers.pipeline_job import PipelineJob, UNetCall
 
 TICK_SECONDS = 0.25  # how long one merged forward may take: what a new request waits at most for its first step
@@ -170,14 +172,10 @@ class RowLimit:
 
 @dataclass
 class StepBatcher:
-    """Runs `schedule`'s choice.
-
-    Args:
-        native_area: latent pixels of the native size.
-    """
+    """Runs `schedule`'s choice, within what time and memory allow."""
 
     limit: RowLimit
-    native_area: int
+    memory: Memory
     activity: Activity = field(default_factory=Activity)
     _step: int = 0
 
@@ -186,7 +184,8 @@ class StepBatcher:
 
         A merged forward that fails is run again call by call, so that only the request at fault fails.
         """
-        chosen = schedule(slots, self.limit.rows, self.native_area)
+        rows = min(self.limit.rows, self.memory.rows() or self.limit.rows) if slots else 0
+        chosen = schedule(slots, rows, self.memory.native_area)
         if not chosen:
             return []
         self._step += 1
@@ -197,6 +196,8 @@ class StepBatcher:
         except Exception as error:
             if len(chosen) == 1:
                 return [(chosen[0], error)]
+            if is_out_of_memory(error):
+                self.memory.release()
         outcomes: list[tuple[Slot, Any]] = []
         for slot in chosen:
             try:
@@ -210,7 +211,7 @@ class StepBatcher:
         merged = merge(calls)
         begin = time.perf_counter()
         output = forward(merged)
-        self.limit.learn(time.perf_counter() - begin, merged.rows * merged.area / self.native_area)
+        self.limit.learn(time.perf_counter() - begin, merged.rows * merged.area / self.memory.native_area)
         self.activity.unet_forwards += 1
         self.activity.unet_rows += merged.rows
         self.activity.merged_forwards += len({id(slot.owner) for slot in chosen}) > 1

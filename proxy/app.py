@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 from starlette.applications import Starlette
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from proxy.custom import CustomModels
 from proxy.errors import Failure
 from proxy.intake import Intake
 from proxy.routes import answers_200, routes
@@ -26,6 +28,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         upstream = Upstream(settings.inference_url, settings.management_url, settings.archive_of_task(), transport)
         app.state.upstream = upstream
+        app.state.custom_models = CustomModels(Path(settings.config), upstream)
         for task, state in (await upstream.states()).items():
             if state != READY:
                 logger.warning("%s: %s", task, state)

@@ -10,19 +10,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from proxy.custom import CustomModels
 from proxy.errors import Failure
 from proxy.intake import Intake
 from proxy.settings import TASKS, Settings
 from proxy.streaming import Generated
 from proxy.upstream import READY, Upstream
 
-ORIGINAL_PATHS = frozenset({"/ping", *(f"/{task}" for task in TASKS)})
+ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in TASKS)})
 
 
 def answers_200(request: Request) -> bool:
     """Whether this request's failure is answered with status 200."""
     settings: Settings = request.app.state.settings
-    return settings.failures_as_200 and request.url.path in ORIGINAL_PATHS
+    path = request.url.path
+    return settings.failures_as_200 and (path in ORIGINAL_PATHS or path.startswith("/custom/"))
 
 
 async def ping(request: Request) -> Response:
@@ -44,15 +46,23 @@ async def models(request: Request) -> Response:
     return JSONResponse({"status": "success", "models": await upstream.describe()})
 
 
+async def custom_models(request: Request) -> Response:
+    """The custom models, as a bare array."""
+    custom: CustomModels = request.app.state.custom_models
+    return JSONResponse(custom.listing())
+
+
 class Generate:
-    """txt2img, img2img or masking, by the path. An ASGI app of its own: it holds the body until the answer is sent."""
+    """A task, or txt2img with a custom model, by the path. An ASGI app of its own: it holds the body until the end."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         settings: Settings = request.app.state.settings
         intake: Intake = request.app.state.intake
         upstream: Upstream = request.app.state.upstream
-        task = request.url.path.removeprefix("/")
+        custom: CustomModels = request.app.state.custom_models
+        url_path: str | None = request.path_params.get("url_path")
+        task = "txt2img" if url_path else request.url.path.removeprefix("/")
         # bytes, since a client's header may hold more than ASCII
         headers = {
             "X-Form-Type": request.headers.get("content-type", "").encode("latin-1"),
@@ -64,7 +74,8 @@ class Generate:
             deadline = anyio.current_time() + settings.deadline_s
         try:
             async with intake.body(request) as body:
-                events = upstream.generate(task, body, headers)
+                archive = await custom.archive_of(url_path) if url_path else upstream.archive_of(task)
+                events = upstream.generate(archive, task, body, headers)
                 as_events = "text/event-stream" in request.headers.get("accept", "")
                 await Generated(events, as_events, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
@@ -74,5 +85,7 @@ class Generate:
 routes = [
     Route("/ping", ping, methods=["GET"]),
     Route("/models", models, methods=["GET"]),
+    Route("/custom_models", custom_models, methods=["GET"]),
     *(Route(f"/{task}", Generate(), methods=["POST"]) for task in TASKS),
+    Route("/custom/{url_path}", Generate(), methods=["POST"]),
 ]

@@ -34,6 +34,7 @@ class Settings:
         "txt2img=txt2img,img2img=img2img,masking=masking",
         "Which archive serves which task; the combined one: `txt2img=stable-diffusion,img2img=stable-diffusion,…`.",
     )
+    config: str = _setting("config.json", "The original's file that lists the custom models (see README.md).")
     max_body_bytes: int = _setting(67_108_864, "The largest request body; TorchServe's `max_request_size`.")
     max_bytes_in_flight: int = _setting(268_435_456, "The most bytes of bodies held at once, all requests together.")
     deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")

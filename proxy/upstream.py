@@ -80,29 +80,52 @@ class Upstream:
         return [{"archive": archive, **answer} for archive, answer in zip(tasks, answers, strict=True)]
 
     async def _describe(self, archive: str, task: str) -> dict[str, Any]:
-        async with aclosing(self.generate(task, b"", {"X-Task": b"describe"})) as lines:
+        async with aclosing(self.generate(archive, task, b"", {"X-Task": b"describe"})) as lines:
             async for line in lines:
                 if isinstance(line, bytes):
                     description: dict[str, Any] = json.loads(line)
                     return description
         raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
 
+    def archive_of(self, task: str) -> str:
+        return self._archive_of_task[task]
+
+    async def load(self, archive: str) -> None:
+        """Registers an archive that lies in the model store, unless it is there already.
+
+        Returns when it can serve; raises Failure where it cannot.
+        """
+        url = f"{self._management_url}/models"
+        query = {"url": f"{archive}.mar", "model_name": archive, "initial_workers": "1", "synchronous": "true"}
+        try:
+            if (await self._client.get(f"{url}/{archive}", timeout=5.0)).status_code == 200:
+                return
+            answer = await self._client.post(url, params=query)
+            if answer.status_code == 404:
+                raise Failure(503, "This model is still being prepared: try again shortly.", START_RETRY_S)
+            if answer.is_error and answer.status_code != 409:  # 409: somebody else has just registered it
+                # registered without a worker it would never be loaded again
+                await self._client.delete(f"{url}/{archive}")
+                raise Failure(503, "This model cannot be loaded: the server's log says why.", 60)
+        except httpx.TransportError:
+            raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
+
     async def generate(
-        self, task: str, body: bytes, headers: Mapping[str, bytes]
+        self, archive: str, task: str, body: bytes, headers: Mapping[str, bytes]
     ) -> AsyncGenerator[Progress | bytes, None]:
-        """Runs one request: yields a Progress a step, then the contract's JSON as bytes.
+        """Runs one request on an archive: yields a Progress a step, then the contract's JSON as bytes.
 
         Closing the iterator closes the connection, which makes the handler drop the request at its next step. Raises
         Failure for whatever goes wrong.
         """
-        url = f"{self._inference_url}/predictions/{self._archive_of_task[task]}"
+        url = f"{self._inference_url}/predictions/{archive}"
         all_headers = {"Content-Type": b"application/octet-stream", "X-Task": task.encode(), **headers}
         raw_headers = [(name.encode(), value) for name, value in all_headers.items()]
         try:
             async with self._client.stream("POST", url, content=body, headers=raw_headers) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
-                    raise await self._failure_of(task, answer)
+                    raise await self._failure_of(archive, answer)
                 async for line in _lines(answer):
                     if line.startswith(RESULT_PREFIX):
                         yield line[len(RESULT_PREFIX) : -1]
@@ -116,12 +139,11 @@ class Upstream:
             logger.warning("TorchServe broke off a request: %s", type(error).__name__)
             raise _worker_died() from None
 
-    async def _failure_of(self, task: str, answer: httpx.Response) -> Failure:
+    async def _failure_of(self, archive: str, answer: httpx.Response) -> Failure:
         """The contract's failure for an answer of TorchServe's own, in place of a handler's."""
-        archive = self._archive_of_task[task]
         status = answer.status_code
         if status == 404:
-            return Failure(503, f"{task} is not served: the archive {archive} is not registered in TorchServe.", 30)
+            return Failure(503, f"The archive {archive} is not registered in TorchServe.", 30)
         if status == 413:
             return Failure(413, "The request is larger than TorchServe takes: raise max_request_size, or send less.")
         if status == 507:
@@ -131,10 +153,10 @@ class Upstream:
             state = await self._archive_state(archive)
             if state == READY:
                 return Failure(
-                    503, f"The server is busy: too many {task} requests are waiting. Try again.", BUSY_RETRY_S
+                    503, f"The server is busy: too many {archive} requests are waiting. Try again.", BUSY_RETRY_S
                 )
-            return Failure(503, f"{task} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
-        logger.warning("TorchServe answered %s with status %d", task, status)
+            return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+        logger.warning("TorchServe answered %s with status %d", archive, status)
         return _worker_died()
 
 

@@ -6,6 +6,7 @@ import pytest
 from handlers.archive import HOME
 
 EMBEDDED = HOME / "models" / "embedded"
+CONFIGS = HOME / "models" / "configs"
 SIDE: int = json.loads((EMBEDDED / "generation_config.json").read_text())["drawn_size"]  # the one size it draws, pixels
 
 
@@ -14,7 +15,8 @@ def pipelines() -> dict[str, Any]:
     """The stock diffusers pipelines of the embedded model, the reference that every image is held against."""
     import torch
 
+    from handlers.config import HandlerConfig
+    from handlers.pipelines import load_pipelines
     from handlers.request import TASKS
-    from handlers.weights import ModelSource, load_pipelines
 
-    return load_pipelines(ModelSource(str(EMBEDDED), "test"), TASKS, torch.device("cpu"), torch.float32, None)
+    return load_pipelines(EMBEDDED, TASKS, torch.device("cpu"), torch.float32, HandlerConfig(), CONFIGS)

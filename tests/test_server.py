@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import server
-from handlers.weights import ModelSource
+from handlers import fit
 from tests.conftest import EMBEDDED, HOME
 from tests.e2e.running import running
 
@@ -48,7 +48,7 @@ def test_a_port_that_is_none_is_a_sentence(port: int) -> None:
 
 def test_a_model_that_is_not_there_is_a_sentence_before_anything_starts() -> None:
     done = run("--model", "/no/such/model")
-    assert done.returncode == 1 and "There is no model folder at /no/such/model" in done.stderr
+    assert done.returncode == 1 and "There is no model at /no/such/model" in done.stderr
 
 
 def test_an_unreachable_hub_is_a_sentence(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_card_that_torch_cannot_use_is_told(
 ) -> None:
     (tmp_path / "version.py").write_text(f"cuda = {cuda}\n")
     spec = argparse.Namespace(origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(fit.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(server.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if card else None)
     notice = server.gpu_notice()
     assert (notice is not None) is told
@@ -132,7 +132,7 @@ def test_a_card_that_torch_cannot_use_is_told(
 @pytest.mark.parametrize(("os_name", "key"), [("posix", "start_new_session"), ("nt", "creationflags")])
 def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPatch, os_name: str, key: str) -> None:
     started: dict[str, Any] = {}
-    instance = server.Server(server.parse_options([]), ModelSource("x", "y"))
+    instance = server.Server(server.parse_options([]), combined=False, settings={})
     (instance.run_directory / "logs").mkdir()
     monkeypatch.setattr(server.psutil, "Popen", lambda command, **options: started.update(options))
     monkeypatch.setattr(server.os, "name", os_name)

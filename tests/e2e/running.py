@@ -45,11 +45,12 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """TorchServe's worker processes."""
-        return [
-            process
-            for process in self.process.children(recursive=True)
-            if any(part.endswith("model_service_worker.py") for part in process.cmdline())
-        ]
+        found = []
+        for process in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                if any(part.endswith("model_service_worker.py") for part in process.cmdline()):
+                    found.append(process)
+        return found
 
     def activity(self, task: str) -> dict[str, int]:
         """The counters of the worker that serves `task`."""

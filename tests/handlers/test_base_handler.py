@@ -222,7 +222,7 @@ def test_the_description_says_what_is_served(frontend: Frontend) -> None:
     frontend.run()
     description = frontend.result(name)
     assert description["tasks"] == ["txt2img", "img2img", "masking"]
-    assert description["defaults"] == asdict(ModelDefaults(20, 3.5, SIDE, SIDE, SIDE))
+    assert description["defaults"] == asdict(ModelDefaults(20, 3.5, SIDE, SIDE, SIDE, "DPMSolverMultistepScheduler"))
     assert description["limits"]["max_num_outputs"] == 8
     assert description["activity"]["unet_forwards"] > 0
 

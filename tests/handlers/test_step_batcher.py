@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from handlers.memory import Memory
 from handlers.pipeline_job import UNetCall
 from handlers.step_batcher import ROWS, TICK_SECONDS, RowLimit, Slot, StepBatcher, merge, merge_key, schedule, split
 
@@ -34,7 +35,7 @@ def slot(owner: Request | None = None, **kwargs: Any) -> Slot:
 
 
 def batcher_of(rows: int) -> StepBatcher:
-    return StepBatcher(RowLimit(1.0, learns=False, fixed=rows), native_area=64)
+    return StepBatcher(RowLimit(1.0, learns=False, fixed=rows), Memory(torch.device("cpu"), 64))
 
 
 def test_calls_of_the_same_shape_run_in_one_forward() -> None:
@@ -152,7 +153,7 @@ def test_the_row_limit_learns_on_a_cpu_alone_and_never_where_it_is_configured() 
 
 
 def test_every_forward_is_learnt_from_in_rows_of_native_size() -> None:
-    batcher = StepBatcher(RowLimit(1.0, learns=True), native_area=64)
+    batcher = StepBatcher(RowLimit(1.0, learns=True), Memory(torch.device("cpu"), 64))
     seen = []
     batcher.limit.learn = lambda seconds, rows: seen.append(rows)  # type: ignore[method-assign]
     batcher.step([slot(size=16)])

@@ -1,0 +1,67 @@
+"""The custom models of config.json: listed, found by their path, and loaded with their first request."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from proxy.errors import Failure
+from proxy.upstream import Upstream
+
+ARCHIVE = "custom-"  # what the names of their archives start with, then comes the url_path
+
+
+class CustomModels:
+    """Reads the file anew for each question, so that adding a model needs no restart.
+
+    Whoever builds the archives checks the file (handlers/custom_models.py); here it is only looked up.
+    """
+
+    def __init__(self, file: Path, upstream: Upstream) -> None:
+        self._file = file
+        self._upstream = upstream
+        self._loading: dict[str, asyncio.Task[None]] = {}
+
+    def listing(self) -> list[dict[str, Any]]:
+        """model_path, ui_label, url_path and requires_safety_checker of each, as the original answers."""
+        return [
+            {
+                "model_path": model["model_path"],
+                "ui_label": model.get("ui_label") or path,
+                "url_path": path,
+                "requires_safety_checker": model.get("requires_safety_checker", True),
+            }
+            for path, model in self._models().items()
+        ]
+
+    async def archive_of(self, url_path: str) -> str:
+        """The archive that serves a custom model, loaded. Raises Failure 404 for a path that config.json does not have.
+
+        Loading goes on when the client that began it goes away: the next one needs it, too.
+        """
+        models = self._models()
+        if url_path not in models:
+            known = ", ".join(sorted(models)) or "none"
+            raise Failure(404, f"There is no custom model {url_path[:64]!r}; config.json has {known}.")
+        archive = ARCHIVE + url_path
+        task = self._loading.get(archive)
+        if task is None:
+            task = self._loading[archive] = asyncio.create_task(self._upstream.load(archive))
+            task.add_done_callback(lambda done: self._loaded(archive, done))
+        await asyncio.shield(task)
+        return archive
+
+    def _loaded(self, archive: str, task: asyncio.Task[None]) -> None:
+        del self._loading[archive]
+        if not task.cancelled():
+            task.exception()  # seen here, should every client have gone away
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        """The entries by their url_path."""
+        try:
+            entries = json.loads(self._file.read_text(encoding="utf-8")).get("custom_models", [])
+            return {entry["url_path"]: {"model_path": entry["model_path"], **entry} for entry in entries}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise Failure(500, f"{self._file.name} has a fault: the server's output says which.") from None

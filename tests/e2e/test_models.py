@@ -1,0 +1,115 @@
+"""Other models than the embedded one, on the real server: from a hub, for inpainting, custom, and large."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from tests import hub, tiny_models
+from tests.conftest import EMBEDDED
+from tests.e2e.running import Running, running, wait_for
+from tests.samples import b64, decode, half_mask, picture
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def instance(folder: Path) -> Iterator[Running]:
+    """A combined archive with SDXL from a hub, an inpainting model from a folder, and a config.json yet to come."""
+    inpainting = tiny_models.save("inpainting", folder / "inpainting")
+    with hub.serving() as served:
+        served.models["some/sdxl"] = tiny_models.save("sdxl", folder / "sdxl")
+        variables = {
+            "HF_ENDPOINT": served.url,
+            "HF_HOME": str(folder / "cache"),
+            "SD_CONFIG": str(folder / "config.json"),
+        }
+        options = ("--model", "some/sdxl", "--inpainting-model", str(inpainting), "--archives", "combined")
+        with running(folder, *options, **variables) as instance:
+            yield instance
+
+
+def test_a_hub_model_is_downloaded_and_served(instance: Running) -> None:
+    model = instance.models()[0]
+    assert model["model"] == "some/sdxl" and model["tasks"] == ["txt2img", "img2img", "masking"]
+    assert (model["defaults"]["width"], model["defaults"]["scheduler"]) == (64, "EulerDiscreteScheduler")
+    assert "no safety checker: every answer says nsfw = false" in instance.output.read_text()
+    assert len(instance.workers()) == 1
+    init = b64(picture(96, 64))
+    for task, fields in (("txt2img", {}), ("img2img", {"init_image": init}), ("masking", {"init_image": init})):
+        if task == "masking":
+            fields["mask_image"] = b64(half_mask(96, 64))
+        image = instance.images(task, num_inference_steps=4, seed=1, **fields)[0]
+        assert np.ptp(decode(image)) > 20 and image["nsfw"] is False
+
+
+def test_another_scheduler_by_name(instance: Running) -> None:
+    names = instance.models()[0]["schedulers"]
+    assert "DDIMScheduler" in names
+    usual, other, named = (
+        instance.images("txt2img", num_inference_steps=4, seed=1, scheduler=name)[0]["base64"]
+        for name in ("", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler")
+    )
+    assert usual == named != other
+    refused = instance.post("txt2img", {"prompt": "x", "scheduler": "Euler a"})
+    assert refused.status_code == 400
+    assert refused.json()["message"].startswith("scheduler must be one of ") and "DDIM" in refused.json()["message"]
+
+
+def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, folder: Path) -> None:
+    assert httpx.get(f"{instance.url}/custom_models").json() == []
+    assert instance.post("custom/emoji", {"prompt": "x"}).status_code == 404
+    entry = {
+        "model_path": str(EMBEDDED),
+        "ui_label": "Emoji",
+        "url_path": "emoji",
+        "requires_safety_checker": False,
+    }
+    broken = {"model_path": str(folder / "nothing"), "url_path": "broken"}
+    (folder / "config.json").write_text(json.dumps({"custom_models": [entry, broken]}))
+    assert httpx.get(f"{instance.url}/custom_models").json()[0] == entry
+    wait_for(lambda: "Custom model: Emoji at /custom/emoji" in instance.output.read_text(), 30)
+    assert "The custom model broken cannot be served: There is no model at" in instance.output.read_text()
+    workers = len(instance.workers())
+    answer = instance.post("custom/emoji", {"prompt": "no one under eighteen", "seed": 3})
+    assert answer.status_code == 200, answer.text
+    image = answer.json()["images"][0]
+    assert image["nsfw"] is False and np.ptp(decode(image)) > 50  # nobody checked
+    assert len(instance.workers()) == workers + 1
+    assert instance.post("custom/broken", {"prompt": "x"}).status_code == 503
+
+    (folder / "config.json").unlink()
+    wait_for(lambda: len(instance.workers()) == workers, 60)
+    assert instance.post("custom/emoji", {"prompt": "x"}).status_code == 404
+    assert instance.images("txt2img", num_inference_steps=2)
+
+
+def test_three_workers_share_one_copy_of_large_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny_models.make("sd1")
+    large = StableDiffusionPipeline(**{**model.components, "unet": tiny_models.unet(block_out_channels=(320, 832))},
+                                    requires_safety_checker=False)  # fmt: skip
+    large.save_pretrained(tmp_path / "large")
+    weights = sum(
+        tensor.nbytes for file in (tmp_path / "large").rglob("*.safetensors") for tensor in load_file(file).values()
+    )
+    assert weights > 500e6
+    with running(tmp_path, "--model", str(tmp_path / "large")) as instance:
+        memory = [worker.memory_full_info() for worker in instance.workers()]
+        one = max(info.rss for info in memory)
+        imports = one - weights
+        assert len(memory) == 3 and imports > 0
+        together = sum(info.pss for info in memory)
+        print(f"PSS of three: {together / 1e6:.0f} MB; RSS of one: {one / 1e6:.0f} MB; weights {weights / 1e6:.0f} MB")
+        assert together <= 1.15 * one + 2 * imports

@@ -1,0 +1,43 @@
+"""Three archives, one, or low-memory mode: by what an accelerator has free."""
+
+from pathlib import Path
+
+import pytest
+
+from handlers.errors import ModelError
+from handlers.fit import GIB, Device, find_device, fit, probe, weight_bytes
+from tests import tiny_models
+from tests.original_layout import count, save_single_file
+
+
+@pytest.mark.parametrize(
+    ("free", "archives", "low_memory"),
+    [(24, "three", False), (8, "combined", False), (4, "combined", True), (None, "three", False)],
+)
+def test_what_fits_is_chosen(free: int | None, archives: str, low_memory: bool) -> None:
+    chosen = fit(Device("cuda" if free else "cpu", "float16", free and free * GIB), 2 * GIB)
+    assert (chosen.archives, chosen.low_memory) == (archives, low_memory)
+    assert (f"{free}.0 GiB are free on the cuda device" in chosen.reason) == bool(free)
+
+
+def test_weights_are_counted_once_whatever_is_beside_them(tmp_path: Path) -> None:
+    pipeline = tiny_models.make("sd1")
+    numbers = sum(count(pipeline.components[part]) for part in ("unet", "vae", "text_encoder"))
+    folder = tiny_models.save("sd1", tmp_path / "model")
+    assert weight_bytes(folder, "float32") == 4 * numbers
+    tiny_models.save("sd1", folder, variant="fp16")
+    tiny_models.save("sd1", folder, safe_serialization=False)
+    assert weight_bytes(folder, "float32") == 4 * numbers
+    assert weight_bytes(folder, "float16") == 2 * numbers
+    save_single_file(pipeline, tmp_path / "one.safetensors")
+    assert weight_bytes(tmp_path / "one.safetensors", "float16") == 2 * numbers
+
+
+def test_the_device_is_found_by_a_process_with_torch() -> None:
+    assert probe("cpu", "bfloat16") == Device("cpu", "bfloat16", None)
+    with pytest.raises(ModelError, match="tpu9"):
+        probe("tpu9", "auto")
+
+
+def test_the_cpu_is_found_without_asking() -> None:
+    assert find_device("cpu", "auto") == Device("cpu", "float32", None)

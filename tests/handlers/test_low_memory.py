@@ -1,0 +1,73 @@
+"""Low-memory mode, with the CPU's own memory in the card's place: copies that come and go all the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from handlers.low_memory import GuestRoom, share_room
+from tests import tiny_models
+from tests.handlers.test_pipelines import a_request, drawn_alone, drawn_together, load
+
+CPU = torch.device("cpu")
+
+
+class Counting(GuestRoom):
+    """Makes real copies, which `.to` does not between a device and itself, and notes who is in."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.visits: list[str] = []
+
+    def enter(self, module: torch.nn.Module) -> None:
+        if module is not self._guest:
+            self.visits.append(type(module).__name__)
+        super().enter(module)
+        for tensor, data in self._at_home:
+            if tensor.data is data:
+                tensor.data = data.clone()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.save(family, tmp_path)
+    requests = [
+        a_request("txt2img", "a red apple", 1, 3, 7.5),
+        a_request("img2img", "a house", 2, 5, 7.5),
+        a_request("masking", "a cat", 3, 4, 7.5),
+    ]
+    plain = load(folder)
+    expected = [np.asarray(drawn_alone(plain, request), dtype=int) for request in requests]
+
+    monkeypatch.setattr("handlers.low_memory.GuestRoom", lambda _: Counting())
+    pipelines = load(folder)
+    pipeline = pipelines["txt2img"]
+    at_home = {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()}
+    room: Any = share_room(pipeline, CPU)
+    unet = [p.data_ptr() for p in pipeline.unet.parameters()]
+    together, merged = drawn_together(pipelines, requests)
+    assert merged >= 2
+    for image, alone in zip(together, expected, strict=True):
+        assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2
+    assert {"CLIPTextModel", "AutoencoderKL"} <= set(room.visits) and "UNet2DConditionModel" not in room.visits
+    assert [p.data_ptr() for p in pipeline.unet.parameters()] == unet  # never moved
+    room.empty()
+    assert {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()} == at_home  # where it was loaded to
+
+
+def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
+    room, module = GuestRoom(CPU), torch.nn.Linear(2, 2).half()
+    before = module.weight.clone()
+    room.enter(module)
+    module.float()
+    room.empty()
+    assert module.weight.dtype == torch.float32 and (module.weight == before.float()).all()
+    module.half()
+    assert (module.weight == before).all()
+
+
+def test_the_cpu_needs_no_such_mode(tmp_path: Path) -> None:
+    folder = tiny_models.save("sd1", tmp_path)
+    assert not hasattr(load(folder, "txt2img", low_memory=True)["txt2img"].vae, "_hf_hook")

@@ -1,0 +1,112 @@
+"""Single files: in the original's layout, and the configurations of the true shapes that come with the project."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from handlers.config import HandlerConfig
+from handlers.errors import ModelError
+from handlers.generation import generator
+from handlers.pipelines import load_pipelines
+from tests import tiny_models
+from tests.conftest import CONFIGS
+from tests.original_layout import count, save_single_file
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """The project's folder of configurations, with a tiny model's in the place of Stable Diffusion 1's."""
+    folder = tmp_path / "configs"
+    shutil.copytree(CONFIGS, folder)
+    made = tiny_models.save("sd1", tmp_path / "made")
+    for part in ("unet", "vae", "text_encoder"):
+        shutil.copy(made / part / "config.json", folder / "v1" / part / "config.json")
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(made / "tokenizer", folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_single_file_draws_what_its_folder_draws(configs: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = tiny_models.make("sd1")
+    file = tmp_path / "mine.safetensors"
+    save_single_file(made, file)
+    loaded = load_pipelines(file, ["txt2img", "masking"], CPU, torch.float32, HandlerConfig(), configs)
+    images = [
+        np.asarray(
+            pipeline("a red apple", num_inference_steps=3, width=64, height=64, generator=generator(1)).images[0]
+        )
+        for pipeline in (made, loaded["txt2img"])
+    ]
+    assert (images[0] == images[1]).all()
+    assert loaded["masking"].unet is loaded["txt2img"].unet
+
+
+def test_a_pickled_single_file_only_when_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "mine.ckpt"
+    file.write_bytes(b"")
+    with pytest.raises(ModelError, match="pickled files, which can run any program"):
+        load_pipelines(file, ["txt2img"], CPU, torch.float32, HandlerConfig(), CONFIGS)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_file_that_holds_something_else_is_a_sentence(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "lora.safetensors"
+    save_file({"lora.up": torch.zeros(2, 2)}, file)
+    with pytest.raises(ModelError, match=r"lora\.safetensors cannot be loaded"):
+        load_pipelines(file, ["txt2img"], CPU, torch.float32, HandlerConfig(), CONFIGS)
+
+
+# as counted in the published models
+UNETS = {
+    "v1": 859_520_964,
+    "inpainting": 859_535_364,
+    "v2": 865_910_724,
+    "inpainting_v2": 865_925_124,
+    "xl_base": 2_567_463_684,
+    "xl_inpaint": 2_567_478_084,
+}
+TEXT_ENCODERS = {"v1": 123_060_480, "v2": 340_387_840, "xl_base": 123_060_480}
+
+
+def config(kind: str, part: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((CONFIGS / kind / part / "config.json").read_text())
+    return loaded
+
+
+@pytest.mark.parametrize("kind", UNETS)
+def test_the_configurations_have_the_true_shapes(kind: str) -> None:
+    with torch.device("meta"):
+        assert count(UNet2DConditionModel.from_config(config(kind, "unet"))) == UNETS[kind]
+        assert count(AutoencoderKL.from_config(config(kind, "vae"))) == 83_653_863
+        if kind in TEXT_ENCODERS:
+            text = CLIPTextConfig(**config(kind, "text_encoder"))
+            assert count(CLIPTextModel(text)) == TEXT_ENCODERS[kind]
+        if kind == "xl_base":
+            text = CLIPTextConfig(**config(kind, "text_encoder_2"))
+            assert count(CLIPTextModelWithProjection(text)) == 694_659_840
+
+
+def test_the_tokenizer_is_clips() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(CONFIGS / "tokenizer")
+    ids = tokenizer("a photo of an astronaut riding a horse on mars").input_ids
+    assert ids == [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 525, 7496, 49407]
