@@ -72,6 +72,15 @@ def available_bytes(device: torch.device) -> int | None:
     return None
 
 
+def first_size(device: torch.device, width: int, height: int) -> tuple[int, int]:
+    """The size of a worker's first picture, in pixels, for a model of this native size.
+
+    Native on a card, whose libraries choose their kernels by shape; small on a CPU, where a first picture of 512 x 512
+    would take Stable Diffusion a minute.
+    """
+    return (min(width, 128), min(height, 128)) if device.type == "cpu" else (width, height)
+
+
 class Peak:
     """Measures the bytes that a piece of work holds at its peak beyond what was there: `with Peak(device) as peak`.
 

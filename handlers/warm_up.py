@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from handlers.device import Peak
+from handlers.device import Peak, first_size
 from handlers.errors import ModelError
 from handlers.generation import generator, pipeline_arguments
 from handlers.pipeline_job import PipelineJob
@@ -29,13 +29,15 @@ class Measured:
 
 
 def warm_up(pipelines: Mapping[str, Any], defaults: ModelDefaults, device: torch.device) -> Measured:
-    """Runs each pipeline for a few steps at its native size.
+    """Runs each pipeline for a few steps, at its native size where the device is quick enough for that.
 
     Raises ModelError if the model loads but cannot draw.
     """
     measured = Measured()
+    size = first_size(device, defaults.width, defaults.height)
+    share = size[0] * size[1] / (defaults.width * defaults.height)  # of the native area
     for task, pipeline in pipelines.items():
-        arguments = pipeline_arguments(_request(task, defaults), pipeline)
+        arguments = pipeline_arguments(_request(task, size, defaults.guidance_scale), pipeline)
         job = PipelineJob(pipeline, {**arguments, "generator": generator(1)})
         job.start()
         while job.call is not None:
@@ -44,21 +46,21 @@ def warm_up(pipelines: Mapping[str, Any], defaults: ModelDefaults, device: torch
                 output = forward(job.call)
                 output[0].cpu()  # waits for the device
             # the first ones are slow
-            measured.seconds_per_row = min(measured.seconds_per_row, (time.perf_counter() - begin) / rows)
-            measured.row_bytes = max(measured.row_bytes, peak.bytes // rows)
+            seconds = (time.perf_counter() - begin) / rows / share
+            measured.seconds_per_row = min(measured.seconds_per_row, seconds)
+            measured.row_bytes = max(measured.row_bytes, int(peak.bytes / rows / share))
             with Peak(device) as peak:
                 job.advance(output)
-            measured.image_bytes = max(measured.image_bytes, peak.bytes)
+            measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))
         if job.error is not None:
             raise ModelError(f"The model loads, but its {task} pipeline cannot draw: {job.error}") from job.error
     return measured
 
 
-def _request(task: str, defaults: ModelDefaults) -> GenerationRequest:
-    size = defaults.width, defaults.height
+def _request(task: str, size: tuple[int, int], guidance_scale: float) -> GenerationRequest:
     return GenerationRequest(
         task, prompt="", negative_prompt="", seed=1, num_outputs=1, num_inference_steps=STEPS,
-        guidance_scale=defaults.guidance_scale, eta=0.0, width=size[0], height=size[1], answer_size=size,
+        guidance_scale=guidance_scale, eta=0.0, width=size[0], height=size[1], answer_size=size,
         init_image=None if task == "txt2img" else Image.new("RGB", size, "grey"),
         mask_image=Image.new("L", size, 255) if task == "masking" else None,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 
 import server
 from handlers import fit
+from handlers.sources import resolve_model
 from tests.conftest import EMBEDDED, HOME
 from tests.e2e.running import running
 
@@ -148,3 +149,24 @@ def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None
         assert "Ready: http://127.0.0.1" in instance.output.read_text()
         answer = instance.post("txt2img", {"prompt": "x", "width": 77})
         assert answer.status_code == 200 and answer.json()["status"] == "failure"
+
+
+@pytest.mark.parametrize(
+    ("free", "arguments", "archives", "low_memory"),
+    [
+        (24, [], "three", False),
+        (0.5, [], "combined", True),
+        (0.5, ["--archives", "three"], "three", False),
+        (24, ["--archives", "combined", "--low-memory"], "combined", True),
+        (None, [], "three", False),
+    ],
+)
+def test_how_the_pipelines_are_served_follows_what_fits(
+    monkeypatch: pytest.MonkeyPatch, free: float | None, arguments: list[str], archives: str, low_memory: bool
+) -> None:
+    device = fit.Device("cuda", "float16", int(free * fit.GIB)) if free else fit.Device("cpu", "float32", None)
+    monkeypatch.setattr(server, "find_device", lambda *_: device)
+    chosen, settings = server.choose(server.parse_options(arguments), resolve_model("default", HOME, {}))
+    assert chosen.archives == archives and settings["low_memory"] == low_memory
+    assert settings["model"] == str(EMBEDDED)
+    assert bool(chosen.reason) == (free is not None and "--archives" not in arguments)

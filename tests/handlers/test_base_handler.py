@@ -1,5 +1,6 @@
 """The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -238,3 +239,54 @@ def test_what_is_known_is_said_at_once_though_a_neighbour_is_still_being_parsed(
     go_on.set()
     frontend.run()
     assert frontend.result(waits)["status"] == "success"
+
+
+def test_a_picture_without_room_is_refused_and_its_neighbour_drawn(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = frontend.handler
+    monkeypatch.setattr("handlers.memory.available_bytes", lambda _: 10 * 2**20)
+    neighbour = frontend.send(num_inference_steps=4)
+    while not handler._running():
+        frontend.tick()
+    monkeypatch.setattr(handler, "memory", dataclasses.replace(handler.memory, row_bytes=8 * 2**20))
+    refused = frontend.send()
+    frontend.run()
+    error = json.loads(frontend.lines[refused][-1])["error"]
+    assert error["status"] == 507 and "try 64 x 64" in error["message"]
+    assert frontend.result(neighbour)["status"] == "success"
+
+
+def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_back(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = frontend.handler
+    released: list[torch.device] = []
+    monkeypatch.setattr("handlers.memory.release_memory", released.append)
+    unet = handler.pipelines["txt2img"].unet
+    forward = unet.forward
+
+    def too_large(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(sample) > 2 or options["encoder_hidden_states"].sum() == marked:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(sample, *arguments, **options)
+
+    greedy, small = frontend.send(prompt="greedy", num_inference_steps=3), frontend.send(num_inference_steps=3)
+    frontend.tick()
+    while not all(slot.waits_for_unet for slot in handler._running()) or len(handler._running()) < 2:
+        frontend.tick()
+    marked = handler.generations[greedy].slots[0].job.call.kwargs["encoder_hidden_states"].sum()
+    monkeypatch.setattr(unet, "forward", too_large)
+    frontend.run()
+    error = json.loads(frontend.lines[greedy][-1])["error"]
+    assert error["status"] == 507 and "try a smaller one" in error["message"]
+    assert frontend.result(small)["status"] == "success"
+    assert len(released) >= 2  # before the calls ran one by one, and when the request was gone
+
+
+def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
+    usual, other = frontend.send(seed=1), frontend.send(seed=1, scheduler="EulerAncestralDiscreteScheduler")
+    frontend.run()
+    pictures = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
+    assert (pictures[0] != pictures[1]).any()
+    assert type(frontend.handler.pipelines["txt2img"].scheduler).__name__ == "DPMSolverMultistepScheduler"

@@ -91,6 +91,12 @@ def test_what_torch_holds_in_reserve_is_available(monkeypatch: pytest.MonkeyPatc
     assert device.available_bytes(CPU) is None
 
 
+def test_the_first_picture_is_small_on_a_cpu() -> None:
+    assert device.first_size(CPU, 512, 768) == (128, 128)
+    assert device.first_size(CPU, 64, 64) == (64, 64)
+    assert device.first_size(CUDA, 512, 768) == (512, 768)
+
+
 def test_the_peak_is_what_came_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
     state = SimpleNamespace(now=100, peak=0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: setattr(state, "peak", state.now))

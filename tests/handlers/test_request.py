@@ -163,5 +163,18 @@ def test_fields_arrive_as_bytes_as_json_or_already_parsed() -> None:
     assert read_fields({}, "", 9) == {}
 
 
+def test_a_scheduler_is_one_of_those_that_are_offered() -> None:
+    offered = ["DDIMScheduler", "PNDMScheduler"]
+    defaults = ModelDefaults(scheduler="PNDMScheduler")
+
+    def chosen(name: str) -> str | None:
+        return parse_request("txt2img", {"prompt": "x", "scheduler": name}, CONFIG, defaults, offered).scheduler
+
+    assert chosen("DDIMScheduler") == "DDIMScheduler"
+    assert chosen("") is None and chosen("PNDMScheduler") is None  # the model's own
+    with pytest.raises(InvalidRequest, match="scheduler must be one of DDIMScheduler, PNDMScheduler, not 'ddim'"):
+        chosen("ddim")
+
+
 def test_every_error_has_a_status_of_the_contract() -> None:
     assert {error.status for error in RequestError.__subclasses__()} == {400, 413, 500, 504, 507}
