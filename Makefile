@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-container check archives bench train eval-embedded clean
+.PHONY: serve test test-container check archives bench bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
@@ -34,6 +34,9 @@ archives: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-true-shapes: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.true_shapes $(ARGS)
 
 train: $(VENV)/.installed-training
 	$(BIN)/python -m training $(or $(ARGS),all)

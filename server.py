@@ -24,14 +24,14 @@ from typing import Any
 import httpx
 import psutil
 
-from handlers.archive import COMBINED, HOME, add_handler_options, build, settings_of
+from handlers.archive import COMBINED, HOME, add_handler_options, build, prepare
 from handlers.custom_archives import CustomArchives
 from handlers.custom_models import config_file
 from handlers.errors import FAILURE_MARK, ModelError
-from handlers.fit import Fit, find_device, fit, torch_build, weight_bytes
+from handlers.fit import Fit, fit, torch_build, weight_bytes
 from handlers.reload import RUN_FILE, Target
 from handlers.request import TASKS
-from handlers.sources import ModelSource, download, resolve_model
+from handlers.sources import ModelSource, resolve_model
 from proxy.settings import LOG_LEVELS
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
@@ -332,13 +332,8 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Fit, dict[
 
     Raises ModelError.
     """
-    settings = settings_of(options) | {"model": source.location}
-    device = find_device(options.device, options.dtype)
-    wanted = [source]
-    if options.inpainting_model:
-        wanted.append(resolve_model(settings["inpainting_model"], HOME, os.environ))
-    half = device.dtype != "float32"
-    paths = [download(source, HOME, half, options.allow_pickle) for source in wanted]
+    settings, device, paths = prepare(options)
+    settings |= {"model": source.location}
     if options.archives != "auto":
         return Fit(options.archives, options.low_memory), settings
     weights = sum(weight_bytes(path, device.dtype) for path in paths) if device.free_bytes is not None else 0

@@ -17,7 +17,10 @@ import yaml
 
 from handlers.config import HandlerConfig
 from handlers.custom_models import CUSTOM
+from handlers.errors import ModelError
+from handlers.fit import Device, find_device
 from handlers.request import TASKS
+from handlers.sources import download, resolve_model
 
 PACKAGE = Path(__file__).resolve().parent
 HOME = PACKAGE.parent
@@ -102,6 +105,19 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def prepare(options: argparse.Namespace) -> tuple[dict[str, Any], Device, list[Path]]:
+    """Downloads what the options of `add_handler_options` name, with progress bars, so that no worker has to.
+
+    Returns the handler settings, the device that the workers will choose, and where the models are. Raises ModelError.
+    """
+    device = find_device(options.device, options.dtype)
+    wanted = [name for name in (_absolute(options.model), _absolute(options.inpainting_model)) if name]
+    sources = [resolve_model(name, HOME, os.environ) for name in wanted]
+    half = device.dtype != "float32"
+    paths = [download(source, HOME, half, options.allow_pickle) for source in sources]
+    return settings_of(options), device, paths
+
+
 def _absolute(name: str) -> str:
     """A path that exists here as an absolute one: the worker runs in another folder. Hub ids stay as they are."""
     path, equals, scale = name.partition("=")
@@ -122,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [COMBINED] if options.combined else options.tasks or list(TASKS)
     staged = options.combined or options.version != VERSION
     store = options.model_store / STAGED if staged else options.model_store
-    handler = settings_of(options)
+    try:
+        handler, _, _ = prepare(options)
+    except ModelError as error:
+        parser.exit(1, f"{error}\n")
     for name in names:
         path = build(name, store, handler, options.version)
         print(f"{path} ({path.stat().st_size / 1024:.0f} kB)")

@@ -165,7 +165,7 @@ def test_how_the_pipelines_are_served_follows_what_fits(
     monkeypatch: pytest.MonkeyPatch, free: float | None, arguments: list[str], archives: str, low_memory: bool
 ) -> None:
     device = fit.Device("cuda", "float16", int(free * fit.GIB)) if free else fit.Device("cpu", "float32", None)
-    monkeypatch.setattr(server, "find_device", lambda *_: device)
+    monkeypatch.setattr("handlers.archive.find_device", lambda *_: device)
     chosen, settings = server.choose(server.parse_options(arguments), resolve_model("default", HOME, {}))
     assert chosen.archives == archives and settings["low_memory"] == low_memory
     assert settings["model"] == str(EMBEDDED)

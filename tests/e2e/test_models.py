@@ -89,6 +89,10 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
     assert len(instance.workers()) == workers + 1
     assert instance.post("custom/broken", {"prompt": "x"}).status_code == 503
 
+    # this one does not wait for a request
+    (folder / "config.json").write_text(json.dumps({"custom_models": [entry | {"load": "start"}]}))
+    wait_for(lambda: "Emoji is gone" in instance.output.read_text() and len(instance.workers()) == workers + 1, 120)
+
     (folder / "config.json").unlink()
     wait_for(lambda: len(instance.workers()) == workers, 60)
     assert instance.post("custom/emoji", {"prompt": "x"}).status_code == 404

@@ -1,0 +1,145 @@
+"""Stable Diffusion 1.5 in its true shape, with random weights: time and memory beside plain diffusers.
+
+`make bench-true-shapes`; with `ARGS="--device cuda --size 512 --steps 20"` on a card, where it also measures the
+combined archive and low-memory mode. Every time is taken side by side with the plain pipeline, in turns.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from benchmarks.serving import difference, in_turns, seconds
+from handlers.archive import HOME
+from handlers.device import Peak, choose_dtype
+from tests.e2e.running import Running, running
+from tests.samples import decode
+
+SHAPES = HOME / "models" / "configs" / "v1"
+TOGETHER = 4  # clients at once
+
+
+def make(folder: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_config(AutoencoderKL.load_config(SHAPES / "vae")),
+        text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(SHAPES / "text_encoder")),
+        tokenizer=CLIPTokenizer.from_pretrained(SHAPES.parent / "tokenizer"),
+        unet=UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SHAPES / "unet")),
+        scheduler=PNDMScheduler.from_pretrained(SHAPES / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=dtype).save_pretrained(folder)  # fmt: skip
+
+
+class Bench:
+    """The plain pipeline and a server of the same model, on the same device."""
+
+    def __init__(self, model: Path, device: str, dtype: torch.dtype, size: int, steps: int, rounds: int) -> None:
+        self.model, self.device, self.size, self.steps, self.rounds = model, device, size, steps, rounds
+        begin = time.perf_counter()
+        self.pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=dtype, safety_checker=None).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        print(f"| plain diffusers: load | {time.perf_counter() - begin:.1f} s |")
+        with Peak(torch.device(device)) as peak:
+            self.plain()
+        if peak.bytes:
+            used = torch.cuda.memory_allocated() + peak.bytes
+            print(f"| plain diffusers: memory of the card at its peak | {used / 2**30:.2f} GiB |")
+
+    def plain(self) -> np.ndarray:
+        image = self.pipeline(
+            prompt="a red apple", negative_prompt="", num_inference_steps=self.steps, guidance_scale=7.5,
+            width=self.size, height=self.size, generator=torch.Generator().manual_seed(1),
+        ).images[0]  # fmt: skip
+        return np.asarray(image).astype(int)
+
+    def served(self, instance: Running) -> np.ndarray:
+        fields: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": 7.5, "seed": 1}
+        return decode(instance.images("txt2img", width=self.size, height=self.size, **fields)[0])
+
+    def measure(self, name: str, *options: str) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            begin, before = time.perf_counter(), self._free()
+            with running(Path(scratch), "--model", str(self.model), "--device", self.device, *options) as instance:
+                print(f"| {name}: start to ready | {time.perf_counter() - begin:.1f} s |")
+                self._memory(name, instance, before)
+                served, plain = in_turns(self.rounds, lambda: self.served(instance), self.plain)
+                steps = self.steps + 1  # PNDM's
+                ratio = statistics.median(a / b for a, b in zip(served, plain, strict=True))
+                print(
+                    f"| {name}: {self.size} px, {self.steps} steps | {statistics.median(served) / steps:.3f} s a step, "
+                    f"{ratio:.3f} × plain diffusers; {difference(served, plain) * 1000:+.0f} ms a request |"
+                )
+                apart = int(np.abs(self.served(instance) - self.plain()).max())
+                print(f"| {name}: image against plain diffusers' | at most {apart} of 255 apart |")
+                if self.device != "cpu":
+                    self._together(name, instance)
+                    self._memory(f"{name}, after that", instance, before)
+
+    def _together(self, name: str, instance: Running) -> None:
+        def all_at_once() -> None:
+            with ThreadPoolExecutor(TOGETHER) as clients:
+                list(clients.map(lambda _: self.served(instance), range(TOGETHER)))
+
+        def one_by_one() -> None:
+            for _ in range(TOGETHER):
+                self.plain()
+
+        served, plain = in_turns(self.rounds, all_at_once, one_by_one)
+        print(
+            f"| {name}: {TOGETHER} clients | {TOGETHER / statistics.median(served):.2f} images/s, "
+            f"{statistics.median(b / a for a, b in zip(served, plain, strict=True)):.2f} × plain diffusers one by one |"
+        )
+
+    def _free(self) -> int:
+        return torch.cuda.mem_get_info()[0] if self.device.startswith("cuda") else 0
+
+    def _memory(self, name: str, instance: Running, before: int) -> None:
+        if self.device == "cpu":
+            memory = [worker.memory_full_info() for worker in instance.workers()]
+            shown = ", ".join(f"{info.pss / 2**20:.0f}" for info in memory)
+            print(
+                f"| {name}: memory of the workers (PSS) | {sum(info.pss for info in memory) / 2**20:.0f} MiB together "
+                f"({shown}); one alone (RSS) {max(info.rss for info in memory) / 2**20:.0f} |"
+            )
+        else:
+            print(f"| {name}: memory of the card | {(before - self._free()) / 2**30:.2f} GiB |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=256, help="pixels (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs (default: %(default)s)")
+    options = parser.parse_args()
+    dtype = choose_dtype("auto", torch.device(options.device))
+    folder = Path(tempfile.mkdtemp(prefix="sd-true-shape-"))
+    try:
+        print("| what | measured |\n|---|---|", flush=True)
+        took = seconds(lambda: make(folder, dtype))
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        print(f"| weights, {dtype}, {psutil.cpu_count()} cores | {size / 2**30:.2f} GiB, made in {took:.0f} s |")
+        bench = Bench(folder, options.device, dtype, options.size, options.steps, options.rounds)
+        bench.measure("three archives", "--archives", "three")
+        if options.device != "cpu":
+            bench.measure("combined archive", "--archives", "combined")
+            bench.measure("combined, low memory", "--archives", "combined", "--low-memory")
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
