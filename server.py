@@ -149,6 +149,7 @@ class Server:
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._children: dict[str, psutil.Popen] = {}
         self._started: set[psutil.Process] = set()  # by those children
+        self._told: set[str] = set()  # failures of workers that were reported
 
     def build_archives(self) -> None:
         for name in sorted(set(self._archive_of_task.values())):
@@ -248,13 +249,19 @@ class Server:
 
     def _check_workers(self) -> None:
         """Raises StartError if a worker has said why it cannot start, or dies again and again."""
-        log = self._log("model_log.log")
-        for line in log.splitlines():
-            if FAILURE_MARK in line:
-                raise StartError(f"{line.partition(FAILURE_MARK)[2]} (logs: {self._logs})")
+        for sentence in self.new_failures():
+            raise StartError(f"{sentence} (logs: {self._logs})")
         if self._log("ts_log.log").count("Auto recovery failed again") > 3:
-            errors = re.findall(r"\w+Error: .*", log)
+            errors = re.findall(r"\w+Error: .*", self._log("model_log.log"))
             raise StartError(f"A worker dies while it starts: {errors[-1] if errors else ''} (logs: {self._logs})")
+
+    def new_failures(self) -> list[str]:
+        """The reasons that workers have given for not starting and that this has not returned before."""
+        lines = self._log("model_log.log").splitlines()
+        said = {line.partition(FAILURE_MARK)[2]: None for line in lines if FAILURE_MARK in line}
+        new = [sentence for sentence in said if sentence not in self._told]
+        self._told.update(new)
+        return new
 
     def _log(self, name: str) -> str:
         file = self._logs / name
@@ -377,6 +384,8 @@ def serve(options: argparse.Namespace) -> None:
         while True:
             time.sleep(1)
             server.check_processes()
+            for sentence in server.new_failures():
+                print(f"A worker cannot start: {sentence}", flush=True)
     except Stopped:
         pass
     finally:

@@ -5,6 +5,7 @@ are needed, so that server.py can find a model without them.
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import re
@@ -60,7 +61,10 @@ def read_token(home: Path, environment: Mapping[str, str]) -> str | None:
     file = home / "token.txt"
     if not token and file.is_file():
         token = file.read_text(encoding="utf-8").strip()
-    return token or read_config(config_file(home, environment))[1]
+    if not token:
+        with contextlib.suppress(ModelError):  # whoever builds the custom models' archives says what is wrong with it
+            return read_config(config_file(home, environment))[1]
+    return token or None
 
 
 def resolve_model(wanted: str, home: Path, environment: Mapping[str, str]) -> ModelSource:

@@ -106,7 +106,7 @@ class Upstream:
             if answer.is_error and answer.status_code != 409:  # 409: somebody else has just registered it
                 # registered without a worker it would never be loaded again
                 await self._client.delete(f"{url}/{archive}")
-                raise Failure(503, "This model cannot be loaded: the server's log says why.", 60)
+                raise Failure(503, "This model cannot be loaded: the server's output says why.", 60)
         except httpx.TransportError:
             raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
 

@@ -77,7 +77,9 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
         "requires_safety_checker": False,
     }
     broken = {"model_path": str(folder / "nothing"), "url_path": "broken"}
-    (folder / "config.json").write_text(json.dumps({"custom_models": [entry, broken]}))
+    damaged = {"model_path": str(tiny_models.save("sd1", folder / "damaged")), "url_path": "damaged"}
+    (folder / "damaged" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"rubbish")
+    (folder / "config.json").write_text(json.dumps({"custom_models": [entry, broken, damaged]}))
     assert httpx.get(f"{instance.url}/custom_models").json()[0] == entry
     wait_for(lambda: "Custom model: Emoji at /custom/emoji" in instance.output.read_text(), 30)
     assert "The custom model broken cannot be served: There is no model at" in instance.output.read_text()
@@ -88,6 +90,9 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
     assert image["nsfw"] is False and np.ptp(decode(image)) > 50  # nobody checked
     assert len(instance.workers()) == workers + 1
     assert instance.post("custom/broken", {"prompt": "x"}).status_code == 503
+    answer = instance.post("custom/damaged", {"prompt": "x"})
+    assert answer.status_code == 503 and "the server's output says why" in answer.json()["message"]
+    wait_for(lambda: f"A worker cannot start: The model {folder / 'damaged'}" in instance.output.read_text(), 10)
 
     # this one does not wait for a request
     (folder / "config.json").write_text(json.dumps({"custom_models": [entry | {"load": "start"}]}))

@@ -75,7 +75,7 @@ async def test_a_custom_model_is_loaded_once_with_its_first_requests(config: Pat
 
 
 @pytest.mark.parametrize(
-    ("status", "sentence"), [(404, "still being prepared"), (500, "cannot be loaded: the server's log says why")]
+    ("status", "sentence"), [(404, "still being prepared"), (500, "cannot be loaded: the server's output says why")]
 )
 async def test_one_that_does_not_load_is_tried_again_next_time(config: Path, status: int, sentence: str) -> None:
     management = Management(status)
