@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import psutil
 
-from handlers.archive import COMBINED, HOME, add_handler_options, build, prepare
+from handlers.archive import COMBINED, HOME, add_handler_options, build, prepare, settings_of
 from handlers.custom_archives import CustomArchives
 from handlers.custom_models import config_file
 from handlers.errors import FAILURE_MARK, ModelError
@@ -150,6 +150,7 @@ class Server:
         self._children: dict[str, psutil.Popen] = {}
         self._started: set[psutil.Process] = set()  # by those children
         self._told: set[str] = set()  # failures of workers that were reported
+        self._read_of_log = 0  # bytes
 
     def build_archives(self) -> None:
         for name in sorted(set(self._archive_of_task.values())):
@@ -165,7 +166,7 @@ class Server:
         environment = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
         }
-        environment["SD_HOME"] = str(HOME)
+        environment |= {"SD_HOME": str(HOME), "SD_CONFIG": str(config_file(HOME, os.environ))}
         torchserve = {
             "JAVA_HOME": str(java_home()),
             # the pid file, the sockets and the unpacked archives: all of them ours alone
@@ -189,7 +190,6 @@ class Server:
             "SD_INFERENCE_URL": f"http://127.0.0.1:{self._ports[0]}",
             "SD_MANAGEMENT_URL": f"http://127.0.0.1:{self._ports[1]}",
             "SD_ARCHIVES": ",".join(f"{task}={archive}" for task, archive in self._archive_of_task.items()),
-            "SD_CONFIG": str(config_file(HOME, os.environ)),
             "SD_LOG_LEVEL": self._options.log_level,
         }
         self._spawn("proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
@@ -257,7 +257,11 @@ class Server:
 
     def new_failures(self) -> list[str]:
         """The reasons that workers have given for not starting and that this has not returned before."""
-        lines = self._log("model_log.log").splitlines()
+        file = self._logs / "model_log.log"
+        if not file.is_file() or file.stat().st_size == self._read_of_log:
+            return []
+        self._read_of_log = file.stat().st_size
+        lines = self._log(file.name).splitlines()
         said = {line.partition(FAILURE_MARK)[2]: None for line in lines if FAILURE_MARK in line}
         new = [sentence for sentence in said if sentence not in self._told]
         self._told.update(new)
@@ -285,7 +289,8 @@ class Server:
 
     def stop(self) -> None:
         """Ends the proxy, Java and every worker: first politely, then not."""
-        processes: set[psutil.Process] = {*self._children.values(), *self._started}
+        # all of this process's, also what downloads or builds for a custom model
+        processes = {*psutil.Process().children(), *self._started}
         for child in self._children.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes.update(child.children(recursive=True))
@@ -339,8 +344,9 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Fit, dict[
 
     Raises ModelError.
     """
-    settings, device, paths = prepare(options)
-    settings |= {"model": source.location}
+    settings = settings_of(options) | {"model": source.location}
+    device, paths = prepare(settings)
+    settings["dtype"] = device.dtype
     if options.archives != "auto":
         return Fit(options.archives, options.low_memory), settings
     weights = sum(weight_bytes(path, device.dtype) for path in paths) if device.free_bytes is not None else 0
@@ -348,15 +354,17 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Fit, dict[
     return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}
 
 
-def keep_custom_models(target: Target, settings: Mapping[str, Any]) -> None:
-    """Keeps the custom models' archives in step with config.json, for as long as this process lives."""
-    shared = {key: settings[key] for key in ("device", "dtype", "low_memory")}
-    archives = CustomArchives(target, HOME, os.environ, shared, lambda text: print(text, flush=True))
+def keep_custom_models(target: Target, ending: threading.Event) -> None:
+    """Keeps the custom models' archives in step with config.json, in a thread, until the server is `ending`."""
+
+    def say(text: str) -> None:
+        if not ending.is_set():
+            print(text, flush=True)
 
     def watch() -> None:
-        while True:
+        archives = CustomArchives(target, HOME, os.environ, say)
+        while not ending.wait(1):
             archives.update()
-            time.sleep(1)
 
     threading.Thread(target=watch, name="custom models", daemon=True).start()
 
@@ -372,7 +380,7 @@ def serve(options: argparse.Namespace) -> None:
     if chosen.reason:
         print(chosen.reason, flush=True)
     server = Server(options, chosen.archives == "combined", settings)
-    status = StatusLine()
+    status, ending = StatusLine(), threading.Event()
     try:
         status("building the archives")
         server.build_archives()
@@ -380,7 +388,7 @@ def serve(options: argparse.Namespace) -> None:
         server.wait_ready(status)
         status.end()
         print(f"{server.describe()}\nStop with Ctrl-C.", flush=True)
-        keep_custom_models(server.target, settings)
+        keep_custom_models(server.target, ending)
         while True:
             time.sleep(1)
             server.check_processes()
@@ -390,6 +398,7 @@ def serve(options: argparse.Namespace) -> None:
         pass
     finally:
         status.end()
+        ending.set()
         server.stop()
     server.remove_files()  # after a failure they stay, for their logs
 

@@ -20,7 +20,7 @@ from handlers.custom_models import CUSTOM
 from handlers.errors import ModelError
 from handlers.fit import Device, find_device
 from handlers.request import TASKS
-from handlers.sources import download, resolve_model
+from handlers.sources import download, loras, resolve_model
 
 PACKAGE = Path(__file__).resolve().parent
 HOME = PACKAGE.parent
@@ -93,11 +93,14 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The keys of HandlerConfig that the options of `add_handler_options` stand for, with absolute paths."""
+    """The keys of HandlerConfig that the options of `add_handler_options` stand for, with absolute paths.
+
+    Raises ModelError for a LoRA that is not there.
+    """
     return {
         "model": _absolute(options.model),
         "inpainting_model": _absolute(options.inpainting_model),
-        "lora": ",".join(_absolute(entry) for entry in options.lora),
+        "lora": "\n".join(f"{file}={scale:g}" for file, scale in loras("\n".join(options.lora))),
         "device": options.device,
         "dtype": options.dtype,
         "low_memory": options.low_memory,
@@ -105,24 +108,22 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def prepare(options: argparse.Namespace) -> tuple[dict[str, Any], Device, list[Path]]:
-    """Downloads what the options of `add_handler_options` name, with progress bars, so that no worker has to.
-
-    Returns the handler settings, the device that the workers will choose, and where the models are. Raises ModelError.
-    """
-    device = find_device(options.device, options.dtype)
-    wanted = [name for name in (_absolute(options.model), _absolute(options.inpainting_model)) if name]
-    sources = [resolve_model(name, HOME, os.environ) for name in wanted]
-    half = device.dtype != "float32"
-    paths = [download(source, HOME, half, options.allow_pickle) for source in sources]
-    return settings_of(options), device, paths
-
-
 def _absolute(name: str) -> str:
     """A path that exists here as an absolute one: the worker runs in another folder. Hub ids stay as they are."""
-    path, equals, scale = name.partition("=")
-    there = Path(path).expanduser()
-    return f"{there.resolve()}{equals}{scale}" if path not in ("", "default") and there.exists() else name
+    there = Path(name).expanduser()
+    return str(there.resolve()) if name not in ("", "default") and there.exists() else name
+
+
+def prepare(settings: Mapping[str, Any]) -> tuple[Device, list[Path]]:
+    """Downloads the models that handler settings name, with progress bars, so that no worker has to.
+
+    Returns the device that the workers will choose, and where the models are. Raises ModelError.
+    """
+    device = find_device(settings["device"], settings["dtype"])
+    names = filter(None, (settings["model"], settings["inpainting_model"]))
+    sources = [resolve_model(name, HOME, os.environ) for name in names]
+    half = device.dtype != "float32"
+    return device, [download(source, HOME, half, settings["allow_pickle"]) for source in sources]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -139,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     staged = options.combined or options.version != VERSION
     store = options.model_store / STAGED if staged else options.model_store
     try:
-        handler, _, _ = prepare(options)
+        handler = settings_of(options)
+        prepare(handler)
     except ModelError as error:
         parser.exit(1, f"{error}\n")
     for name in names:

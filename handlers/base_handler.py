@@ -28,7 +28,7 @@ from handlers.errors import (
 )
 from handlers.generation import Generation
 from handlers.memory import Memory
-from handlers.pipelines import CONFIGS, load_pipelines, model_defaults, schedulers
+from handlers.pipelines import CONFIGS, Served, load_pipelines, serve
 from handlers.request import GenerationRequest, parse_request, read_fields
 from handlers.sources import fetch, project_home, resolve_model
 from handlers.step_batcher import RowLimit, Slot, StepBatcher
@@ -59,22 +59,15 @@ class StableDiffusionHandler:
         self.device = choose_device(self.config.device, context.system_properties.get("gpu_id"))
         self.dtype = choose_dtype(self.config.dtype, self.device)
         home = project_home(self.config.home, os.environ)
-        self.pipelines: dict[str, Any] = {}
+        self.served: dict[str, Served] = {}
         for model, tasks in self._models().items():
             source = resolve_model(model, home, os.environ)
             path = fetch(source, home, os.environ, self.dtype != torch.float32, self.config.allow_pickle)
-            loaded = load_pipelines(path, tasks, self.device, self.dtype, self.config, home / "models" / CONFIGS)
-            if not self.pipelines:  # what the archive is known by
-                self.source, pipeline = source, next(iter(loaded.values()))
-                self.defaults = model_defaults(path, pipeline)
-            self.pipelines |= loaded
-        self.schedulers = list(schedulers(pipeline))
-        self.has_safety_checker = getattr(pipeline, "safety_checker", None) is not None
-        measured = warm_up(self.pipelines, self.defaults, self.device)
+            pipelines = load_pipelines(path, tasks, self.device, self.dtype, self.config, home / "models" / CONFIGS)
+            self.served |= serve(source, path, pipelines)
+        measured = warm_up(self.served, self.device)
         limit = RowLimit(measured.seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
-        self.vae_scale_factor = pipeline.vae_scale_factor
-        native_area = self.defaults.width * self.defaults.height // self.vae_scale_factor**2
-        self.memory = Memory(self.device, native_area, measured.row_bytes, measured.image_bytes)
+        self.memory = Memory(self.device, measured.native_area, measured.row_bytes, measured.image_bytes)
         self.batcher = StepBatcher(limit, self.memory)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
         self.generations: dict[str, Generation] = {}
@@ -115,18 +108,25 @@ class StableDiffusionHandler:
         return [last_lines[rid] if rid in last_lines else self.generations[rid].line() for rid in request_ids]
 
     def describe(self) -> dict[str, Any]:
-        """What this worker serves, for `GET /models`."""
+        """What this worker serves, for `GET /models`: an entry for each model, as a rule one."""
+        tasks: dict[str, list[str]] = {}
+        for task, served in self.served.items():
+            tasks.setdefault(served.model, []).append(task)
+        return {"models": [self._describe(names) for names in tasks.values()]}
+
+    def _describe(self, tasks: list[str]) -> dict[str, Any]:
         limits = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
                   "max_image_bytes", "max_prompt_chars")  # fmt: skip
+        served = self.served[tasks[0]]
         return {
-            "model": self.source.name,
-            "tasks": list(self.tasks),
+            "model": served.model,
+            "tasks": tasks,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            "safety_checker": self.has_safety_checker,
-            "schedulers": self.schedulers,
-            "defaults": asdict(self.defaults),
+            "safety_checker": getattr(served.pipeline, "safety_checker", None) is not None,
+            "schedulers": served.schedulers,
+            "defaults": asdict(served.defaults),
             "limits": {name: getattr(self.config, name) for name in limits},
             "activity": {
                 "open_requests": len(self.generations),
@@ -139,6 +139,7 @@ class StableDiffusionHandler:
         task = header("X-Task") or (self.tasks[0] if len(self.tasks) == 1 else "")
         if task not in self.tasks:
             raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header X-Task.")
+        served = self.served[task]
         form_type = header("X-Form-Type") or ""
         try:
             deadline = float(header("X-Deadline") or "inf")
@@ -147,11 +148,12 @@ class StableDiffusionHandler:
 
         def parse() -> GenerationRequest:
             fields = read_fields(data, form_type, self.config.max_fields)
-            request = parse_request(task, fields, self.config, self.defaults, self.schedulers)
-            self.memory.admit(request, self.vae_scale_factor)
-            return request
+            return parse_request(task, fields, self.config, served.defaults, served.schedulers)
 
-        return Generation(parse, self.pool, self.pipelines[task], deadline, header("X-Request-Id") or "")
+        def admit(request: GenerationRequest) -> None:
+            self.memory.admit(request, served.pipeline.vae_scale_factor)
+
+        return Generation(parse, admit, self.pool, served.pipeline, deadline, header("X-Request-Id") or "")
 
     def _tick(self, may_wait: bool) -> None:
         """Moves everybody on by one step at most; with nothing to step and nothing to say, waits for the pool."""
@@ -199,17 +201,13 @@ class StableDiffusionHandler:
 
         TorchServe's decoder slows down quadratically on large replies, so further results wait for the next tick.
         """
-        ended: dict[str, bytes] = {}
-        for request_id, generation in self.generations.items():
-            if generation.ending is not None and generation.error:
-                ended[request_id] = generation.ending
-        for request_id, generation in self.generations.items():
-            if generation.ending is not None and not generation.error:
-                ended[request_id] = generation.ending
-                break
-        gone = [self.generations.pop(request_id) for request_id in ended]
-        if any(isinstance(generation.error, OutOfMemory) for generation in gone):
-            gone.clear()  # what failed still holds what it had
+        over = {request_id: generation.ending for request_id, generation in self.generations.items()}
+        lines = {request_id: line for request_id, line in over.items() if line is not None}
+        failed = [request_id for request_id in lines if self.generations[request_id].error]
+        succeeded = [request_id for request_id in lines if request_id not in failed]
+        ended = {request_id: lines[request_id] for request_id in failed + succeeded[:1]}
+        errors = [self.generations.pop(request_id).error for request_id in ended]
+        if any(isinstance(error, OutOfMemory) for error in errors):
             self.memory.release()
         return ended
 

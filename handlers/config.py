@@ -22,7 +22,7 @@ class HandlerConfig:
         "default", "A hub id, the absolute path of a diffusers folder or of a single file, or `default` (see *Models*)."
     )
     inpainting_model: str = _key("", "Another model for masking, as a rule one with an inpainting UNet.")
-    lora: str = _key("", "LoRA files to add to the weights: `/a.safetensors=0.8,/b.safetensors`.")
+    lora: str = _key("", "LoRA files to add to the weights, one a line: `/a.safetensors=0.8`.")
     safety_checker: bool = _key(True, "Whether the model's safety checker is used.")
     allow_pickle: bool = _key(False, "Whether weights in pickled files are loaded, which can run any program.")
     home: str = _key(

@@ -5,85 +5,111 @@ shall be there from the start is registered at once. server.py does the same for
 """
 
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from handlers.archive import HOME, build
-from handlers.custom_models import CustomModel, config_file, read_config
+from handlers.archive import COMBINED, HOME, build
+from handlers.custom_models import CUSTOM, CustomModel, config_file, read_config
 from handlers.errors import ModelError
-from handlers.reload import Management, ReloadError, Target, find_target
-from handlers.sources import download, resolve_model
+from handlers.fit import find_device
+from handlers.reload import Management, ReloadError, Target, find_target, handler_settings
+from handlers.request import TASKS
+from handlers.sources import download, project_home, resolve_model
+
+RETRY_S = 60  # after which a model that could not be served is tried again: its download may have broken off
+SHARED = ("device", "dtype", "low_memory", "allow_pickle")  # what custom models have in common with the main one
 
 
 class CustomArchives:
-    """The archives in a running server's model store.
+    """The custom models' archives in a running server's model store.
 
     Args:
-        options: handler settings that all of them share.
         say: is told what happens, a sentence a time.
     """
 
-    def __init__(
-        self, target: Target, home: Path, environment: Mapping[str, str], options: Mapping[str, object],
-        say: Callable[[str], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, target: Target, home: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
         self._management = Management(target)
         self._store = target.store
         self._home = home
         self._environment = environment
-        self._options = options
         self._say = say
         self._file = config_file(home, environment)
         self._seen: float | None = None
-        self._built: dict[str, CustomModel] = {}
+        self._failed: dict[str, str] = {}
+        self._retry_at = 0.0
 
     def update(self) -> None:
         """Builds what is new, takes away what is gone. Does nothing while the file stays as it is."""
-        changed = self._file.stat().st_mtime if self._file.is_file() else 0.0
-        if changed == self._seen:
-            return
-        self._seen = changed
         try:
-            models = {model.archive: model for model in read_config(self._file)[0]}
+            changed = self._file.stat().st_mtime
+        except OSError:
+            changed = 0.0
+        if changed == self._seen and not (self._failed and time.monotonic() > self._retry_at):
+            return
+        if changed != self._seen:
+            self._failed = {}
+        self._seen, self._retry_at = changed, time.monotonic() + RETRY_S
+        try:
+            models = {model.archive: model for model in read_config(self._file)}
         except ModelError as error:
             self._say(f"{error} The custom models stay as they were.")
             return
-        for archive, model in list(self._built.items()):
-            if models.get(archive) != model:
-                self._remove(archive)
+        built = {file.stem: handler_settings(file) for file in self._store.glob(f"{CUSTOM}*.mar")}
+        for archive in built.keys() - models.keys():
+            self._remove(archive)
         for archive, model in models.items():
-            if archive not in self._built:
-                self._add(archive, model)
+            try:
+                self._provide(archive, model, built.get(archive))
+            except (ModelError, ReloadError, RuntimeError, OSError) as error:
+                sentence = f"The custom model {model.ui_label} cannot be served: {error}"
+                if self._failed.get(archive) != sentence:
+                    self._say(sentence)
+                self._failed[archive] = sentence
+            else:
+                self._failed.pop(archive, None)
 
-    def _add(self, archive: str, model: CustomModel) -> None:
-        try:
-            source = resolve_model(model.model_path, self._home, self._environment)
-            download(source, self._home, half=self._options.get("dtype") != "float32")
-            settings = {**self._options, "model": source.location, "safety_checker": model.requires_safety_checker}
+    def _provide(self, archive: str, model: CustomModel, built: Mapping[str, Any] | None) -> None:
+        """Builds an archive that is not there or was built from other settings; loads it, if it shall be there."""
+        source = resolve_model(model.model_path, self._home, self._environment)
+        settings = self._shared() | {"model": source.location, "safety_checker": model.requires_safety_checker}
+        if built is None or any(built.get(key) != value for key, value in settings.items()):
+            half = find_device(settings["device"], settings["dtype"]).dtype != "float32"
+            download(source, self._home, half, settings["allow_pickle"])
+            if built is not None:
+                self._remove(archive)
             build(archive, self._store, settings)
-            self._built[archive] = model
-            if model.load == "start":
-                self._management.register(archive, f"{archive}.mar")
-        except (ModelError, ReloadError) as error:
-            self._say(f"The custom model {model.ui_label} cannot be served: {error}")
-        else:
             self._say(f"Custom model: {model.ui_label} at /custom/{model.url_path}")
+        if model.load == "start" and archive not in self._management.models():
+            self._management.register(archive, f"{archive}.mar")
+
+    def _shared(self) -> dict[str, Any]:
+        """The settings of the main model's archive."""
+        archives = [self._store / f"{name}.mar" for name in (COMBINED, *TASKS)]
+        main: Mapping[str, Any] = next((handler_settings(file) for file in archives if file.is_file()), {})
+        defaults = {"device": "auto", "dtype": "auto", "low_memory": False, "allow_pickle": False}
+        return {key: main.get(key, defaults[key]) for key in SHARED}
 
     def _remove(self, archive: str) -> None:
-        model = self._built.pop(archive)
         (self._store / f"{archive}.mar").unlink(missing_ok=True)
         try:
             if archive in self._management.models():
                 self._management.unregister(archive, self._management.default_version(archive)["modelVersion"])
         except ReloadError as error:
             self._say(str(error))
-        self._say(f"Custom model {model.ui_label} is gone from {self._file.name}, or has changed.")
+        self._say(f"{archive.removeprefix(CUSTOM)} is gone from {self._file.name}, or has changed.")
 
 
-def main() -> None:
-    home = Path(os.environ.get("SD_HOME") or HOME)
-    CustomArchives(find_target(None), home, os.environ, {}, print).update()
+def main() -> int:
+    try:
+        CustomArchives(find_target(None), project_home(str(HOME), os.environ), os.environ, print).update()
+    except ReloadError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

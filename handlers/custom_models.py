@@ -43,31 +43,48 @@ class CustomModel:
 
 
 def config_file(home: Path, environment: Mapping[str, str]) -> Path:
-    """SD_CONFIG, else config.json in the project's folder."""
-    return Path(environment.get("SD_CONFIG") or home / FILE_NAME)
+    """SD_CONFIG, else config.json in the project's folder; as an absolute path."""
+    return Path(environment.get("SD_CONFIG") or home / FILE_NAME).absolute()
 
 
-def read_config(file: Path) -> tuple[list[CustomModel], str | None]:
-    """The custom models and the hub token; none of either without the file. Raises ModelError for a faulty file."""
-    if not file.is_file():
-        return [], None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}.") from None
-    if not isinstance(config, dict) or not isinstance(entries := config.get("custom_models", []), list):
-        raise ModelError(f'{file} must be like {{"custom_models": [{{"model_path": …, "url_path": …}}]}}.')
+def read_config(file: Path) -> list[CustomModel]:
+    """The custom models; none without the file. Raises ModelError for a faulty file."""
+    entries = _load(file).get("custom_models", [])
+    if not isinstance(entries, list):
+        raise ModelError(f"{file}: custom_models must be a list.")
     models: dict[str, CustomModel] = {}
     for i, entry in enumerate(entries):
-        model = _entry(entry, f"{file}, custom model {i + 1}")
-        if model.url_path in models:
+        model = _entry(entry, f"{file}, custom model {i + 1}", file.parent)
+        # two names that differ in case alone would be one file on Windows and on Macs
+        if models.setdefault(model.url_path.casefold(), model) is not model:
             raise ModelError(f"{file}: url_path {model.url_path!r} is given twice.")
-        models[model.url_path] = model
-    token = config.get("hf_token")
-    return list(models.values()), token.strip() or None if isinstance(token, str) else None
+    return list(models.values())
 
 
-def _entry(entry: Any, where: str) -> CustomModel:
+def hub_token(file: Path) -> str | None:
+    """The file's `hf_token`. A fault elsewhere in the file is none of this one's business."""
+    try:
+        token = _load(file).get("hf_token")
+    except ModelError:
+        return None
+    return token.strip() or None if isinstance(token, str) else None
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors write a mark before it
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f'{file} must be like {{"custom_models": [{{"model_path": …, "url_path": …}}]}}.')
+    return config
+
+
+def _entry(entry: Any, where: str, folder: Path) -> CustomModel:
     if not isinstance(entry, dict):
         raise ModelError(f"{where} must be an object with model_path and url_path.")
     path, url_path = entry.get("model_path"), entry.get("url_path")
@@ -81,4 +98,6 @@ def _entry(entry: Any, where: str) -> CustomModel:
     load = entry.get("load", LOAD[0])
     if load not in LOAD:
         raise ModelError(f"{where}: load must be one of {', '.join(LOAD)}, not {load!r}.")
+    if (folder / path).exists():  # relative paths start beside the file
+        path = str((folder / path).resolve())
     return CustomModel(path, str(entry.get("ui_label") or url_path), url_path, checked, load)

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -107,7 +108,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives back what torch holds in reserve, after a request that did not fit."""
+    """Gives back what torch holds in reserve, after a request that did not fit.
+
+    What it had is kept alive by a cycle: its error has a traceback, whose frames have the error.
+    """
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from handlers.errors import ModelError
-from handlers.sources import variant_of
+from handlers.sources import PICKLED, WEIGHTS, variant_of
 
 PACKAGE = Path(__file__).resolve().parent
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -21,6 +21,7 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROCESS_BYTES = 700 * 2**20
 DRAWING_BYTES = 3 * 2**30
 GIB = 2**30
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def torch_build() -> dict[str, Any]:
 def find_device(device: str, dtype: str) -> Device:
     """The device that a worker will choose. Raises ModelError for one that is not there."""
     build = torch_build()
-    if device == "cpu" or not (build.get("cuda") or build.get("hip") or sys.platform == "darwin"):
+    no_card = not (build.get("cuda") or build.get("hip") or sys.platform == "darwin")
+    if (device == "cpu" or (device == "auto" and no_card)) and dtype in ("auto", *ITEM_BYTES):
         return Device("cpu", "float32" if dtype == "auto" else dtype, None)
     return probe(device, dtype)
 
@@ -67,28 +69,42 @@ def probe(device: str, dtype: str) -> Device:
 
 
 def weight_bytes(model: Path, dtype: str) -> int:
-    """The memory of a model's weights in `dtype`: a diffusers folder's, or a single file's."""
-    if model.is_file():
-        files = [model]
-    else:
-        files = [file for file in model.glob("*/*") if file.suffix in (".safetensors", ".bin")]
-        variant = variant_of((file.relative_to(model).as_posix() for file in files), dtype != "float32")
-        # the wanted variant of a component's weights where there is one, else those without one
-        chosen = {}
-        for file in sorted(files, key=lambda file: (f".{variant}." in file.name, file.suffix == ".safetensors")):
-            if f".{variant}." in file.name or file.name.count(".") == 1:
-                chosen[file.parent, file.name.replace(f".{variant}.", ".").partition(".")[0]] = file
-        files = list(chosen.values())
+    """The memory of a model's weights in `dtype`: a diffusers folder's, or a single file's.
+
+    Raises ModelError for a file that holds none.
+    """
+    files = [model] if model.is_file() else _weight_files(model, dtype)
     return sum(_parameters(file) for file in files) * ITEM_BYTES[dtype]
+
+
+def _weight_files(folder: Path, dtype: str) -> list[Path]:
+    """What is loaded of each component: its files of the wanted variant, else those without one, else a pickle."""
+    variant = variant_of((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), dtype != "float32")
+    chosen: list[Path] = []
+    for component in (entry for entry in folder.iterdir() if entry.is_dir()):
+        matches = {file: WEIGHTS.fullmatch(file.name) for file in component.iterdir()}
+        of_variant: dict[str | None, list[Path]] = {}
+        for file, match in matches.items():
+            if match:
+                of_variant.setdefault(match["variant"], []).append(file)
+        pickled = [file for file in matches if file.suffix in PICKLED]
+        chosen += of_variant.get(variant) or of_variant.get(None) or pickled[:1]
+    return chosen
 
 
 def _parameters(file: Path) -> int:
     """How many numbers a file of weights holds: by a safetensors file's header, else about, by its size."""
-    if file.suffix != ".safetensors":
+    if file.suffix in PICKLED:
         return file.stat().st_size // 4
     with file.open("rb") as opened:
-        header: Mapping[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            header: Mapping[str, Any] = json.loads(opened.read(length)) if length < MAX_HEADER_BYTES else {}
+            if header:
+                return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, TypeError, LookupError):
+            pass
+    raise ModelError(f"{file} holds no weights: it is damaged, or a pointer of git-lfs (`git lfs pull` gets the file).")
 
 
 def fit(device: Device, weights: int) -> Fit:

@@ -28,6 +28,7 @@ class Generation:
 
     Args:
         parse: reads and validates the request; runs in `pool`.
+        admit: raises a RequestError for one that has no room; runs between two steps.
         pool: for what must not hold up the step: parsing and encoding.
         pipeline: the stock pipeline of the request's task.
         deadline: when the client stops waiting, in seconds since the epoch.
@@ -37,11 +38,13 @@ class Generation:
     def __init__(
         self,
         parse: Callable[[], GenerationRequest],
+        admit: Callable[[GenerationRequest], None],
         pool: ThreadPoolExecutor,
         pipeline: Any,
         deadline: float = math.inf,
         name: str = "",
     ) -> None:
+        self._admit = admit
         self._name = name
         self._pool = pool
         self._pipeline = pipeline
@@ -77,6 +80,7 @@ class Generation:
                 )
             if self._preparing is not None and self._preparing.done():
                 (self._request, arguments), self._preparing = self._preparing.result(), None
+                self._admit(self._request)
                 self._create_jobs(self._request, arguments)
             for index, slot in enumerate(self.slots):
                 if slot.job.error is not None:

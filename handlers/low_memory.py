@@ -14,7 +14,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 class GuestRoom:
     """Room on the card for one module besides the UNet.
 
-    The weights of a module stay in the CPU's memory as they were loaded, so that leaving copies nothing back.
+    The weights of a module stay in the CPU's memory meanwhile, so that leaving copies nothing back.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,8 +29,12 @@ class GuestRoom:
         self.empty()
         self._guest = module
         self._at_home = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
-        for tensor, data in self._at_home:
-            tensor.data = data.to(self._device)
+        try:
+            for tensor, data in self._at_home:
+                tensor.data = data.to(self._device)
+        except BaseException:  # out of memory half way
+            self.empty()
+            raise
 
     def empty(self) -> None:
         for tensor, data in self._at_home:

@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,34 @@ from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.low_memory import share_room
 from handlers.request import ModelDefaults
-from handlers.sources import PICKLE_WARNING, check_files, variant_of
+from handlers.sources import PICKLE_WARNING, ModelSource, check_files, loras, variant_of
 
 logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_config.json"  # beside model_index.json; the name that transformers gave such a file
 CONFIGS = "configs"  # in `models`: the components' configurations for single files, which hold weights alone
+
+
+@dataclass(frozen=True)
+class Served:
+    """A task's pipeline, with what its model says of itself. `model` is the name that clients see."""
+
+    model: str
+    pipeline: Any
+    defaults: ModelDefaults
+    schedulers: tuple[str, ...]
+
+    @property
+    def native_area(self) -> int:
+        """Latent pixels of a picture of native size."""
+        return self.defaults.width * self.defaults.height // int(self.pipeline.vae_scale_factor) ** 2
+
+
+def serve(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict[str, Served]:
+    """The pipelines of one model, by their tasks. Raises ModelError for faulty defaults."""
+    first = next(iter(pipelines.values()))
+    defaults, names = model_defaults(path, first), tuple(schedulers(first))
+    return {task: Served(source.name, pipeline, defaults, names) for task, pipeline in pipelines.items()}
 
 
 def load_pipelines(
@@ -34,9 +57,8 @@ def load_pipelines(
     Raises ModelError.
     """
     _quiet_libraries()
-    load = _load_file if path.is_file() else _load_folder
     try:
-        first = load(path, dtype, config, configs)
+        first = _load_file(path, dtype, config, configs) if path.is_file() else _load_folder(path, dtype, config)
         _check_family(first, tasks, path.name)
         for file, scale in loras(config.lora):
             _add_lora(first, file, scale)
@@ -56,7 +78,7 @@ def load_pipelines(
     return pipelines
 
 
-def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: Path) -> Any:
+def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
     from diffusers import AutoPipelineForText2Image
 
     files = [file.relative_to(path).as_posix() for file in path.glob("**/*")]
@@ -90,10 +112,9 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
         parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(configs / "tokenizer", pad_token="!")
     if "safety_checker" in index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    loaded = getattr(diffusers, index["_class_name"]).from_single_file(
+    return getattr(diffusers, index["_class_name"]).from_single_file(
         str(path), config=str(folder), dtype=dtype, local_files_only=True, **parts
     )
-    return loaded
 
 
 def _check_family(pipeline: Any, tasks: Sequence[str], name: str) -> None:
@@ -116,24 +137,10 @@ def _of_task(task: str, pipeline: Any, dtype: torch.dtype) -> Any:
     kind = {"txt2img": "Text2Image", "img2img": "Image2Image", "masking": "Inpainting"}[task]
     try:
         return getattr(diffusers, f"AutoPipelineFor{kind}").from_pipe(pipeline, dtype=dtype)
-    except (
-        ValueError
-    ):  # the family has no pipeline of its own for it, as LCM for inpainting: its parts fit the stock one
+    except ValueError:
+        # a family without a pipeline of its own for it, as LCM for inpainting: its parts fit the stock one
         stock = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}[task]
         return getattr(diffusers, f"StableDiffusion{stock}Pipeline").from_pipe(pipeline, dtype=dtype)
-
-
-def loras(setting: str) -> Iterator[tuple[Path, float]]:
-    """The files and scales of `file.safetensors=0.8,other.safetensors`. Raises ModelError."""
-    for entry in filter(None, (part.strip() for part in setting.split(","))):
-        name, _, scale = entry.rpartition("=") if "=" in entry else (entry, "", "1")
-        file = Path(name).expanduser()
-        if not file.is_file() or file.suffix != ".safetensors":
-            raise ModelError(f"There is no LoRA file at {name}: give the path of a .safetensors file, or FILE=SCALE.")
-        try:
-            yield file, float(scale)
-        except ValueError:
-            raise ModelError(f"The scale of a LoRA must be a number, not {scale!r}: give FILE=0.8, say.") from None
 
 
 def _add_lora(pipeline: Any, file: Path, scale: float) -> None:
@@ -158,25 +165,28 @@ def _quiet_libraries() -> None:
 
 
 def model_defaults(path: Path, pipeline: Any) -> ModelDefaults:
-    """The model's own steps, guidance, native and drawn size.
+    """The model's own steps, guidance, native and drawn size, from its generation_config.json, else from its parts.
 
-    From its generation_config.json, else as its parts show: a distilled model needs few steps and little guidance.
+    Raises ModelError for a file with a fault.
     """
     own: dict[str, Any] = _distilled(pipeline)
     file = path / DEFAULTS_FILE
-    if file.is_file():
-        own |= json.loads(file.read_text(encoding="utf-8"))
-    sample_size = pipeline.unet.config.sample_size
-    latent_height, latent_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     contract = ModelDefaults()
-    return ModelDefaults(
-        num_inference_steps=int(own.get("num_inference_steps", contract.num_inference_steps)),
-        guidance_scale=float(own.get("guidance_scale", contract.guidance_scale)),
-        width=latent_width * pipeline.vae_scale_factor,
-        height=latent_height * pipeline.vae_scale_factor,
-        drawn_size=own.get("drawn_size"),
-        scheduler=type(pipeline.scheduler).__name__,
-    )
+    sample_size = pipeline.unet.config.sample_size or 64
+    latent_height, latent_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    try:
+        if file.is_file():
+            own |= json.loads(file.read_text(encoding="utf-8"))
+        return ModelDefaults(
+            num_inference_steps=int(own.get("num_inference_steps", contract.num_inference_steps)),
+            guidance_scale=float(own.get("guidance_scale", contract.guidance_scale)),
+            width=latent_width * pipeline.vae_scale_factor,
+            height=latent_height * pipeline.vae_scale_factor,
+            drawn_size=own.get("drawn_size"),
+            scheduler=type(pipeline.scheduler).__name__,
+        )
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{file} must give numbers for num_inference_steps and guidance_scale: {error}") from None
 
 
 def _distilled(pipeline: Any) -> dict[str, Any]:

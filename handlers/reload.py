@@ -27,8 +27,11 @@ import psutil
 import yaml
 from PIL import Image
 
-from handlers.archive import COMBINED, MODEL_STORE, build, tasks_of
+from handlers.archive import COMBINED, HOME, MODEL_STORE, build, tasks_of
+from handlers.errors import ModelError
+from handlers.fit import find_device
 from handlers.request import TASKS
+from handlers.sources import download, resolve_model
 
 RUN_FILE = "server.json"  # where a server.py that runs says how it is reached
 POLL_S = 0.2
@@ -106,7 +109,7 @@ class Management:
     def open_requests(self, name: str, version: str) -> int:
         """How many a version still works on. Asked through its queue, so those that wait there are counted first."""
         described = self.predict(name, version, "describe", {})["result"]
-        count: int = described["activity"]["open_requests"]
+        count: int = described["models"][0]["activity"]["open_requests"]
         return count
 
 
@@ -232,10 +235,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         management = Management(target)
         if options.list:
             print(listing(management))
+        if options.model:
+            source = resolve_model(options.model, HOME, os.environ)
+            half = find_device(options.device or "auto", options.dtype or "auto").dtype != "float32"
+            download(source, HOME, half)
+            changes["model"] = source.location
         for name in options.archives:
             version = reload(name, target, changes, management, lambda text: print(f"  {text}", flush=True))
             print(f"{name} {version} serves.", flush=True)
-    except ReloadError as error:
+    except (ReloadError, ModelError) as error:
         print(f"Not reloaded: {error}", file=sys.stderr)
         return 1
     return 0

@@ -11,11 +11,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.custom_models import config_file, read_config
+from handlers.custom_models import config_file, hub_token
 from handlers.errors import ModelError
 
 HUB_DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -26,7 +26,7 @@ PICKLE_WARNING = (
     "safetensors format, or say --allow-pickle if you trust whoever made it."
 )
 # the weights of a component, with the name of their variant: unet/diffusion_pytorch_model.fp16.safetensors
-_WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors")
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,18 @@ def project_home(recorded: str, environment: Mapping[str, str]) -> Path:
 
 
 def read_token(home: Path, environment: Mapping[str, str]) -> str | None:
-    """The hub token: HF_TOKEN, else `token.txt` in the project's folder, else `hf_token` in config.json."""
+    """The hub token: HF_TOKEN, else `token.txt` in the project's folder, else `hf_token` in config.json.
+
+    Raises ModelError for a token.txt that is no text.
+    """
     token = environment.get("HF_TOKEN", "").strip()
     file = home / "token.txt"
     if not token and file.is_file():
-        token = file.read_text(encoding="utf-8").strip()
-    if not token:
-        with contextlib.suppress(ModelError):  # whoever builds the custom models' archives says what is wrong with it
-            return read_config(config_file(home, environment))[1]
-    return token or None
+        try:
+            token = file.read_text(encoding="utf-8-sig").strip()
+        except ValueError:
+            raise ModelError(f"{file} is not a plain text file: save the token again, as UTF-8.") from None
+    return token or hub_token(config_file(home, environment))
 
 
 def resolve_model(wanted: str, home: Path, environment: Mapping[str, str]) -> ModelSource:
@@ -80,11 +83,15 @@ def resolve_model(wanted: str, home: Path, environment: Mapping[str, str]) -> Mo
         source = ModelSource(HUB_DEFAULT, "because there is a Hugging Face token")
     else:
         source = ModelSource(str(home / "models" / "embedded"), "the embedded model, which needs no download")
-    path = Path(source.location).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source.location).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # a folder that may not be read, a home that is not known
+        raise ModelError(f"{source.location} cannot be looked at: {error}") from None
+    if is_folder:
         if not (path / "model_index.json").is_file():
             raise ModelError(f"{path} has no model_index.json: it is not a diffusers model folder.")
-    elif path.is_file():
+    elif is_file:
         if path.suffix not in SINGLE_FILE:
             raise ModelError(f"{path} is not a model: give a .safetensors file, a diffusers folder or a hub id.")
     else:
@@ -96,13 +103,28 @@ def resolve_model(wanted: str, home: Path, environment: Mapping[str, str]) -> Mo
     return ModelSource(str(path.resolve()), source.reason)
 
 
+def loras(setting: str) -> list[tuple[Path, float]]:
+    """The files and scales of LoRAs, one a line: `/a.safetensors` or `/a.safetensors=0.8`. Raises ModelError."""
+    found = []
+    for entry in filter(None, (line.strip() for line in setting.splitlines())):
+        name, _, scale = (entry, "", "1") if entry.endswith(".safetensors") else entry.rpartition("=")
+        file = Path(name).expanduser()
+        if not file.is_file() or file.suffix != ".safetensors":
+            raise ModelError(f"There is no LoRA file at {name}: give the path of a .safetensors file, or FILE=SCALE.")
+        try:
+            found.append((file.resolve(), float(scale)))
+        except ValueError:
+            raise ModelError(f"The scale of a LoRA must be a number, not {scale!r}: give FILE=0.8, say.") from None
+    return found
+
+
 def variant_of(file_names: Iterable[str], half: bool) -> str | None:
     """Which variant of the weights to load: `fp16` where half precision is served, else the full one, if there is one.
 
     Args:
         file_names: of the model's files, with their folders.
     """
-    weights = [_WEIGHTS.fullmatch(Path(name).name) for name in file_names if Path(name).parent.name == "unet"]
+    weights = [WEIGHTS.fullmatch(Path(name).name) for name in file_names if Path(name).parent.name == "unet"]
     variants = {match["variant"] for match in weights if match}
     if (half and "fp16" in variants) or variants == {"fp16"}:
         return "fp16"
@@ -121,18 +143,17 @@ def fetch(
     if source.is_local:
         return Path(source.location)
     model, token = source.location, read_token(home, environment)
-    files = _hub_files(model, token)
-    if files is not None:
-        check_files(model, files, allow_pickle)
+    with _sentences(model):
+        files = _hub_files(model, token)
+        if files is not None:
+            check_files(model, files, allow_pickle)
 
-    import httpx2  # huggingface_hub's HTTP client
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import snapshot_download
+        from diffusers import DiffusionPipeline
+        from huggingface_hub import snapshot_download
 
-    try:
         if files is None:
-            cached = snapshot_download(model, local_files_only=True, allow_patterns="model_index.json")
-            available = [str(file.relative_to(cached)) for file in Path(cached).glob("*/*")]
+            cached = Path(snapshot_download(model, local_files_only=True, allow_patterns="model_index.json"))
+            available = [file.relative_to(cached).as_posix() for file in cached.glob("*/*")]
         else:
             available = files
         return Path(
@@ -141,22 +162,6 @@ def fetch(
                 use_safetensors=None if allow_pickle else True, local_files_only=files is None,
             )
         )  # fmt: skip
-    except FileNotFoundError:
-        raise ModelError(
-            f"{model} is not in the local cache, or only in part, and the hub cannot be reached: connect to the "
-            "internet, or give --model the path of a model folder."
-        ) from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise ModelError(
-                f"The disk is full, {model} does not fit: make room, or set HF_HOME to a folder on a larger disk. "
-                "What is complete already stays."
-            ) from None
-        raise ModelError(f"{model} could not be downloaded: {error}") from None
-    except httpx2.TransportError as error:
-        raise ModelError(
-            f"The download of {model} broke off ({error}): start again, files that are complete stay."
-        ) from None
 
 
 def download(source: ModelSource, home: Path, half: bool = False, allow_pickle: bool = False) -> Path:
@@ -175,34 +180,56 @@ def download(source: ModelSource, home: Path, half: bool = False, allow_pickle: 
 
 def _hub_files(model: str, token: str | None) -> list[str] | None:
     """The names of a hub model's files; None if the hub cannot be reached or is not to be."""
-    import httpx2
+    import httpx2  # huggingface_hub's HTTP client
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         return [file.rfilename for file in HfApi().model_info(model, token=token, timeout=20).siblings or []]
-    except GatedRepoError:
-        raise ModelError(
-            f"{model} is gated: accept its licence on the hub's page, then put your token into token.txt or HF_TOKEN."
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"The hub knows no model {model}, or your token may not see it: check the id and token."
-        ) from None
-    except HFValidationError:
-        raise ModelError(f"{model} is neither a folder here nor a hub id of the form name/model.") from None
     except (OfflineModeIsEnabled, httpx2.TransportError):
         return None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code >= 500:
             return None  # a hub in trouble: what is in the cache will do
-        raise ModelError(f"The hub refuses to send {model}: {error}") from None
+        raise
+
+
+@contextlib.contextmanager
+def _sentences(model: str) -> Iterator[None]:
+    """Turns what the hub and the libraries raise into ModelErrors that say what to do."""
+    import httpx2
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        yield
+    except ModelError:
+        raise
+    except GatedRepoError:
+        text = (
+            f"{model} is gated: accept its licence on the hub's page, then put your token into token.txt or HF_TOKEN."
+        )
+    except RepositoryNotFoundError:
+        text = f"The hub knows no model {model}, or your token may not see it: check the id and token."
+    except HFValidationError:
+        text = f"{model} is neither a folder here nor a hub id of the form name/model."
+    except httpx2.TransportError as error:
+        text = f"The download of {model} broke off ({error}): start again, files that are complete stay."
+    except FileNotFoundError:
+        text = (
+            f"{model} is not in the local cache, or only in part, and the hub cannot be reached: connect to the "
+            "internet, or give --model the path of a model folder."
+        )
+    except Exception as error:  # a strange model fails in as many ways as there are loaders
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            text = (
+                f"The disk is full, {model} does not fit: make room, or set HF_HOME to a folder on a larger disk. "
+                "What is complete already stays."
+            )
+        else:
+            text = f"{model} cannot be downloaded: {error}"
+    else:
+        return
+    raise ModelError(text)
 
 
 def check_files(model: str, file_names: Iterable[str], allow_pickle: bool) -> None:
@@ -228,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     home = project_home(str(Path(__file__).parent.parent), os.environ)
     try:
         print(fetch(ModelSource(options.model, ""), home, os.environ, options.half, options.allow_pickle))
+    except KeyboardInterrupt:
+        return 130
     except ModelError as error:
         print(error)  # on the standard output: the other one has the progress bars
         return 1

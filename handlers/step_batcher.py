@@ -184,20 +184,22 @@ class StepBatcher:
 
         A merged forward that fails is run again call by call, so that only the request at fault fails.
         """
-        rows = min(self.limit.rows, self.memory.rows() or self.limit.rows) if slots else 0
-        chosen = schedule(slots, rows, self.memory.native_area)
-        if not chosen:
+        if not slots:
             return []
+        rows = min(self.limit.rows, self.memory.rows() or self.limit.rows)
+        chosen = schedule(slots, rows, self.memory.native_area)
         self._step += 1
         for slot in chosen:
             slot.last_step = slot.owner.last_step = self._step
+        out_of_memory = False
         try:
             return self._forward(chosen)
         except Exception as error:
             if len(chosen) == 1:
                 return [(chosen[0], error)]
-            if is_out_of_memory(error):
-                self.memory.release()
+            out_of_memory = is_out_of_memory(error)
+        if out_of_memory:  # not before here: until now the error holds what the forward had
+            self.memory.release()
         outcomes: list[tuple[Slot, Any]] = []
         for slot in chosen:
             try:

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +12,8 @@ from handlers.device import Peak, first_size
 from handlers.errors import ModelError
 from handlers.generation import generator, pipeline_arguments
 from handlers.pipeline_job import PipelineJob
-from handlers.request import GenerationRequest, ModelDefaults
+from handlers.pipelines import Served
+from handlers.request import GenerationRequest
 from handlers.step_batcher import forward
 
 STEPS = 3
@@ -21,22 +21,25 @@ STEPS = 3
 
 @dataclass
 class Measured:
-    """What a model was seen to need at its native size: seconds and bytes of a UNet row, bytes of a decoding."""
+    """What was seen to be needed for a picture of `native_area` latent pixels: by a UNet row, and to decode it."""
 
+    native_area: int
     seconds_per_row: float = math.inf
     row_bytes: int = 0
     image_bytes: int = 0
 
 
-def warm_up(pipelines: Mapping[str, Any], defaults: ModelDefaults, device: torch.device) -> Measured:
-    """Runs each pipeline for a few steps, at its native size where the device is quick enough for that.
+def warm_up(served: Mapping[str, Served], device: torch.device) -> Measured:
+    """Runs each task's pipeline for a few steps, at its native size where the device is quick enough for that.
 
-    Raises ModelError if the model loads but cannot draw.
+    Returns the largest needs, for a picture of the first task's native size. Raises ModelError if a model loads but
+    cannot draw.
     """
-    measured = Measured()
-    size = first_size(device, defaults.width, defaults.height)
-    share = size[0] * size[1] / (defaults.width * defaults.height)  # of the native area
-    for task, pipeline in pipelines.items():
+    measured = Measured(next(iter(served.values())).native_area)
+    for task, one in served.items():
+        pipeline, defaults = one.pipeline, one.defaults
+        size = first_size(device, defaults.width, defaults.height)
+        share = size[0] * size[1] / pipeline.vae_scale_factor**2 / measured.native_area
         arguments = pipeline_arguments(_request(task, size, defaults.guidance_scale), pipeline)
         job = PipelineJob(pipeline, {**arguments, "generator": generator(1)})
         job.start()

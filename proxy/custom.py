@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from proxy.errors import Failure
-from proxy.upstream import Upstream
+from proxy.upstream import Progress, Upstream
 
 ARCHIVE = "custom-"  # what the names of their archives start with, then comes the url_path
 
@@ -34,22 +36,29 @@ class CustomModels:
             for path, model in self._models().items()
         ]
 
-    async def archive_of(self, url_path: str) -> str:
-        """The archive that serves a custom model, loaded. Raises Failure 404 for a path that config.json does not have.
-
-        Loading goes on when the client that began it goes away: the next one needs it, too.
-        """
+    def check(self, url_path: str) -> None:
+        """Raises Failure 404 for a path that config.json does not have."""
         models = self._models()
         if url_path not in models:
             known = ", ".join(sorted(models)) or "none"
             raise Failure(404, f"There is no custom model {url_path[:64]!r}; config.json has {known}.")
+
+    async def generate(
+        self, url_path: str, body: bytes, headers: Mapping[str, bytes]
+    ) -> AsyncGenerator[Progress | bytes, None]:
+        """As Upstream.generate, with the custom model, which is loaded first if need be.
+
+        Loading goes on when the client that began it goes away: the next one needs it, too.
+        """
         archive = ARCHIVE + url_path
         task = self._loading.get(archive)
         if task is None:
             task = self._loading[archive] = asyncio.create_task(self._upstream.load(archive))
             task.add_done_callback(lambda done: self._loaded(archive, done))
         await asyncio.shield(task)
-        return archive
+        async with aclosing(self._upstream.generate(archive, "txt2img", body, headers)) as events:
+            async for event in events:
+                yield event
 
     def _loaded(self, archive: str, task: asyncio.Task[None]) -> None:
         del self._loading[archive]
@@ -59,9 +68,9 @@ class CustomModels:
     def _models(self) -> dict[str, dict[str, Any]]:
         """The entries by their url_path."""
         try:
-            entries = json.loads(self._file.read_text(encoding="utf-8")).get("custom_models", [])
+            entries = json.loads(self._file.read_text(encoding="utf-8-sig")).get("custom_models", [])
             return {entry["url_path"]: {"model_path": entry["model_path"], **entry} for entry in entries}
         except FileNotFoundError:
             return {}
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise Failure(500, f"{self._file.name} has a fault: the server's output says which.") from None

@@ -62,7 +62,7 @@ class Generate:
         upstream: Upstream = request.app.state.upstream
         custom: CustomModels = request.app.state.custom_models
         url_path: str | None = request.path_params.get("url_path")
-        task = "txt2img" if url_path else request.url.path.removeprefix("/")
+        task = request.url.path.removeprefix("/")
         # bytes, since a client's header may hold more than ASCII
         headers = {
             "X-Form-Type": request.headers.get("content-type", "").encode("latin-1"),
@@ -72,10 +72,14 @@ class Generate:
         if settings.deadline_s:
             headers["X-Deadline"] = f"{time.time() + settings.deadline_s:.3f}".encode()
             deadline = anyio.current_time() + settings.deadline_s
+        if url_path:
+            custom.check(url_path)
         try:
             async with intake.body(request) as body:
-                archive = await custom.archive_of(url_path) if url_path else upstream.archive_of(task)
-                events = upstream.generate(archive, task, body, headers)
+                if url_path:
+                    events = custom.generate(url_path, body, headers)
+                else:
+                    events = upstream.generate(upstream.archive_of(task), task, body, headers)
                 as_events = "text/event-stream" in request.headers.get("accept", "")
                 await Generated(events, as_events, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:

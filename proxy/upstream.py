@@ -74,17 +74,19 @@ class Upstream:
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
 
     async def describe(self) -> list[dict[str, Any]]:
-        """What each archive serves. Raises Failure where an archive does not answer."""
+        """What each archive serves, model by model. Raises Failure where an archive does not answer."""
         tasks = {archive: task for task, archive in self._archive_of_task.items()}
         answers = await asyncio.gather(*(self._describe(archive, task) for archive, task in tasks.items()))
-        return [{"archive": archive, **answer} for archive, answer in zip(tasks, answers, strict=True)]
+        return [
+            {"archive": archive, **model} for archive, models in zip(tasks, answers, strict=True) for model in models
+        ]
 
-    async def _describe(self, archive: str, task: str) -> dict[str, Any]:
+    async def _describe(self, archive: str, task: str) -> list[dict[str, Any]]:
         async with aclosing(self.generate(archive, task, b"", {"X-Task": b"describe"})) as lines:
             async for line in lines:
                 if isinstance(line, bytes):
-                    description: dict[str, Any] = json.loads(line)
-                    return description
+                    models: list[dict[str, Any]] = json.loads(line)["models"]
+                    return models
         raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
 
     def archive_of(self, task: str) -> str:
@@ -102,7 +104,12 @@ class Upstream:
                 return
             answer = await self._client.post(url, params=query)
             if answer.status_code == 404:
-                raise Failure(503, "This model is still being prepared: try again shortly.", START_RETRY_S)
+                raise Failure(
+                    503,
+                    "This model is still being prepared: try again shortly. If it cannot be served, the server's "
+                    "output says why.",
+                    START_RETRY_S,
+                )
             if answer.is_error and answer.status_code != 409:  # 409: somebody else has just registered it
                 # registered without a worker it would never be loaded again
                 await self._client.delete(f"{url}/{archive}")

@@ -56,8 +56,8 @@ def serving() -> Iterator[Hub]:
             parts = self.path.partition("?")[0].strip("/").split("/")
             is_api = parts[:2] == ["api", "models"]
             model = "/".join(parts[2:4] if is_api else parts[:2])
-            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
-                self._send(401, b"", {"X-Error-Code": "GatedRepo"})
+            if not is_api and hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                self._send(401, b"", {"X-Error-Code": "GatedRepo"})  # its file list is open to everybody
             elif model in hub.refusals:
                 status, code = hub.refusals[model]
                 self._send(status, b"", {"X-Error-Code": code} if code else {})

@@ -41,8 +41,10 @@ def instance(folder: Path) -> Iterator[Running]:
 
 
 def test_a_hub_model_is_downloaded_and_served(instance: Running) -> None:
-    model = instance.models()[0]
-    assert model["model"] == "some/sdxl" and model["tasks"] == ["txt2img", "img2img", "masking"]
+    model, inpainting = instance.models()
+    assert (model["model"], model["tasks"]) == ("some/sdxl", ["txt2img", "img2img"])
+    assert (inpainting["model"], inpainting["tasks"]) == ("inpainting", ["masking"])
+    assert inpainting["defaults"]["scheduler"] == "PNDMScheduler"
     assert (model["defaults"]["width"], model["defaults"]["scheduler"]) == (64, "EulerDiscreteScheduler")
     assert "no safety checker: every answer says nsfw = false" in instance.output.read_text()
     assert len(instance.workers()) == 1

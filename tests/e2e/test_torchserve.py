@@ -167,5 +167,5 @@ def _missing_prompt(model: str) -> str:
 def _open_requests(model: str) -> int:
     """What is in flight on a version; asking is a request itself, which is not counted."""
     _, body = curl("-H", "X-Task: describe", "-d", "", f"{PREDICTIONS}/{model}")
-    count: int = json.loads(body)["result"]["activity"]["open_requests"]
+    count: int = json.loads(body)["result"]["models"][0]["activity"]["open_requests"]
     return count

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from handlers.device import release_memory
 from handlers.request import ModelDefaults
 from handlers.stable_diffusion import CombinedHandler
 from tests.conftest import SIDE
@@ -196,7 +198,7 @@ def test_what_a_pipeline_raises_ends_its_request_alone(
     frontend.tick()
     bad = frontend.send(num_inference_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(frontend.handler.pipelines["txt2img"].text_encoder, "forward", fail)
+        patch.setattr(frontend.handler.served["txt2img"].pipeline.text_encoder, "forward", fail)
         frontend.tick()
         frontend.tick()
     frontend.run()
@@ -211,7 +213,7 @@ def test_a_flagged_picture_is_black_even_under_a_mask(frontend: Frontend, monkey
 
     fields = {"init_image": b64(picture()), "mask_image": b64(half_mask()), "num_inference_steps": 2}
     name = frontend.send("masking", **fields)
-    checker = frontend.handler.pipelines["masking"].safety_checker
+    checker = frontend.handler.served["masking"].pipeline.safety_checker
     monkeypatch.setattr(checker, "forward", flag)
     frontend.run()
     image = frontend.result(name)["images"][0]
@@ -221,7 +223,7 @@ def test_a_flagged_picture_is_black_even_under_a_mask(frontend: Frontend, monkey
 def test_the_description_says_what_is_served(frontend: Frontend) -> None:
     name = frontend.send("describe")
     frontend.run()
-    description = frontend.result(name)
+    (description,) = frontend.result(name)["models"]
     assert description["tasks"] == ["txt2img", "img2img", "masking"]
     assert description["defaults"] == asdict(ModelDefaults(20, 3.5, SIDE, SIDE, SIDE, "DPMSolverMultistepScheduler"))
     assert description["limits"]["max_num_outputs"] == 8
@@ -261,13 +263,22 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
     frontend: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = frontend.handler
-    released: list[torch.device] = []
-    monkeypatch.setattr("handlers.memory.release_memory", released.append)
-    unet = handler.pipelines["txt2img"].unet
+    held: list[weakref.ref[torch.Tensor]] = []  # what the forwards that failed had allocated
+    left: list[int] = []
+
+    def release(device: torch.device) -> None:
+        release_memory(device)
+        left.append(sum(tensor() is not None for tensor in held))
+
+    monkeypatch.setattr("handlers.memory.release_memory", release)
+    monkeypatch.setattr("handlers.generation.logger.disabled", True)  # pytest keeps what is logged, with its traceback
+    unet = handler.served["txt2img"].pipeline.unet
     forward = unet.forward
 
     def too_large(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         if len(sample) > 2 or options["encoder_hidden_states"].sum() == marked:
+            activations = torch.zeros(8)
+            held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(sample, *arguments, **options)
 
@@ -281,7 +292,8 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
     error = json.loads(frontend.lines[greedy][-1])["error"]
     assert error["status"] == 507 and "try a smaller one" in error["message"]
     assert frontend.result(small)["status"] == "success"
-    assert len(released) >= 2  # before the calls ran one by one, and when the request was gone
+    # before the calls ran one by one, and when the request was gone
+    assert len(held) >= 2 and len(left) >= 2 and not any(left)
 
 
 def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
@@ -289,4 +301,4 @@ def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
     frontend.run()
     pictures = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
     assert (pictures[0] != pictures[1]).any()
-    assert type(frontend.handler.pipelines["txt2img"].scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert type(frontend.handler.served["txt2img"].pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"

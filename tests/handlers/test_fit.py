@@ -29,8 +29,21 @@ def test_weights_are_counted_once_whatever_is_beside_them(tmp_path: Path) -> Non
     tiny_models.save("sd1", folder, safe_serialization=False)
     assert weight_bytes(folder, "float32") == 4 * numbers
     assert weight_bytes(folder, "float16") == 2 * numbers
+    text_encoder = folder / "text_encoder"
+    (text_encoder / "pytorch_model.bin").write_bytes(bytes(1000))  # what the hub has beside model.safetensors
+    assert weight_bytes(folder, "float32") == 4 * numbers
+    weights = text_encoder / "model.fp16.safetensors"
+    weights.rename(text_encoder / "model.fp16-00001-of-00001.safetensors")
+    assert weight_bytes(folder, "float16") == 2 * numbers
     save_single_file(pipeline, tmp_path / "one.safetensors")
     assert weight_bytes(tmp_path / "one.safetensors", "float16") == 2 * numbers
+
+
+def test_a_pointer_of_git_lfs_is_a_sentence(tmp_path: Path) -> None:
+    folder = tiny_models.save("sd1", tmp_path / "model")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelError, match="git lfs pull"):
+        weight_bytes(folder, "float16")
 
 
 def test_the_device_is_found_by_a_process_with_torch() -> None:
@@ -39,5 +52,20 @@ def test_the_device_is_found_by_a_process_with_torch() -> None:
         probe("tpu9", "auto")
 
 
-def test_the_cpu_is_found_without_asking() -> None:
-    assert find_device("cpu", "auto") == Device("cpu", "float32", None)
+def test_the_cpu_is_found_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ask(device: str, dtype: str) -> Device:
+        asked.append(device)
+        return Device("mps", "float16", 1)
+
+    monkeypatch.setattr("handlers.fit.probe", ask)
+    monkeypatch.setattr("handlers.fit.sys.platform", "linux")
+    monkeypatch.setattr("handlers.fit.torch_build", lambda: {"cuda": None, "hip": None})
+    assert find_device("cpu", "auto") == find_device("auto", "auto") == Device("cpu", "float32", None)
+    assert not asked
+    find_device("cuda", "auto")  # there is none: the process with torch says so
+    find_device("auto", "float8")
+    monkeypatch.setattr("handlers.fit.sys.platform", "darwin")
+    find_device("auto", "auto")
+    assert asked == ["cuda", "auto", "auto"]

@@ -68,6 +68,15 @@ def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
     assert (module.weight == before).all()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card, to which the copy does not fail")
+def test_a_module_that_had_no_room_is_out_again() -> None:
+    module, room = torch.nn.Linear(2, 2), GuestRoom(torch.device("cuda"))
+    for _ in range(2):
+        with pytest.raises((RuntimeError, AssertionError)):
+            room.enter(module)
+        assert module.weight.device == CPU
+
+
 def test_the_cpu_needs_no_such_mode(tmp_path: Path) -> None:
     folder = tiny_models.save("sd1", tmp_path)
     assert not hasattr(load(folder, "txt2img", low_memory=True)["txt2img"].vae, "_hf_hook")

@@ -36,7 +36,7 @@ class TorchServe:
         if parts[0] == "predictions":
             if task == "describe":
                 self.open_requests = max(0, self.open_requests - 1)
-                return self._line({"result": {"activity": {"open_requests": self.open_requests}}})
+                return self._line({"result": {"models": [{"activity": {"open_requests": self.open_requests}}]}})
             return self._line({"result": {"status": "success", "images": []}})
         if parts == ["models"] and request.method == "GET":
             return httpx.Response(200, json={"models": [{"modelName": name} for name in self.versions]})

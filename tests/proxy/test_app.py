@@ -177,10 +177,14 @@ async def test_ping_while_torchserve_is_down() -> None:
 
 
 async def test_models_describes_each_archive_once() -> None:
+    two = b'{"result": {"models": [{"model": "m"}, {"model": "inpainting"}]}}\n'
     combined = ",".join(f"{task}=stable-diffusion" for task in ("txt2img", "img2img", "masking"))
-    async with client(serving(b'{"result": {"model": "m"}}\n'), archives=combined) as http:
-        assert (await http.get("/models")).json()["models"] == [{"archive": "stable-diffusion", "model": "m"}]
-    async with client(serving(b'{"result": {"model": "m"}}\n')) as http:
+    async with client(serving(two), archives=combined) as http:
+        assert (await http.get("/models")).json()["models"] == [
+            {"archive": "stable-diffusion", "model": "m"},
+            {"archive": "stable-diffusion", "model": "inpainting"},
+        ]
+    async with client(serving(b'{"result": {"models": [{"model": "m"}]}}\n')) as http:
         assert len((await http.get("/models")).json()["models"]) == 3
 
 
