@@ -97,8 +97,10 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
     wait_for(lambda: f"A worker cannot start: The model {folder / 'damaged'}" in instance.output.read_text(), 10)
 
     # this one does not wait for a request
-    (folder / "config.json").write_text(json.dumps({"custom_models": [entry | {"load": "start"}]}))
-    wait_for(lambda: "Emoji is gone" in instance.output.read_text() and len(instance.workers()) == workers + 1, 120)
+    early = entry | {"url_path": "early", "load": "start"}
+    (folder / "config.json").write_text(json.dumps({"custom_models": [early]}))
+    wait_for(lambda: "at /custom/early" in instance.output.read_text() and len(instance.workers()) == workers + 1, 120)
+    assert "emoji is gone from config.json" in instance.output.read_text()
 
     (folder / "config.json").unlink()
     wait_for(lambda: len(instance.workers()) == workers, 60)
