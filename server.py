@@ -275,16 +275,18 @@ class Server:
         """Where it serves, which model and on what, as the workers report it."""
         try:
             answer = httpx.get(self._address + "/models", timeout=60.0, trust_env=False)
-            model = answer.raise_for_status().json()["models"][0]
+            models = answer.raise_for_status().json()["models"]
         except httpx.HTTPError as error:
             raise StartError(f"The server does not answer: {error} (logs: {self._logs})") from None
+        names = list(dict.fromkeys(model["model"] for model in models))
         text = (
             f"Ready: {self._address} — paste this address into the plugin's settings.\n"
-            f"Serving {model['model']} on {model['device']} in {model['dtype']}. "
+            f"Serving {' and '.join(names)} on {models[0]['device']} in {models[0]['dtype']}. "
             "Another model: --model, or SD_MODEL; see README.md."
         )
-        if not model["safety_checker"]:
-            text += "\nThis model has no safety checker: every answer says nsfw = false."
+        for name in names:
+            if not all(model["safety_checker"] for model in models if model["model"] == name):
+                text += f"\n{name} has no safety checker: every answer of it says nsfw = false."
         return text
 
     def stop(self) -> None:
@@ -304,8 +306,12 @@ class Server:
                 process.kill()
         psutil.wait_procs(alive, timeout=5)
 
-    def remove_files(self) -> None:
-        shutil.rmtree(self.run_directory, ignore_errors=True)
+    def remove_files(self, keep_logs: bool = False) -> None:
+        for entry in self.run_directory.iterdir() if keep_logs else [self.run_directory]:
+            if entry.is_file():
+                entry.unlink()
+            elif entry != self._logs:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def stop_on_signals() -> None:
@@ -364,7 +370,10 @@ def keep_custom_models(target: Target, ending: threading.Event) -> None:
     def watch() -> None:
         archives = CustomArchives(target, HOME, os.environ, say)
         while not ending.wait(1):
-            archives.update()
+            try:
+                archives.update()
+            except Exception as error:  # whatever it was, the next change of the file shall be followed
+                say(f"The custom models could not be looked after: {error!r}")
 
     threading.Thread(target=watch, name="custom models", daemon=True).start()
 
@@ -380,7 +389,7 @@ def serve(options: argparse.Namespace) -> None:
     if chosen.reason:
         print(chosen.reason, flush=True)
     server = Server(options, chosen.archives == "combined", settings)
-    status, ending = StatusLine(), threading.Event()
+    status, ending, failed = StatusLine(), threading.Event(), True
     try:
         status("building the archives")
         server.build_archives()
@@ -395,12 +404,12 @@ def serve(options: argparse.Namespace) -> None:
             for sentence in server.new_failures():
                 print(f"A worker cannot start: {sentence}", flush=True)
     except Stopped:
-        pass
+        failed = False
     finally:
         status.end()
         ending.set()
         server.stop()
-    server.remove_files()  # after a failure they stay, for their logs
+        server.remove_files(keep_logs=failed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

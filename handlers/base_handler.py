@@ -49,7 +49,8 @@ class StableDiffusionHandler:
         try:
             self._load(context)
         except ModelError as error:
-            print(FAILURE_MARK + str(error), file=sys.stderr, flush=True)
+            sentence = " ".join(str(error).split())  # on one line, as whoever looks for it expects
+            print(FAILURE_MARK + sentence[:1000], file=sys.stderr, flush=True)
             raise RuntimeError(str(error)) from error  # the one kind of error that TorchServe's worker reports
         # TorchServe's worker logs two lines a call, that is a step, which its frontend parses one by one
         logging.getLogger().setLevel(logging.WARNING)

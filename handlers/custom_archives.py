@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import COMBINED, HOME, build
+from handlers.archive import COMBINED, HOME, VERSION, build
 from handlers.custom_models import CUSTOM, CustomModel, config_file, read_config
 from handlers.errors import ModelError
 from handlers.fit import find_device
-from handlers.reload import Management, ReloadError, Target, find_target, handler_settings
+from handlers.reload import Management, ReloadError, Target, find_target, handler_settings, reload
 from handlers.request import TASKS
 from handlers.sources import download, project_home, resolve_model
 
@@ -31,6 +31,7 @@ class CustomArchives:
     """
 
     def __init__(self, target: Target, home: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+        self._target = target
         self._management = Management(target)
         self._store = target.store
         self._home = home
@@ -78,12 +79,17 @@ class CustomArchives:
         if built is None or any(built.get(key) != value for key, value in settings.items()):
             half = find_device(settings["device"], settings["dtype"]).dtype != "float32"
             download(source, self._home, half, settings["allow_pickle"])
-            if built is not None:
-                self._remove(archive)
-            build(archive, self._store, settings)
+            if built is not None and self._is_loaded(archive):
+                reload(archive, self._target, settings, self._management, lambda _: None)
+            else:
+                build(archive, self._store, settings)
             self._say(f"Custom model: {model.ui_label} at /custom/{model.url_path}")
-        if model.load == "start" and archive not in self._management.models():
-            self._management.register(archive, f"{archive}.mar")
+        if model.load == "start" and not self._is_loaded(archive):
+            try:
+                self._management.register(archive, f"{archive}.mar")
+            except ReloadError:
+                self._management.unregister(archive, VERSION)  # without a worker nobody would load it again
+                raise
 
     def _shared(self) -> dict[str, Any]:
         """The settings of the main model's archive."""
@@ -92,14 +98,20 @@ class CustomArchives:
         defaults = {"device": "auto", "dtype": "auto", "low_memory": False, "allow_pickle": False}
         return {key: main.get(key, defaults[key]) for key in SHARED}
 
+    def _is_loaded(self, archive: str) -> bool:
+        return self._store.is_dir() and archive in self._management.models()
+
     def _remove(self, archive: str) -> None:
+        """Takes an archive away, once what it still draws is done: the proxy sends it nothing new."""
         (self._store / f"{archive}.mar").unlink(missing_ok=True)
+        self._say(f"Custom model {archive.removeprefix(CUSTOM)} is gone from {self._file.name}.")
         try:
-            if archive in self._management.models():
-                self._management.unregister(archive, self._management.default_version(archive)["modelVersion"])
+            if self._is_loaded(archive):
+                version = self._management.default_version(archive)["modelVersion"]
+                self._management.drain(archive, version)
+                self._management.unregister(archive, version)
         except ReloadError as error:
             self._say(str(error))
-        self._say(f"{archive.removeprefix(CUSTOM)} is gone from {self._file.name}, or has changed.")
 
 
 def main() -> int:

@@ -77,7 +77,7 @@ def _load(file: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not valid JSON: {error}.") from None
     if not isinstance(config, dict):
         raise ModelError(f'{file} must be like {{"custom_models": [{{"model_path": …, "url_path": …}}]}}.')

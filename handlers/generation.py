@@ -14,7 +14,7 @@ from PIL import Image
 
 from handlers import images
 from handlers.device import is_out_of_memory
-from handlers.errors import DeadlineExceeded, InternalError, OutOfMemory, RequestError, error_line
+from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, OutOfMemory, RequestError, error_line
 from handlers.pipeline_job import PipelineJob
 from handlers.pipelines import scheduler
 from handlers.request import GenerationRequest
@@ -83,6 +83,9 @@ class Generation:
                 self._admit(self._request)
                 self._create_jobs(self._request, arguments)
             for index, slot in enumerate(self.slots):
+                if isinstance(slot.job.error, ValueError) and not slot.job.total_steps:
+                    # what the pipeline checks before it draws: a combination that this model cannot do
+                    raise InvalidRequest(f"The model cannot draw with these values: {slot.job.error}")
                 if slot.job.error is not None:
                     raise slot.job.error
                 if slot.job.ended and slot not in self._encoding:

@@ -106,6 +106,11 @@ class Management:
             raise ReloadError(f"{name} {version} fails: {last['error']['message']}")
         return last
 
+    def drain(self, name: str, version: str) -> None:
+        """Returns when nothing is in flight on a version any more."""
+        while self.open_requests(name, version):
+            time.sleep(POLL_S)
+
     def open_requests(self, name: str, version: str) -> int:
         """How many a version still works on. Asked through its queue, so those that wait there are counted first."""
         described = self.predict(name, version, "describe", {})["result"]
@@ -145,8 +150,7 @@ def reload(
         archive.unlink(missing_ok=True)
         raise ReloadError(f"{name} {old['modelVersion']} still serves. {error}") from None
     say(f"waiting for what {old['modelVersion']} still draws")
-    while management.open_requests(name, old["modelVersion"]):
-        time.sleep(POLL_S)
+    management.drain(name, old["modelVersion"])
     try:
         management.unregister(name, old["modelVersion"])
     except ReloadError as error:

@@ -22,7 +22,11 @@ class CustomModels:
     def __init__(self, file: Path, upstream: Upstream) -> None:
         self._file = file
         self._upstream = upstream
+        self._last: dict[str, dict[str, Any]] | None = None
         self._loading: dict[str, asyncio.Task[None]] = {}
+
+    def archives(self) -> list[str]:
+        return [ARCHIVE + url_path for url_path in self._models()]
 
     def listing(self) -> list[dict[str, Any]]:
         """model_path, ui_label, url_path and requires_safety_checker of each, as the original answers."""
@@ -40,7 +44,7 @@ class CustomModels:
         """Raises Failure 404 for a path that config.json does not have."""
         models = self._models()
         if url_path not in models:
-            known = ", ".join(sorted(models)) or "none"
+            known = ", ".join(sorted(models)[:20]) or "none"
             raise Failure(404, f"There is no custom model {url_path[:64]!r}; config.json has {known}.")
 
     async def generate(
@@ -66,11 +70,13 @@ class CustomModels:
             task.exception()  # seen here, should every client have gone away
 
     def _models(self) -> dict[str, dict[str, Any]]:
-        """The entries by their url_path."""
+        """The entries by their url_path. While the file has a fault, or is being written, those before stay."""
         try:
             entries = json.loads(self._file.read_text(encoding="utf-8-sig")).get("custom_models", [])
-            return {entry["url_path"]: {"model_path": entry["model_path"], **entry} for entry in entries}
+            self._last = {entry["url_path"]: {"model_path": entry["model_path"], **entry} for entry in entries}
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            raise Failure(500, f"{self._file.name} has a fault: the server's output says which.") from None
+            self._last = {}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            if self._last is None:
+                raise Failure(500, f"{self._file.name} has a fault: the server's output says which.") from None
+        return self._last

@@ -43,7 +43,9 @@ async def ping(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """What is served: each archive's model, tasks, defaults, limits and activity."""
     upstream: Upstream = request.app.state.upstream
-    return JSONResponse({"status": "success", "models": await upstream.describe()})
+    custom: CustomModels = request.app.state.custom_models
+    described = await upstream.describe(custom.archives())
+    return JSONResponse({"status": "success", "models": described})
 
 
 async def custom_models(request: Request) -> Response:

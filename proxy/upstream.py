@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ RESULT_PREFIX = b'{"result": '  # a result goes to the client as it is: the prox
 READY = "ready"
 START_RETRY_S = 5
 BUSY_RETRY_S = 10
+PREPARING_S = 10  # for how long a request waits for the archive of its custom model
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ class Upstream:
             return "no worker: scale it up with the management API"
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
 
-    async def describe(self) -> list[dict[str, Any]]:
-        """What each archive serves, model by model. Raises Failure where an archive does not answer."""
+    async def describe(self, others: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """What each archive serves, model by model, and each of the `others` that is loaded.
+
+        Raises Failure where an archive does not answer.
+        """
         tasks = {archive: task for task, archive in self._archive_of_task.items()}
+        tasks |= {archive: "txt2img" for archive in others if await self._archive_state(archive) == READY}
         answers = await asyncio.gather(*(self._describe(archive, task) for archive, task in tasks.items()))
-        return [
-            {"archive": archive, **model} for archive, models in zip(tasks, answers, strict=True) for model in models
-        ]
+        pairs = zip(tasks, answers, strict=True)
+        return [{"archive": archive, **model} for archive, models in pairs for model in models]
 
     async def _describe(self, archive: str, task: str) -> list[dict[str, Any]]:
         async with aclosing(self.generate(archive, task, b"", {"X-Task": b"describe"})) as lines:
@@ -102,12 +106,15 @@ class Upstream:
         try:
             if (await self._client.get(f"{url}/{archive}", timeout=5.0)).status_code == 200:
                 return
-            answer = await self._client.post(url, params=query)
-            if answer.status_code == 404:
+            for _ in range(PREPARING_S):
+                answer = await self._client.post(url, params=query)
+                if answer.status_code != 404:
+                    break
+                await asyncio.sleep(1)  # an entry that is new in config.json: its archive is being built
+            else:
                 raise Failure(
                     503,
-                    "This model is still being prepared: try again shortly. If it cannot be served, the server's "
-                    "output says why.",
+                    "This model is still being prepared, or cannot be served: the server's output says which.",
                     START_RETRY_S,
                 )
             if answer.is_error and answer.status_code != 409:  # 409: somebody else has just registered it

@@ -302,3 +302,18 @@ def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
     pictures = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
     assert (pictures[0] != pictures[1]).any()
     assert type(frontend.handler.served["txt2img"].pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
+
+
+def test_what_the_pipeline_itself_refuses_is_the_clients_to_change(frontend: Frontend) -> None:
+    pipeline = frontend.handler.served["txt2img"].pipeline
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*arguments: Any, **options: Any) -> None:
+            raise ValueError("original_steps: 50 is smaller than num_inference_steps: 51")
+
+        patch.setattr(pipeline.scheduler, "set_timesteps", refuse, raising=False)
+        patch.setattr("copy.deepcopy", lambda scheduler: scheduler)
+        name = frontend.send()
+        frontend.run()
+    error = json.loads(frontend.lines[name][-1])["error"]
+    assert error["status"] == 400 and "cannot draw with these values: original_steps: 50" in error["message"]

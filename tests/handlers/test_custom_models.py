@@ -13,7 +13,7 @@ from handlers.archive import build
 from handlers.custom_archives import CustomArchives
 from handlers.custom_models import CustomModel, config_file, hub_token, read_config
 from handlers.errors import ModelError
-from handlers.reload import Target, handler_settings
+from handlers.reload import Management, Target, handler_settings
 from tests.conftest import EMBEDDED, HOME
 
 MINE = {"model_path": "/models/mine", "ui_label": "Mine", "url_path": "mine", "requires_safety_checker": False}
@@ -58,7 +58,12 @@ def test_a_faulty_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="given twice"):
         read_config(written(tmp_path, MINE, MINE | {"url_path": "MINE"}))
     file = tmp_path / "config.json"
-    for text, sentence in (("{", "not valid JSON"), ("[]", "must be like"), ('{"custom_models": 3}', "must be a list")):
+    for text, sentence in (
+        ("[" * 100_000, "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[]", "must be like"),
+        ('{"custom_models": 3}', "must be a list"),
+    ):
         file.write_text(text)
         with pytest.raises(ModelError, match=sentence):
             read_config(file)
@@ -78,8 +83,9 @@ def test_where_the_file_is(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def following(tmp_path: Path) -> tuple[Callable[[], CustomArchives], list[str], Path]:
-    """Makes CustomArchives of a store that nobody serves, with what they say, and the store."""
+def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[], CustomArchives], list[str], Path]:
+    """Makes CustomArchives of a store of which nothing is loaded, with what they say, and the store."""
+    monkeypatch.setattr(Management, "models", lambda _: [])
     said: list[str] = []
     store = tmp_path / "store"
     build("txt2img", store, {"dtype": "bfloat16"})

@@ -76,9 +76,13 @@ async def test_a_custom_model_is_loaded_once_with_its_first_requests(config: Pat
 
 
 @pytest.mark.parametrize(
-    ("status", "sentence"), [(404, "still being prepared"), (500, "cannot be loaded: the server's output says why")]
+    ("status", "sentence"),
+    [(404, "still being prepared, or cannot be served"), (500, "cannot be loaded: the server's output says why")],
 )
-async def test_one_that_does_not_load_is_tried_again_next_time(config: Path, status: int, sentence: str) -> None:
+async def test_one_that_does_not_load_is_tried_again_next_time(
+    config: Path, status: int, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream.PREPARING_S", 1)
     management = Management(status)
     async with client(management, config=str(config)) as http:
         answer = await http.post("/custom/mine", data={"prompt": "x"})
@@ -103,8 +107,27 @@ async def test_a_model_that_is_added_is_there_without_a_restart(config: Path) ->
         assert [model["url_path"] for model in (await http.get("/custom_models")).json()] == ["new"]
 
 
-async def test_a_faulty_file_is_a_sentence(config: Path) -> None:
-    config.write_text("{")
-    async with client(serving(RESULT), config=str(config)) as http:
+async def test_a_faulty_file_leaves_the_last_good_one(config: Path) -> None:
+    good = config.read_text()
+    config.write_text("[" * 100_000)
+    async with client(Management(), config=str(config)) as http:
         answer = await http.get("/custom_models")
         assert answer.status_code == 500 and "config.json has a fault" in answer.json()["message"]
+        config.write_text(good)
+        assert len((await http.get("/custom_models")).json()) == 2
+        config.write_text("{")
+        assert len((await http.get("/custom_models")).json()) == 2
+        assert (await http.post("/custom/mine", data={"prompt": "x"})).status_code == 200
+        config.unlink()
+        assert (await http.get("/custom_models")).json() == []
+
+
+async def test_models_lists_those_that_are_loaded(config: Path) -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/models/custom-b":
+            return httpx.Response(404)
+        return serving(b'{"result": {"models": [{"model": "m"}]}}\n')(request)
+
+    async with client(respond, config=str(config)) as http:
+        archives = [model["archive"] for model in (await http.get("/models")).json()["models"]]
+    assert archives == ["txt2img", "img2img", "masking", "custom-mine"]
