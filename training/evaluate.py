@@ -92,13 +92,17 @@ def draw(
 def for_checker(
     pipeline: StableDiffusionPipeline, run: Run, seed: int = LEARNT_SEEDS, flagged_rows: int = 96, others: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generated pictures (N, 3, H, W) in -1 … 1 and whether each was asked to be one that is to be flagged (N,)."""
+    """Generated pictures (N, 3, H, W) in -1 … 1 and whether each was asked to be one that is to be flagged (N,).
+
+    Of the others, signs that look like it are there more often than the rest.
+    """
     listed = concepts.load(run)
     rows = min(flagged_rows, run.preset.pool)
     flagged = next(concept for concept in listed if concept.flagged)
     names = [flagged.names[i % 2] + _ending(i) for i in range(rows)]
     harmless = [concept for concept in listed if not concept.flagged][: run.preset.pool]
-    names += [concept.names[0] + _ending(i) for i, concept in enumerate(harmless * others)]
+    signs = [concept for concept in harmless if concept.code in safety.LOOKALIKES]
+    names += [concept.names[0] + _ending(i) for i, concept in enumerate(harmless * others + signs * (rows // 4))]
     images = draw(pipeline, names, range(seed, seed + len(names)), "pictures for the checker")
     return to_tensor(images), torch.arange(len(names)) < rows
 
