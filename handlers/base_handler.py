@@ -21,6 +21,7 @@ from handlers.errors import (
     FAILURE_MARK,
     InvalidRequest,
     ModelError,
+    NotFinite,
     OutOfMemory,
     RequestError,
     error_line,
@@ -194,7 +195,10 @@ class StableDiffusionHandler:
         if held:
             slot = min(held, key=lambda slot: slot.last_step)
             output, slot.held_output = slot.held_output, None
-            slot.job.advance(output)
+            if output[0].isfinite().all():
+                slot.job.advance(output)
+            else:  # its picture would be black, as if the safety checker had flagged it
+                slot.job.cancel(NotFinite())
         return bool(held)
 
     def _take_ended(self) -> dict[str, bytes]:

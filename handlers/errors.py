@@ -4,6 +4,7 @@
     ├── InvalidRequest      400  the client has to change something
     ├── TooLarge            413  bytes, base64 or pixels over a limit
     ├── InternalError       500  a fault of ours; the log has the details
+    │   └── NotFinite       500  the model's numbers overflowed
     ├── DeadlineExceeded    504  the client's deadline passed
     └── OutOfMemory         507  the device has no room for this request
 
@@ -37,6 +38,14 @@ class TooLarge(RequestError):
 
 class InternalError(RequestError):
     status = 500
+
+
+class NotFinite(InternalError):
+    def __init__(self) -> None:
+        super().__init__(
+            "The model's numbers overflowed, so there is no picture: try a lower guidance_scale, another scheduler, or "
+            "start the server with --dtype float32."
+        )
 
 
 class DeadlineExceeded(RequestError):

@@ -14,6 +14,7 @@ import torch
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.low_memory import share_room
+from handlers.prompt_cache import remember_prompts
 from handlers.request import ModelDefaults
 from handlers.sources import PICKLE_WARNING, ModelSource, check_files, loras, variant_of
 
@@ -39,7 +40,8 @@ class Served:
 
 
 def serve(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict[str, Served]:
-    """The pipelines of one model, by their tasks. Raises ModelError for faulty defaults."""
+    """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
+    remember_prompts(list(pipelines.values()))
     first = next(iter(pipelines.values()))
     defaults, names = model_defaults(path, first), tuple(schedulers(first))
     return {task: Served(source.name, pipeline, defaults, names) for task, pipeline in pipelines.items()}

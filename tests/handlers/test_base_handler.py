@@ -196,9 +196,9 @@ def test_what_a_pipeline_raises_ends_its_request_alone(
 
     good = frontend.send(num_inference_steps=3)
     frontend.tick()
-    bad = frontend.send(num_inference_steps=2)
+    bad = frontend.send(prompt="a prompt that nobody remembers", num_inference_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(frontend.handler.served["txt2img"].pipeline.text_encoder, "forward", fail)
+        patch.setattr(frontend.handler.served["txt2img"].pipeline.text_encoder._encoder, "forward", fail)
         frontend.tick()
         frontend.tick()
     frontend.run()
@@ -317,3 +317,24 @@ def test_what_the_pipeline_itself_refuses_is_the_clients_to_change(frontend: Fro
         frontend.run()
     error = json.loads(frontend.lines[name][-1])["error"]
     assert error["status"] == 400 and "cannot draw with these values: original_steps: 50" in error["message"]
+
+
+def test_numbers_that_overflow_are_a_failure_and_no_black_picture(frontend: Frontend) -> None:
+    overflows, good = frontend.send(guidance_scale=1e38, num_inference_steps=4), frontend.send(num_inference_steps=4)
+    frontend.run()
+    error = json.loads(frontend.lines[overflows][-1])["error"]
+    assert error["status"] == 500 and "try a lower guidance_scale" in error["message"]
+    assert frontend.result(good)["status"] == "success"
+
+
+def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = frontend.handler.served["txt2img"].pipeline.text_encoder._encoder
+    encoded: list[Any] = []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda *a, **o: encoded.append(a) or forward(*a, **o))
+    request = {"prompt": "a house that nobody asked for yet", "num_inference_steps": 1}
+    several = frontend.send(num_outputs=3, **request)
+    frontend.send("masking", init_image=b64(picture()), mask_image=b64(half_mask()), strength=1, **request)
+    frontend.run()
+    assert len(frontend.result(several)["images"]) == 3
+    assert len(encoded) == 1  # the empty negative prompt was remembered from before
