@@ -289,6 +289,22 @@ class Server:
                 text += f"\n{name} has no safety checker: every answer of it says nsfw = false."
         return text
 
+    def drain(self) -> None:
+        """Lets the proxy finish what is being drawn, up to its limit; a second signal ends the wait."""
+        proxy = self._children.get("proxy")
+        if proxy is None or proxy.poll() is not None:
+            return
+        # Windows has no other signal that a process can take notice of; not run there so far
+        proxy.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+        try:
+            proxy.wait(1)
+        except psutil.TimeoutExpired:
+            print("Finishing what is being drawn. Ctrl-C ends it at once.", flush=True)
+            stop_on_signals()
+            with contextlib.suppress(Stopped):
+                proxy.wait()  # it has a limit of its own
+            _on_signals(signal.SIG_IGN)
+
     def stop(self) -> None:
         """Ends the proxy, Java and every worker: first politely, then not."""
         # all of this process's, also what downloads or builds for a custom model
@@ -316,15 +332,18 @@ class Server:
 
 def stop_on_signals() -> None:
     """Turns the signals that ask for an end into Stopped, once: a second one does not disturb the ending."""
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP") if hasattr(signal, name)]
 
     def stop(number: int, _: object) -> None:
-        for name in names:
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        _on_signals(signal.SIG_IGN)
         raise Stopped
 
-    for name in names:
-        signal.signal(getattr(signal, name), stop)
+    _on_signals(stop)
+
+
+def _on_signals(handler: Any) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
 
 
 class StatusLine:
@@ -408,6 +427,7 @@ def serve(options: argparse.Namespace) -> None:
     finally:
         status.end()
         ending.set()
+        server.drain()
         server.stop()
         server.remove_files(keep_logs=failed)
 

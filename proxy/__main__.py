@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from proxy.app import create_app
+from proxy.draining import DrainingServer
 from proxy.settings import Settings, SettingsError
 
 
@@ -17,9 +18,9 @@ def main() -> None:
         sys.exit(str(error))
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every readiness check
-    uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_level=settings.log_level, access_log=False
-    )
+    app = create_app(settings)
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, log_level=settings.log_level, access_log=False)
+    DrainingServer(config, app.state.drain, settings.drain_s).run()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.custom import CustomModels
+from proxy.draining import Drain
 from proxy.errors import Failure
 from proxy.intake import Intake
 from proxy.routes import answers_200, routes
@@ -42,6 +43,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     )
     app.router.redirect_slashes = False  # a redirect would have an empty body
     app.state.settings = settings
+    app.state.drain = Drain()
     app.state.intake = Intake(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app
 

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from proxy.custom import CustomModels
+from proxy.draining import Drain
 from proxy.errors import Failure
 from proxy.intake import Intake
 from proxy.settings import TASKS, Settings
@@ -30,6 +31,7 @@ def answers_200(request: Request) -> bool:
 async def ping(request: Request) -> Response:
     """200 when all three pipelines can serve; else 503 with what each one still waits for."""
     upstream: Upstream = request.app.state.upstream
+    request.app.state.drain.check()
     waiting: dict[str, list[str]] = {}
     for task, state in (await upstream.states()).items():
         if state != READY:
@@ -63,6 +65,7 @@ class Generate:
         intake: Intake = request.app.state.intake
         upstream: Upstream = request.app.state.upstream
         custom: CustomModels = request.app.state.custom_models
+        drain: Drain = request.app.state.drain
         url_path: str | None = request.path_params.get("url_path")
         task = request.url.path.removeprefix("/")
         # bytes, since a client's header may hold more than ASCII
@@ -77,13 +80,14 @@ class Generate:
         if url_path:
             custom.check(url_path)
         try:
-            async with intake.body(request) as body:
-                if url_path:
-                    events = custom.generate(url_path, body, headers)
-                else:
-                    events = upstream.generate(upstream.archive_of(task), task, body, headers)
-                as_events = "text/event-stream" in request.headers.get("accept", "")
-                await Generated(events, as_events, deadline, answers_200(request))(scope, receive, send)
+            with drain.request():
+                async with intake.body(request) as body:
+                    if url_path:
+                        events = custom.generate(url_path, body, headers)
+                    else:
+                        events = upstream.generate(upstream.archive_of(task), task, body, headers)
+                    as_events = "text/event-stream" in request.headers.get("accept", "")
+                    await Generated(events, as_events, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
             pass  # gone before its request was complete
 
