@@ -166,9 +166,7 @@ class Upstream:
             # "has no worker" is TorchServe's text for a full queue as well
             state = await self._archive_state(archive)
             if state == READY:
-                return Failure(
-                    503, f"The server is busy: too many {archive} requests are waiting. Try again.", BUSY_RETRY_S
-                )
+                return Failure(503, "The server is busy: too many requests are waiting. Try again.", BUSY_RETRY_S)
             return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
         logger.warning("TorchServe answered %s with status %d", archive, status)
         return _worker_died()

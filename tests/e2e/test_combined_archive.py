@@ -72,7 +72,7 @@ def test_more_requests_than_the_queue_holds_are_told_to_come_back(server: Runnin
 
     answer = asyncio.run(until_one_is_refused())
     assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
-    assert "too many txt2img requests are waiting" in answer.json()["message"]
+    assert "too many requests are waiting" in answer.json()["message"]
     # the clients of all the others have left, and so has their work
     wait_for(lambda: httpx.get(f"{server.url}/models", timeout=60).status_code == 200, 60)
     wait_for(lambda: server.activity("txt2img")["open_requests"] == 0, 60)

@@ -109,7 +109,7 @@ async def test_a_failure_before_the_first_event_has_its_status_and_a_later_one_i
     ("respond", "status", "sentence"),
     [
         (serving(b'{"error": {"status": 400, "message": "seed must be"}}\n'), 400, "seed must be"),
-        (serving(status=503), 503, "busy: too many txt2img requests"),
+        (serving(status=503), 503, "busy: too many requests"),
         (serving(status=503, worker="LOADING"), 503, "cannot serve yet: the model is loading"),
         (serving(status=404), 503, "not registered"),
         (serving(status=413), 413, "larger than TorchServe takes"),
