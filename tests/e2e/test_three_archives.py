@@ -38,7 +38,14 @@ def neighbour(server: Running) -> Iterator[None]:
         assert future.result()[0]["seed"] == 77
 
 
-DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 3.5, "width": SIDE, "height": SIDE, "drawn_size": SIDE}
+DEFAULTS = {
+    "num_inference_steps": 20,
+    "guidance_scale": 3.5,
+    "width": SIDE,
+    "height": SIDE,
+    "drawn_size": SIDE,
+    "scheduler": "DPMSolverMultistepScheduler",
+}
 INIT = b64(picture())
 OWN_SIZE, OWN_MASK = picture(SIDE, SIDE), half_mask(SIDE, SIDE)  # which the model need not scale
 FIELDS: dict[str, dict[str, Any]] = {
