@@ -1,6 +1,7 @@
 """`python -m handlers.reload` on the real server, under load."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import HOME
+from tests.conftest import EMBEDDED, HOME
 from tests.e2e.running import Running, running, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -70,7 +71,11 @@ def test_reloads_under_load_fail_no_request(instance: Running, folder: Path) -> 
 
 
 def test_a_model_that_does_not_load_leaves_the_old_one_serving(instance: Running, folder: Path) -> None:
-    failed = reload(folder, "img2img", "--model", str(folder))
+    refused = reload(folder, "img2img", "--model", str(folder))
+    assert refused.returncode == 1 and "has no model_index.json" in refused.stderr
+    damaged = shutil.copytree(EMBEDDED, folder / "damaged")
+    (damaged / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"rubbish")
+    failed = reload(folder, "img2img", "--model", str(damaged))
     assert failed.returncode == 1
     assert "img2img 1.0 still serves" in failed.stderr
     assert "img2img 1.0 (default): READY" in reload(folder, "--list").stdout
