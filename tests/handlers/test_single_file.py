@@ -24,12 +24,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
-    """The project's folder of configurations, with a tiny model's in the place of Stable Diffusion 1's."""
+    """The project's folder of configurations, with tiny models' in the place of Stable Diffusion 1's."""
     folder = tmp_path / "configs"
     shutil.copytree(CONFIGS, folder)
     made = tiny_models.save("sd1", tmp_path / "made")
-    for part in ("unet", "vae", "text_encoder"):
-        shutil.copy(made / part / "config.json", folder / "v1" / part / "config.json")
+    inpainting = tiny_models.save("inpainting", tmp_path / "made-inpainting")
+    for kind, source in (("v1", made), ("inpainting", inpainting)):
+        for part in ("unet", "vae", "text_encoder"):
+            shutil.copy(source / part / "config.json", folder / kind / part / "config.json")
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(made / "tokenizer", folder / "tokenizer")
     return folder
@@ -57,6 +59,18 @@ def test_a_single_file_draws_what_its_folder_draws(configs: Path, tmp_path: Path
     ]
     assert (images[0] == images[1]).all()
     assert loaded["masking"].unet is loaded["txt2img"].unet
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_single_file_for_inpainting_is_told_by_its_weights(configs: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = tiny_models.make("inpainting")
+    file = tmp_path / "inpainting.safetensors"
+    save_single_file(made, file)
+    loaded = load_pipelines(file, ["masking"], CPU, torch.float32, HandlerConfig(), configs)["masking"]
+    assert type(loaded) is type(made) and loaded.unet.config.in_channels == 9
+    expected = made.unet.state_dict()
+    assert all((tensor == expected[name]).all() for name, tensor in loaded.unet.state_dict().items())
 
 
 def test_a_pickled_single_file_only_when_asked_for(tmp_path: Path) -> None:
