@@ -18,15 +18,27 @@ UNET_RESNET = {
 UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+OPEN_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers.": "resblocks.",
+    "layer_norm": "ln_",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def save_single_file(pipeline: Any, file: Path) -> None:
-    """Writes a Stable Diffusion 1 pipeline as one .safetensors file."""
+    """Writes a Stable Diffusion 1, 2 or XL pipeline as one .safetensors file."""
     state = {}
     for name, tensor in pipeline.unet.state_dict().items():
         state["model.diffusion_model." + _unet_name(name, pipeline.unet.config)] = tensor
@@ -34,9 +46,42 @@ def save_single_file(pipeline: Any, file: Path) -> None:
         new = "first_stage_model." + _vae_name(name, len(pipeline.vae.config.block_out_channels))
         is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", new)
         state[new] = tensor[:, :, None, None] if is_projection else tensor  # a 1 x 1 convolution there
-    for name, tensor in pipeline.text_encoder.state_dict().items():
-        state["cond_stage_model.transformer.text_model." + name.removeprefix("text_model.")] = tensor
+    text = {name.removeprefix("text_model."): t for name, t in pipeline.text_encoder.state_dict().items()}
+    if hasattr(pipeline, "text_encoder_2"):
+        state |= _clip("conditioner.embedders.0.transformer.text_model.", text)
+        second = pipeline.text_encoder_2.state_dict()
+        text = {name.removeprefix("text_model."): tensor for name, tensor in second.items()}
+        state |= _open_clip("conditioner.embedders.1.model.", text)
+    elif pipeline.text_encoder.config.hidden_size == 1024:
+        state |= _open_clip("cond_stage_model.model.", text)
+    else:
+        state |= _clip("cond_stage_model.transformer.text_model.", text)
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, file)
+
+
+def _clip(prefix: str, text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in text.items()}
+
+
+def _open_clip(prefix: str, text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, tensor in text.items():
+        if match := re.fullmatch(r"(.*)\.self_attn\.(q|k|v)_proj\.(weight|bias)", name):
+            if match[2] == "q":  # the three are one matrix there
+                three = [text[f"{match[1]}.self_attn.{part}_proj.{match[3]}"] for part in "qkv"]
+                state[f"{prefix}transformer.{_open_clip_name(match[1])}.attn.in_proj_{match[3]}"] = torch.cat(three)
+        elif name == "text_projection.weight":
+            state[prefix + "text_projection"] = tensor.T
+        else:
+            new = _open_clip_name(name)
+            state[prefix + ("transformer." if new.startswith("resblocks") else "") + new] = tensor
+    return state
+
+
+def _open_clip_name(name: str) -> str:
+    for old, new in OPEN_CLIP.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _renamed(rest: str, names: dict[str, str]) -> str:

@@ -1,5 +1,6 @@
 """Low-memory mode, with the CPU's own memory in the card's place: copies that come and go all the same."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,17 @@ class Counting(GuestRoom):
 def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_models.save(family, tmp_path)
     requests = [
-        a_request("txt2img", "a red apple", 1, 3, 7.5),
+        # larger than the VAE's own size, so that it is drawn in tiles
+        replace(a_request("txt2img", "a red apple", 1, 3, 7.5), width=128, height=96, answer_size=(128, 96)),
         a_request("img2img", "a house", 2, 5, 7.5),
         a_request("masking", "a cat", 3, 4, 7.5),
     ]
     plain = load(folder)
+    untiled = np.asarray(drawn_alone(plain, requests[0]), dtype=int)
+    plain["txt2img"].vae.enable_tiling()
     expected = [np.asarray(drawn_alone(plain, request), dtype=int) for request in requests]
+
+    assert np.abs(expected[0] - untiled).max() > 2
 
     monkeypatch.setattr("handlers.low_memory.GuestRoom", lambda _: Counting())
     pipelines = load(folder)

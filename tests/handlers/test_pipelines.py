@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
 from PIL import Image
+from safetensors.torch import save_file
 
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
@@ -159,11 +160,12 @@ def test_the_safety_checker_can_be_left_out(caplog: pytest.LogCaptureFixture) ->
     assert "has no safety checker: every answer says nsfw=false" in caplog.text
 
 
-def test_a_lora_is_in_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "layout"), [("sd1", "diffusers"), ("sd1", "kohya"), ("sdxl", "diffusers")])
+def test_a_lora_is_in_the_weights(family: str, layout: str, tmp_path: Path) -> None:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    base = tiny_models.save("sd1", tmp_path / "base")
+    base = tiny_models.save(family, tmp_path / "base")
     trained = AutoPipelineForText2Image.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(0)
     trained.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
@@ -172,28 +174,40 @@ def test_a_lora_is_in_the_weights(tmp_path: Path) -> None:
             if "lora_B" in name:
                 parameter.mul_(0.2)
     state = get_peft_model_state_dict(trained.unet)
-    trained.save_lora_weights(tmp_path, unet_lora_layers=state, weight_name="style.safetensors")
+    file = tmp_path / "style.safetensors"
+    if layout == "kohya":  # the layout of the usual training scripts
+        save_file({_kohya_name(name): tensor.clone() for name, tensor in state.items()}, file)
+    else:
+        trained.save_lora_weights(tmp_path, unet_lora_layers=state, weight_name=file.name)
     torch.manual_seed(1)
-    sample, states = torch.randn(2, 4, 8, 8), torch.randn(2, 77, tiny_models.WIDTH)
+    sample, states = torch.randn(2, 4, 8, 8), torch.randn(2, 77, trained.unet.config.cross_attention_dim)
+    added = {"text_embeds": torch.randn(2, tiny_models.WIDTH), "time_ids": torch.ones(2, 6)}
 
     def predicted(unet: Any) -> torch.Tensor:
         with torch.no_grad():
-            return unet(sample, 500, states).sample
+            return unet(sample, 500, states, added_cond_kwargs=added).sample
 
     plain, full, half = (
-        predicted(load(base, "txt2img", lora=lora)["txt2img"].unet)
-        for lora in ("", str(tmp_path / "style.safetensors"), f"{tmp_path / 'style.safetensors'}=0.5")
+        predicted(load(base, "txt2img", lora=lora)["txt2img"].unet) for lora in ("", str(file), f"{file}=0.5")
     )
     torch.testing.assert_close(full, predicted(trained.unet), rtol=1e-3, atol=1e-5)  # as peft applies it
     assert (full - plain).abs().max() > 1.5 * (half - plain).abs().max() > 1e-3
 
+
+def _kohya_name(name: str) -> str:
+    module, _, part = name.partition(".lora_")
+    return f"lora_unet_{module.replace('.', '_')}.lora_{'down' if part.startswith('A') else 'up'}.weight"
+
+
+def test_a_lora_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
+    base = tiny_models.save("sd1", tmp_path / "base")
     (tmp_path / "other.safetensors").write_bytes((base / "vae" / "diffusion_pytorch_model.safetensors").read_bytes())
     with pytest.raises(ModelError, match=r"LoRA other.safetensors does not fit"):
         load(base, "txt2img", lora=str(tmp_path / "other.safetensors"))
     with pytest.raises(ModelError, match="no LoRA file at"):
         loras(str(tmp_path / "nothing.safetensors"))
     with pytest.raises(ModelError, match="must be a number"):
-        loras(f"{tmp_path / 'style.safetensors'}=much")
+        loras(f"{tmp_path / 'other.safetensors'}=much")
 
 
 def test_every_scheduler_that_is_offered_draws(pipelines: dict[str, Any]) -> None:

@@ -1,0 +1,72 @@
+"""Single files of the families in their true shapes. `make test-true-shapes`: they are gigabytes, of zeros mostly."""
+
+import json
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import diffusers
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from handlers.config import HandlerConfig
+from handlers.pipelines import load_pipelines, model_defaults
+from tests.conftest import CONFIGS
+from tests.original_layout import save_single_file
+
+pytestmark = pytest.mark.true_shapes
+PARTS = {
+    "unet": diffusers.UNet2DConditionModel,
+    "vae": diffusers.AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
+
+class Parts(dict[str, Any]):
+    """A pipeline's modules, each of whose tensors is told by its first and last number."""
+
+    def __init__(self, kind: str) -> None:
+        for part, model in PARTS.items():
+            if (folder := CONFIGS / kind / part).is_dir():
+                config = json.loads((folder / "config.json").read_text())
+                with torch.device("meta"):
+                    if part.startswith("text"):
+                        self[part] = model(CLIPTextConfig(**config))
+                    else:
+                        self[part] = model.from_config(config)
+                self[part].to(torch.float16).to_empty(device="cpu")
+                for name, tensor in self[part].state_dict().items():
+                    if tensor.is_floating_point():
+                        tensor.zero_()
+                        tensor.view(-1)[0], tensor.view(-1)[-1] = mark(name + "first"), mark(name + "last")
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+def mark(name: str) -> float:
+    return crc32(name.encode()) % 2047 + 1  # a whole number that float16 and bfloat16's rounding tell apart
+
+
+@pytest.mark.parametrize("kind", ["v1", "inpainting", "v2", "xl_base", "xl_inpaint"])
+def test_each_tensor_of_a_single_file_gets_to_its_place(kind: str, tmp_path: Path) -> None:
+    made = Parts(kind)
+    file = tmp_path / "model.safetensors"
+    save_single_file(made, file)
+    task = "masking" if "inpaint" in kind else "txt2img"
+    loaded = load_pipelines(file, [task], torch.device("cpu"), torch.float16, HandlerConfig(), CONFIGS)[task]
+    file.unlink()
+    for part, model in made.items():
+        state = getattr(loaded, part).state_dict()
+        assert state.keys() == model.state_dict().keys()
+        for name, tensor in model.state_dict().items():
+            assert state[name].shape == tensor.shape, (part, name)
+            for place in (0, -1):
+                assert state[name].view(-1)[place] == tensor.view(-1)[place], (part, name)
+    size = 1024 if kind.startswith("xl") else {"v2": 768}.get(kind, 512)
+    defaults = model_defaults(file, loaded)
+    assert (defaults.width, defaults.height) == (size, size)
