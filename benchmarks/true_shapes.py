@@ -1,10 +1,11 @@
-"""Stable Diffusion 1.5 in its true shape, with random weights: time and memory beside plain diffusers.
+"""Stable Diffusion in its true shapes, with random weights: time and memory beside plain diffusers.
 
 `make bench-true-shapes`; with `ARGS="--device cuda --size 512 --steps 20"` on a card, where it also measures the
 combined archive and low-memory mode. Every time is taken side by side with the plain pipeline, in turns.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import tempfile
@@ -13,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import psutil
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+import transformers
+from diffusers import AutoPipelineForText2Image
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from benchmarks.serving import difference, in_turns, seconds
 from handlers.archive import HOME
@@ -25,22 +28,31 @@ from handlers.device import Peak, choose_dtype
 from tests.e2e.running import Running, running
 from tests.samples import decode
 
-SHAPES = HOME / "models" / "configs" / "v1"
+CONFIGS = HOME / "models" / "configs"
 TOGETHER = 4  # clients at once
 
 
-def make(folder: Path, dtype: torch.dtype) -> None:
+def make(folder: Path, shape: str, dtype: torch.dtype) -> None:
+    """Writes a model of this shape; its pipeline class and parts are those that its model_index.json names."""
+    index = json.loads((CONFIGS / shape / "model_index.json").read_text())
     torch.manual_seed(0)
-    StableDiffusionPipeline(
-        vae=AutoencoderKL.from_config(AutoencoderKL.load_config(SHAPES / "vae")),
-        text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(SHAPES / "text_encoder")),
-        tokenizer=CLIPTokenizer.from_pretrained(SHAPES.parent / "tokenizer"),
-        unet=UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SHAPES / "unet")),
-        scheduler=PNDMScheduler.from_pretrained(SHAPES / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).to(dtype=dtype).save_pretrained(folder)  # fmt: skip
+    parts: dict[str, Any] = {}
+    torch.set_default_dtype(dtype)  # SDXL in float32 takes 14 GB
+    for name, (library, kind) in ((name, value) for name, value in index.items() if isinstance(value, list)):
+        if kind == "CLIPTokenizer":
+            parts[name] = CLIPTokenizer.from_pretrained(CONFIGS / "tokenizer")
+        elif library == "transformers":
+            config = CLIPTextConfig.from_pretrained(CONFIGS / shape / name)
+            parts[name] = getattr(transformers, kind)(config)
+        elif library == "diffusers":
+            kind = getattr(diffusers, kind)
+            parts[name] = kind.from_config(kind.load_config(CONFIGS / shape / name))
+        else:
+            parts[name] = None
+    torch.set_default_dtype(torch.float32)
+    if "safety_checker" in index:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    getattr(diffusers, index["_class_name"])(**parts).to(dtype=dtype).save_pretrained(folder)
 
 
 class Bench:
@@ -48,8 +60,9 @@ class Bench:
 
     def __init__(self, model: Path, device: str, dtype: torch.dtype, size: int, steps: int, rounds: int) -> None:
         self.model, self.device, self.size, self.steps, self.rounds = model, device, size, steps, rounds
+        self.on = ("--device", device, "--dtype", str(dtype).removeprefix("torch."))
         begin = time.perf_counter()
-        self.pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=dtype, safety_checker=None).to(device)
+        self.pipeline = AutoPipelineForText2Image.from_pretrained(model, dtype=dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         print(f"| plain diffusers: load | {time.perf_counter() - begin:.1f} s |")
         with Peak(torch.device(device)) as peak:
@@ -72,11 +85,11 @@ class Bench:
     def measure(self, name: str, *options: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             begin, before = time.perf_counter(), self._free()
-            with running(Path(scratch), "--model", str(self.model), "--device", self.device, *options) as instance:
+            with running(Path(scratch), "--model", str(self.model), *self.on, *options) as instance:
                 print(f"| {name}: start to ready | {time.perf_counter() - begin:.1f} s |")
                 self._memory(name, instance, before)
                 served, plain = in_turns(self.rounds, lambda: self.served(instance), self.plain)
-                steps = self.steps + 1  # PNDM's
+                steps = self.steps + (type(self.pipeline.scheduler) is diffusers.PNDMScheduler)  # one more than asked
                 ratio = statistics.median(a / b for a, b in zip(served, plain, strict=True))
                 print(
                     f"| {name}: {self.size} px, {self.steps} steps | {statistics.median(served) / steps:.3f} s a step, "
@@ -121,17 +134,20 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--shape", default="v1", choices=("v1", "v2", "xl_base"), help="default: %(default)s")
+    parser.add_argument("--dtype", default="auto", help="default: %(default)s")
     parser.add_argument("--size", type=int, default=256, help="pixels (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="pairs (default: %(default)s)")
     options = parser.parse_args()
-    dtype = choose_dtype("auto", torch.device(options.device))
+    dtype = choose_dtype(options.dtype, torch.device(options.device))
     folder = Path(tempfile.mkdtemp(prefix="sd-true-shape-"))
     try:
         print("| what | measured |\n|---|---|", flush=True)
-        took = seconds(lambda: make(folder, dtype))
+        took = seconds(lambda: make(folder, options.shape, dtype))
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-        print(f"| weights, {dtype}, {psutil.cpu_count()} cores | {size / 2**30:.2f} GiB, made in {took:.0f} s |")
+        cores = psutil.cpu_count()
+        print(f"| weights, {options.shape}, {dtype}, {cores} cores | {size / 2**30:.2f} GiB, made in {took:.0f} s |")
         bench = Bench(folder, options.device, dtype, options.size, options.steps, options.rounds)
         bench.measure("three archives", "--archives", "three")
         if options.device != "cpu":

@@ -1,14 +1,14 @@
-"""StableDiffusionHandler: TorchServe's calls on one side, the step batcher on the other.
+"""StableDiffusionHandler: TorchServe's calls on one side, the engine on the other.
 
-With continuous batching TorchServe calls `handle` again and again with every open request. Each call is one *tick*:
-start what is new, one merged UNet forward, one line for each request.
+With continuous batching TorchServe calls `handle` again and again with every open request. Each call hands what is new
+to the engine, drops what is gone, and answers every request with one line.
 """
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -17,27 +17,18 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.device import choose_device, choose_dtype
-from handlers.errors import (
-    FAILURE_MARK,
-    InvalidRequest,
-    ModelError,
-    NotFinite,
-    OutOfMemory,
-    RequestError,
-    error_line,
-    result_line,
-)
+from handlers.engine import Engine
+from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
 from handlers.generation import Generation
 from handlers.memory import Memory
 from handlers.pipelines import CONFIGS, Served, load_pipelines, serve
 from handlers.request import GenerationRequest, parse_request, read_fields
 from handlers.sources import fetch, project_home, resolve_model
-from handlers.step_batcher import RowLimit, Slot, StepBatcher
+from handlers.step_batcher import RowLimit, StepBatcher
 from handlers.warm_up import warm_up
 
 CONTENT_TYPE = "application/x-ndjson"
-POOL_WAIT_S = 0.05  # after which TorchServe is asked for new requests again
-STARTS = 4  # jobs that one tick starts at most
+PICK_UP_S = 0.025  # how long a new request waits at most in TorchServe; a call more often costs more than it brings
 
 
 class StableDiffusionHandler:
@@ -47,8 +38,9 @@ class StableDiffusionHandler:
 
     def initialize(self, context: Any) -> None:
         """Loads the model and draws a first picture. TorchServe calls it once, when the worker starts."""
+        self.generations: dict[str, Generation] = {}
         try:
-            self._load(context)
+            self.engine = Engine(partial(self._load, context))
         except ModelError as error:
             sentence = " ".join(str(error).split())  # on one line, as whoever looks for it expects
             print(FAILURE_MARK + sentence[:1000], file=sys.stderr, flush=True)
@@ -56,7 +48,7 @@ class StableDiffusionHandler:
         # TorchServe's worker logs two lines a call, that is a step, which its frontend parses one by one
         logging.getLogger().setLevel(logging.WARNING)
 
-    def _load(self, context: Any) -> None:
+    def _load(self, context: Any) -> StepBatcher:
         self.config = HandlerConfig.from_mapping((context.model_yaml_config or {}).get("handler", {}))
         self.device = choose_device(self.config.device, context.system_properties.get("gpu_id"))
         self.dtype = choose_dtype(self.config.dtype, self.device)
@@ -70,9 +62,8 @@ class StableDiffusionHandler:
         measured = warm_up(self.served, self.device)
         limit = RowLimit(measured.seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
         self.memory = Memory(self.device, measured.native_area, measured.row_bytes, measured.image_bytes)
-        self.batcher = StepBatcher(limit, self.memory)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
-        self.generations: dict[str, Generation] = {}
+        return StepBatcher(limit, self.memory)
 
     def _models(self) -> dict[str, list[str]]:
         """The tasks of each model to load; an inpainting model takes over masking."""
@@ -83,10 +74,10 @@ class StableDiffusionHandler:
         return models
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
-        """One tick: a line for each open request. Never raises: one bad request must not fail its neighbours."""
+        """A line for each open request. Never raises: one bad request must not fail its neighbours."""
         request_ids = [context.get_request_id(i) for i in range(len(data))]
         for gone in self.generations.keys() - set(request_ids):
-            self.generations.pop(gone).cancel()
+            self.engine.cancel(self.generations.pop(gone))
         new: set[str] = set()
         last_lines: dict[str, bytes] = {}
         for i, request_id in enumerate(request_ids):
@@ -100,9 +91,11 @@ class StableDiffusionHandler:
                     last_lines[request_id] = result_line(self.describe())
                 else:
                     self.generations[request_id] = self._open(data[i], header)
+                    self.engine.open(self.generations[request_id])
             except RequestError as error:
                 last_lines[request_id] = error_line(error)
-        self._tick(may_wait=not last_lines)
+        has_news = last_lines or any(generation.ending is not None for generation in self.generations.values())
+        self.engine.wait(0 if has_news else PICK_UP_S)
         last_lines |= self._take_ended()
         # None = a plain reply: TorchServe writes no HTTP head for a first answer that is also the last chunk
         verdicts = [(None if rid in new else True) if rid in last_lines else False for rid in request_ids]
@@ -132,8 +125,8 @@ class StableDiffusionHandler:
             "limits": {name: getattr(self.config, name) for name in limits},
             "activity": {
                 "open_requests": len(self.generations),
-                "max_batch_rows": self.batcher.limit.rows,
-                **asdict(self.batcher.activity),
+                "max_batch_rows": self.engine.batcher.limit.rows,
+                **asdict(self.engine.batcher.activity),
             },
         }
 
@@ -157,50 +150,6 @@ class StableDiffusionHandler:
 
         return Generation(parse, admit, self.pool, served.pipeline, deadline, header("X-Request-Id") or "")
 
-    def _tick(self, may_wait: bool) -> None:
-        """Moves everybody on by one step at most; with nothing to step and nothing to say, waits for the pool."""
-        self._poll()
-        if may_wait and not self._running() and all(g.ending is None for g in self.generations.values()):
-            pending = [future for g in self.generations.values() for future in g.pending]
-            wait(pending, timeout=POOL_WAIT_S, return_when=FIRST_COMPLETED)
-            self._poll()
-        # one VAE call a tick and a few text encodings, so that nobody's next step waits for more; decoding goes first
-        vae_free = not self._finish_one_job()
-        starting = [slot for slot in self._running() if not slot.job.started]
-        for slot in starting[:STARTS]:
-            if vae_free or not slot.job.has_image:
-                vae_free = vae_free and not slot.job.has_image
-                slot.job.start()
-        for slot, outcome in self.batcher.step([slot for slot in self._running() if slot.waits_for_unet]):
-            if isinstance(outcome, Exception):
-                slot.job.cancel(outcome)
-            elif slot.job.at_last_call:
-                slot.held_output = outcome
-            else:
-                slot.job.advance(outcome)
-        if vae_free:
-            self._finish_one_job()
-        self._poll()
-
-    def _poll(self) -> None:
-        for generation in self.generations.values():
-            generation.poll()
-
-    def _running(self) -> list[Slot]:
-        return [slot for g in self.generations.values() for slot in g.slots if not slot.job.ended]
-
-    def _finish_one_job(self) -> bool:
-        """Lets the job that has waited longest decode its image. Returns whether there was one."""
-        held = [slot for slot in self._running() if slot.held_output is not None]
-        if held:
-            slot = min(held, key=lambda slot: slot.last_step)
-            output, slot.held_output = slot.held_output, None
-            if output[0].isfinite().all():
-                slot.job.advance(output)
-            else:  # its picture would be black, as if the safety checker had flagged it
-                slot.job.cancel(NotFinite())
-        return bool(held)
-
     def _take_ended(self) -> dict[str, bytes]:
         """The last lines of what has ended: all failures, and one result at most.
 
@@ -211,9 +160,8 @@ class StableDiffusionHandler:
         failed = [request_id for request_id in lines if self.generations[request_id].error]
         succeeded = [request_id for request_id in lines if request_id not in failed]
         ended = {request_id: lines[request_id] for request_id in failed + succeeded[:1]}
-        errors = [self.generations.pop(request_id).error for request_id in ended]
-        if any(isinstance(error, OutOfMemory) for error in errors):
-            self.memory.release()
+        for request_id in ended:
+            del self.generations[request_id]
         return ended
 
 

@@ -1,4 +1,7 @@
-"""One open request from its bytes to its answer: parsed in a pool, drawn by its jobs, encoded in the pool."""
+"""One open request from its bytes to its answer: parsed in a pool, drawn by its jobs, encoded in the pool.
+
+The engine's thread moves it on; the thread of TorchServe's calls reads `ending`, `error` and `line` alone.
+"""
 
 import json
 import logging
@@ -49,21 +52,23 @@ class Generation:
         self._pool = pool
         self._pipeline = pipeline
         self._deadline = deadline
-        self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = pool.submit(self._prepare, parse)
+        self.when_pool_is_done: Callable[[], None] = lambda: None
+        self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = self._in_pool(
+            self._prepare, parse
+        )
         self._encoding: dict[Slot, Future[bytes]] = {}
         self._request: GenerationRequest | None = None
+        self._progress: tuple[int, int] | None = None
         self._reported: tuple[int, int] | None = None
         self.slots: list[Slot] = []
         self.last_step = 0
         self.ending: bytes | None = None  # the last line, once there is one
         self.error: RequestError | None = None  # what it failed with
 
-    @property
-    def pending(self) -> list[Future[Any]]:
-        """What the pool still works on for this request."""
-        if self._preparing is not None:
-            return [self._preparing]
-        return [future for future in self._encoding.values() if not future.done()]
+    def _in_pool(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future = self._pool.submit(work, *arguments)
+        future.add_done_callback(lambda _: self.when_pool_is_done())
+        return future
 
     def _prepare(self, parse: Callable[[], GenerationRequest]) -> tuple[GenerationRequest, Mapping[str, Any]]:
         request = parse()
@@ -89,14 +94,23 @@ class Generation:
                 if slot.job.error is not None:
                     raise slot.job.error
                 if slot.job.ended and slot not in self._encoding:
-                    self._encoding[slot] = self._pool.submit(self._encode, index, slot.job.result)
-            if self.slots and len(self._encoding) == len(self.slots) and not self.pending:
+                    self._encoding[slot] = self._in_pool(self._encode, index, slot.job.result)
+            self._progress = min(
+                ((slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps),
+                default=None,
+            )
+            encoding = self._encoding.values()
+            if self.slots and len(encoding) == len(self.slots) and all(future.done() for future in encoding):
                 encoded = b", ".join(self._encoding[slot].result() for slot in self.slots)
                 self.ending = b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n"
         except BaseException as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
-            self.cancel()
-            self.error = self._as_request_error(error)
-            self.ending = error_line(self.error)
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the request with what the pool or a pipeline raised."""
+        self.cancel()
+        self.error = self._as_request_error(error)
+        self.ending = error_line(self.error)
 
     def cancel(self) -> None:
         """Ends every job; nobody waits for the picture any more."""
@@ -109,9 +123,7 @@ class Generation:
 
     def line(self) -> bytes:
         """A progress line if there is progress since the last one, else a blank line (TorchServe wants an answer)."""
-        progress = min(
-            ((slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps), default=None
-        )
+        progress = self._progress
         if progress is None or progress == self._reported or progress[0] == 0:
             return b"\n"
         self._reported = progress

@@ -1,11 +1,13 @@
 """The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
 
+import contextlib
 import dataclasses
 import json
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import asdict
 from typing import Any
 
@@ -80,11 +82,26 @@ class Frontend:
         assert results <= 1, "one result a reply"
 
     def run(self) -> None:
+        self.run_until(lambda: not self.open)
+
+    def run_until(self, condition: Callable[[], Any]) -> None:
         for _ in range(2000):
-            if not self.open:
+            if condition():
                 return
             self.tick()
         raise AssertionError(f"still open: {list(self.open)}")
+
+    @contextlib.contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """The engine waits meanwhile, so that what is sent within begins all at once."""
+        go_on = threading.Event()
+        self.handler.engine._inbox.put(go_on.wait)
+        try:
+            yield
+            self.tick()
+            wait([g._preparing for g in self.handler.generations.values() if g._preparing], timeout=30)
+        finally:
+            go_on.set()
 
     def messages(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines[name] if line.strip()]
@@ -111,7 +128,9 @@ def test_progress_then_the_result(frontend: Frontend) -> None:
     name = frontend.send(num_inference_steps=3, seed=4)
     frontend.run()
     messages = frontend.messages(name)
-    assert messages[:-1] == [{"progress": {"step": i, "of": 3}} for i in (1, 2, 3)]
+    steps = [message["progress"]["step"] for message in messages[:-1]]
+    assert steps and steps == sorted(set(steps)) and set(steps) <= {1, 2, 3}
+    assert all(message["progress"]["of"] == 3 for message in messages[:-1])
     image = messages[-1]["result"]["images"][0]
     assert image.keys() == {"base64", "seed", "mimetype", "mime_type", "nsfw"}
     assert (image["seed"], image["mimetype"], image["mime_type"], image["nsfw"]) == (4, "image/png", "image/png", False)
@@ -142,10 +161,11 @@ def test_requests_of_all_kinds_merge_and_match_their_solo_pictures(frontend: Fro
         name = frontend.send(task, seed=seed, **fields)
         frontend.run()
         solo.append(decode(frontend.result(name)["images"][0]))
-    merged_before = frontend.handler.batcher.activity.merged_forwards
-    names = [frontend.send(task, seed=seed, **fields) for seed, (task, fields) in enumerate(kinds, 1)]
+    merged_before = frontend.handler.engine.batcher.activity.merged_forwards
+    with frontend.engine_held():
+        names = [frontend.send(task, seed=seed, **fields) for seed, (task, fields) in enumerate(kinds, 1)]
     frontend.run()
-    assert frontend.handler.batcher.activity.merged_forwards > merged_before
+    assert frontend.handler.engine.batcher.activity.merged_forwards > merged_before
     for name, expected in zip(names, solo, strict=True):
         assert np.abs(decode(frontend.result(name)["images"][0]) - expected).max() <= 2
 
@@ -161,13 +181,12 @@ def test_a_short_request_overtakes_long_ones(frontend: Frontend) -> None:
 
 def test_who_goes_away_is_dropped_at_the_next_step(frontend: Frontend) -> None:
     stays, leaves = frontend.send(num_inference_steps=6), frontend.send(num_inference_steps=200)
-    frontend.tick()
-    frontend.tick()
+    frontend.run_until(lambda: frontend.handler.generations and frontend.handler.generations[leaves].slots)
     slots = frontend.handler.generations[leaves].slots
     frontend.leave(leaves)
     frontend.tick()
     assert leaves not in frontend.handler.generations
-    assert slots and all(slot.job.ended for slot in slots)
+    frontend.run_until(lambda: slots and all(slot.job.ended for slot in slots))
     frontend.run()
     assert frontend.result(stays)["status"] == "success"
 
@@ -199,8 +218,7 @@ def test_what_a_pipeline_raises_ends_its_request_alone(
     bad = frontend.send(prompt="a prompt that nobody remembers", num_inference_steps=2)
     with monkeypatch.context() as patch:
         patch.setattr(frontend.handler.served["txt2img"].pipeline.text_encoder._encoder, "forward", fail)
-        frontend.tick()
-        frontend.tick()
+        frontend.run_until(lambda: bad not in frontend.open)
     frontend.run()
     assert frontend.messages(bad)[-1]["error"]["status"] == status
     assert frontend.messages(bad)[-1]["error"]["message"] != "x"
@@ -248,9 +266,8 @@ def test_a_picture_without_room_is_refused_and_its_neighbour_drawn(
 ) -> None:
     handler = frontend.handler
     monkeypatch.setattr("handlers.memory.available_bytes", lambda _: 10 * 2**20)
-    neighbour = frontend.send(num_inference_steps=4)
-    while not handler._running():
-        frontend.tick()
+    neighbour = frontend.send(num_inference_steps=20)
+    frontend.run_until(lambda: handler.generations and handler.generations[neighbour].slots)
     monkeypatch.setattr(handler, "memory", dataclasses.replace(handler.memory, row_bytes=8 * 2**20))
     refused = frontend.send()
     frontend.run()
@@ -276,18 +293,16 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
     forward = unet.forward
 
     def too_large(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if len(sample) > 2 or options["encoder_hidden_states"].sum() == marked:
+        if len(sample) > 1:  # a guided picture, alone or with another
             activations = torch.zeros(8)
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(sample, *arguments, **options)
 
-    greedy, small = frontend.send(prompt="greedy", num_inference_steps=3), frontend.send(num_inference_steps=3)
-    frontend.tick()
-    while not all(slot.waits_for_unet for slot in handler._running()) or len(handler._running()) < 2:
-        frontend.tick()
-    marked = handler.generations[greedy].slots[0].job.call.kwargs["encoder_hidden_states"].sum()
     monkeypatch.setattr(unet, "forward", too_large)
+    with frontend.engine_held():
+        greedy = frontend.send(num_inference_steps=3)
+        small = frontend.send(num_inference_steps=3, guidance_scale=1)
     frontend.run()
     error = json.loads(frontend.lines[greedy][-1])["error"]
     assert error["status"] == 507 and "try a smaller one" in error["message"]
@@ -338,3 +353,34 @@ def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.Monkey
     frontend.run()
     assert len(frontend.result(several)["images"]) == 3
     assert len(encoded) == 1  # the empty negative prompt was remembered from before
+
+
+def test_the_engine_stands_still_while_nobody_asks(frontend: Frontend) -> None:
+    """TorchServe makes no more calls once its last client has gone away, and does not say so either."""
+    activity = frontend.handler.engine.batcher.activity
+    name = frontend.send(num_inference_steps=200)
+    frontend.run_until(lambda: len(frontend.lines[name]) > 1)
+    time.sleep(1)
+    forwards = activity.unet_forwards
+    time.sleep(0.3)
+    assert activity.unet_forwards == forwards < 190
+    frontend.leave(name)
+    other = frontend.send(num_inference_steps=2)
+    frontend.run()
+    assert frontend.result(other)["status"] == "success" and activity.unet_forwards <= forwards + 3
+
+
+def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_drawn(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(slots: Any) -> None:
+        raise KeyError("a fault")
+
+    name = frontend.send(num_inference_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(frontend.handler.engine.batcher, "step", fail)
+        frontend.run()
+    assert json.loads(frontend.lines[name][-1])["error"]["status"] == 500
+    name = frontend.send(num_inference_steps=2)
+    frontend.run()
+    assert frontend.result(name)["status"] == "success"

@@ -1,0 +1,147 @@
+"""The engine: one thread that does all of torch's work, step after step, for whatever requests are open.
+
+TorchServe's calls only hand over new requests and fetch what there is to say, so a step waits for no round trip
+through TorchServe. One thread, because OpenMP keeps a team of workers for every thread that computes, and because a
+job's greenlet belongs to the thread that began it (docs/architecture.md).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from handlers.errors import InternalError, NotFinite, OutOfMemory
+from handlers.generation import Generation
+from handlers.step_batcher import Slot, StepBatcher
+
+logger = logging.getLogger(__name__)
+
+STARTS = 4  # jobs that one tick starts at most
+LEASE_S = 0.05  # for how long steps go on while nobody asks for news: the last client may have gone away
+
+
+class Engine:
+    """Runs the open generations. `open`, `cancel` and `wait` are for the thread of TorchServe's calls.
+
+    Args:
+        load: loads the model, in the engine's thread. The constructor returns when it has, and raises what it raises.
+    """
+
+    def __init__(self, load: Callable[[], StepBatcher]) -> None:
+        self._inbox: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        self._generations: list[Generation] = []
+        self._ended = threading.Event()  # something did, since the last `wait`
+        self._attended_until = 0.0  # when the lease ends, on the monotonic clock
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        loaded: Future[StepBatcher] = Future()
+
+        def report() -> None:
+            try:
+                loaded.set_result(load())
+            except BaseException as error:
+                loaded.set_exception(error)
+
+        self._inbox.put(report)
+        self.batcher = loaded.result()
+
+    def open(self, generation: Generation) -> None:
+        """Takes on a request, which it works on until the request has its ending or is cancelled."""
+        generation.when_pool_is_done = self._wake
+        self._inbox.put(lambda: self._generations.append(generation))
+
+    def cancel(self, generation: Generation) -> None:
+        """Ends a request that nobody waits for any more, after the step that runs."""
+
+        def drop() -> None:
+            generation.cancel()
+            if generation in self._generations:
+                self._generations.remove(generation)
+
+        self._inbox.put(drop)
+
+    def wait(self, seconds: float) -> None:
+        """Lets the engine work for so long, or until a generation has its ending, and for LEASE_S after that."""
+        self._attended_until = time.monotonic() + seconds + LEASE_S
+        self._wake()
+        self._ended.wait(seconds)
+        self._ended.clear()
+        self._attended_until = time.monotonic() + LEASE_S
+
+    def _wake(self) -> None:
+        self._inbox.put(lambda: None)
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            try:
+                self._take_in(may_block=not (busy and time.monotonic() < self._attended_until))
+                busy = self._tick()
+            except BaseException:  # a fault of ours: nobody's request may hang for it
+                logger.exception("A step failed.")
+                busy = False
+                for generation in self._generations:
+                    generation.fail(InternalError("A fault of the server, which its log describes."))
+            self._let_go()
+
+    def _take_in(self, may_block: bool) -> None:
+        """Does what lies in the inbox; with nothing else to do, waits for something."""
+        try:
+            while True:
+                self._inbox.get(block=may_block)()
+                may_block = False
+        except Empty:
+            pass
+
+    def _let_go(self) -> None:
+        """Forgets the generations that have their ending."""
+        ended = [generation for generation in self._generations if generation.ending is not None]
+        if not ended:
+            return
+        self._generations = [generation for generation in self._generations if generation.ending is None]
+        if any(isinstance(generation.error, OutOfMemory) for generation in ended):
+            self.batcher.memory.release()
+        self._ended.set()
+
+    def _tick(self) -> bool:
+        """Moves everybody on by one step at most. Returns whether there is more to do at once."""
+        self._poll()
+        # one VAE call a tick and a few text encodings, so that nobody's next step waits for more; decoding goes first
+        vae_free = not self._finish_one_job()
+        starting = [slot for slot in self._running() if not slot.job.started]
+        for slot in starting[:STARTS]:
+            if vae_free or not slot.job.has_image:
+                vae_free = vae_free and not slot.job.has_image
+                slot.job.start()
+        for slot, outcome in self.batcher.step([slot for slot in self._running() if slot.waits_for_unet]):
+            if isinstance(outcome, Exception):
+                slot.job.cancel(outcome)
+            elif slot.job.at_last_call:
+                slot.held_output = outcome
+            else:
+                slot.job.advance(outcome)
+        if vae_free:
+            self._finish_one_job()
+        self._poll()
+        return bool(self._running())
+
+    def _poll(self) -> None:
+        for generation in self._generations:
+            generation.poll()
+
+    def _running(self) -> list[Slot]:
+        return [slot for generation in self._generations for slot in generation.slots if not slot.job.ended]
+
+    def _finish_one_job(self) -> bool:
+        """Lets the job that has waited longest decode its image. Returns whether there was one."""
+        held = [slot for slot in self._running() if slot.held_output is not None]
+        if held:
+            slot = min(held, key=lambda slot: slot.last_step)
+            output, slot.held_output = slot.held_output, None
+            if output[0].isfinite().all():
+                slot.job.advance(output)
+            else:  # its picture would be black, as if the safety checker had flagged it
+                slot.job.cancel(NotFinite())
+        return bool(held)
