@@ -136,7 +136,7 @@ class Bench:
 
     def throughput(self, size: int, clients: int) -> None:
         """`clients` closed-loop clients against one by one: the server's and the in-process pipeline."""
-        each = 2
+        each = 4
 
         def together() -> None:
             with ThreadPoolExecutor(clients) as pool:

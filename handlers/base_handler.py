@@ -28,7 +28,6 @@ from handlers.step_batcher import RowLimit, StepBatcher
 from handlers.warm_up import warm_up
 
 CONTENT_TYPE = "application/x-ndjson"
-PICK_UP_S = 0.025  # how long a new request waits at most in TorchServe; a call more often costs more than it brings
 
 
 class StableDiffusionHandler:
@@ -94,8 +93,8 @@ class StableDiffusionHandler:
                     self.engine.open(self.generations[request_id])
             except RequestError as error:
                 last_lines[request_id] = error_line(error)
-        has_news = last_lines or any(generation.ending is not None for generation in self.generations.values())
-        self.engine.wait(0 if has_news else PICK_UP_S)
+        has_news = bool(last_lines) or any(g.ending is not None for g in self.generations.values())
+        self.engine.wait(has_news)
         last_lines |= self._take_ended()
         # None = a plain reply: TorchServe writes no HTTP head for a first answer that is also the last chunk
         verdicts = [(None if rid in new else True) if rid in last_lines else False for rid in request_ids]
@@ -148,21 +147,20 @@ class StableDiffusionHandler:
         def admit(request: GenerationRequest) -> None:
             self.memory.admit(request, served.pipeline.vae_scale_factor)
 
-        return Generation(parse, admit, self.pool, served.pipeline, deadline, header("X-Request-Id") or "")
+        return Generation(
+            parse, admit, self.pool, served.pipeline, deadline,
+            name=header("X-Request-Id") or "", wants_progress=bool(header("X-Progress")),
+        )  # fmt: skip
 
     def _take_ended(self) -> dict[str, bytes]:
         """The last lines of what has ended: all failures, and one result at most.
 
-        TorchServe's decoder slows down quadratically on large replies, so further results wait for the next tick.
+        TorchServe's decoder slows down quadratically on large replies, so further results wait for the next call.
         """
-        over = {request_id: generation.ending for request_id, generation in self.generations.items()}
-        lines = {request_id: line for request_id, line in over.items() if line is not None}
-        failed = [request_id for request_id in lines if self.generations[request_id].error]
-        succeeded = [request_id for request_id in lines if request_id not in failed]
-        ended = {request_id: lines[request_id] for request_id in failed + succeeded[:1]}
-        for request_id in ended:
-            del self.generations[request_id]
-        return ended
+        over = [request_id for request_id, generation in self.generations.items() if generation.ending is not None]
+        failed = [request_id for request_id in over if self.generations[request_id].error]
+        succeeded = [request_id for request_id in over if request_id not in failed]
+        return {request_id: self.generations.pop(request_id).line() for request_id in failed + succeeded[:1]}
 
 
 def _verdict(verdict: bool | None, _: Any) -> bool | None:

@@ -36,6 +36,7 @@ class Generation:
         pipeline: the stock pipeline of the request's task.
         deadline: when the client stops waiting, in seconds since the epoch.
         name: the request's id in the log.
+        wants_progress: whether its lines tell of each step.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Generation:
         pipeline: Any,
         deadline: float = math.inf,
         name: str = "",
+        wants_progress: bool = False,
     ) -> None:
         self._admit = admit
         self._name = name
@@ -58,8 +60,9 @@ class Generation:
         )
         self._encoding: dict[Slot, Future[bytes]] = {}
         self._request: GenerationRequest | None = None
-        self._progress: tuple[int, int] | None = None
-        self._reported: tuple[int, int] | None = None
+        self._wants_progress = wants_progress
+        self._progress = 0, 0  # steps done, steps in all
+        self._reported = 0
         self.slots: list[Slot] = []
         self.last_step = 0
         self.ending: bytes | None = None  # the last line, once there is one
@@ -97,7 +100,7 @@ class Generation:
                     self._encoding[slot] = self._in_pool(self._encode, index, slot.job.result)
             self._progress = min(
                 ((slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps),
-                default=None,
+                default=(0, 0),
             )
             encoding = self._encoding.values()
             if self.slots and len(encoding) == len(self.slots) and all(future.done() for future in encoding):
@@ -121,13 +124,22 @@ class Generation:
             slot.job.cancel()
         self.slots = []
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether the client waits for a step that was not told yet."""
+        return self._wants_progress and self._progress[0] > self._reported
+
     def line(self) -> bytes:
-        """A progress line if there is progress since the last one, else a blank line (TorchServe wants an answer)."""
-        progress = self._progress
-        if progress is None or progress == self._reported or progress[0] == 0:
-            return b"\n"
-        self._reported = progress
-        return json.dumps({"progress": {"step": progress[0], "of": progress[1]}}).encode() + b"\n"
+        """A line for each step since the last call, and the ending; blank if there is nothing to say.
+
+        TorchServe wants an answer in any case.
+        """
+        steps: list[int] = []
+        if self.has_progress:
+            steps = [*range(self._reported + 1, self._progress[0] + 1)]
+            self._reported = self._progress[0]
+        lines = [json.dumps({"progress": {"step": step, "of": self._progress[1]}}).encode() + b"\n" for step in steps]
+        return b"".join(lines) + (self.ending or b"") or b"\n"
 
     def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
         for i in range(request.num_outputs):

@@ -73,6 +73,9 @@ class Generate:
             "X-Form-Type": request.headers.get("content-type", "").encode("latin-1"),
             "X-Request-Id": (request.headers.get("x-request-id") or uuid.uuid4().hex).encode("latin-1"),
         }
+        as_events = "text/event-stream" in request.headers.get("accept", "")
+        if as_events:
+            headers["X-Progress"] = b"1"
         deadline = math.inf
         if settings.deadline_s:
             headers["X-Deadline"] = f"{time.time() + settings.deadline_s:.3f}".encode()
@@ -86,7 +89,6 @@ class Generate:
                         events = custom.generate(url_path, body, headers)
                     else:
                         events = upstream.generate(upstream.archive_of(task), task, body, headers)
-                    as_events = "text/event-stream" in request.headers.get("accept", "")
                     await Generated(events, as_events, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
             pass  # gone before its request was complete

@@ -140,13 +140,15 @@ class Upstream:
                 if answer.status_code != 200:
                     await answer.aread()
                     raise await self._failure_of(archive, answer)
+                result = None
                 async for line in _lines(answer):
                     if line.startswith(RESULT_PREFIX):
-                        yield line[len(RESULT_PREFIX) : -1]
-                        return
-                    if line:
+                        result = line[len(RESULT_PREFIX) : -1]  # its answer is read to the end: the connection stays
+                    elif line:
                         yield _read_line(line)
-            raise _worker_died()
+            if result is None:
+                raise _worker_died()
+            yield result
         except httpx.ConnectError:
             raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
         except httpx.TransportError as error:

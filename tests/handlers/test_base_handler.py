@@ -72,13 +72,13 @@ class Frontend:
         results = 0
         for i, (name, reply) in enumerate(zip(names, replies, strict=True)):
             verdict = self.context.stopping_criteria[i](reply)
-            assert reply.endswith(b"\n") and reply.count(b"\n") == 1
+            assert reply.endswith(b"\n")
             assert not (verdict is True and not self.lines[name]), "TorchServe would write no HTTP head"
             self.lines[name].append(reply)
             if verdict is not False:
                 self.order.append(name)
                 del self.open[name]
-                results += b'"result"' in reply[:20]
+                results += b'"result"' in reply
         assert results <= 1, "one result a reply"
 
     def run(self) -> None:
@@ -104,7 +104,7 @@ class Frontend:
             go_on.set()
 
     def messages(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines[name] if line.strip()]
+        return [json.loads(line) for reply in self.lines[name] for line in reply.splitlines() if line]
 
     def result(self, name: str) -> dict[str, Any]:
         result: dict[str, Any] = self.messages(name)[-1]["result"]
@@ -125,12 +125,10 @@ def frontend(handler: CombinedHandler) -> Iterator[Frontend]:
 
 
 def test_progress_then_the_result(frontend: Frontend) -> None:
-    name = frontend.send(num_inference_steps=3, seed=4)
+    name = frontend.send(num_inference_steps=3, seed=4, headers={"X-Progress": "1"})
     frontend.run()
     messages = frontend.messages(name)
-    steps = [message["progress"]["step"] for message in messages[:-1]]
-    assert steps and steps == sorted(set(steps)) and set(steps) <= {1, 2, 3}
-    assert all(message["progress"]["of"] == 3 for message in messages[:-1])
+    assert messages[:-1] == [{"progress": {"step": i, "of": 3}} for i in (1, 2, 3)]
     image = messages[-1]["result"]["images"][0]
     assert image.keys() == {"base64", "seed", "mimetype", "mime_type", "nsfw"}
     assert (image["seed"], image["mimetype"], image["mime_type"], image["nsfw"]) == (4, "image/png", "image/png", False)
