@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import anyio
 import uvicorn
 
 from proxy.errors import Failure
@@ -18,6 +19,8 @@ class Drain:
     def __init__(self) -> None:
         self.begun = False
         self.in_flight = 0
+        self._broken_off = False
+        self._waiting: set[anyio.CancelScope] = set()
 
     def check(self) -> None:
         """Raises Failure 503 once the end has begun."""
@@ -33,6 +36,26 @@ class Drain:
             yield
         finally:
             self.in_flight -= 1
+
+    @contextmanager
+    def wait_until(self, deadline: float) -> Iterator[None]:
+        """Around a wait for a picture. Raises Failure 504 at the deadline (event loop's clock), 503 when broken off."""
+        with anyio.CancelScope(deadline=deadline) as scope:
+            self._waiting.add(scope)
+            try:
+                yield
+            finally:
+                self._waiting.discard(scope)
+        if scope.cancelled_caught and self._broken_off:
+            raise Failure(503, "The server was shut down before the picture was done: try again.", RETRY_S)
+        if scope.cancelled_caught:
+            raise Failure(504, "The picture was not done within the server's time limit: ask for less at a time.")
+
+    def break_off(self) -> None:
+        """Ends every wait for a picture."""
+        self._broken_off = True
+        for scope in self._waiting:
+            scope.cancel()
 
 
 class DrainingServer(uvicorn.Server):
@@ -61,4 +84,6 @@ class DrainingServer(uvicorn.Server):
         """uvicorn calls it ten times a second."""
         if self._end and (not self._drain.in_flight or time.monotonic() > self._end):
             self.should_exit = True
+        if self.should_exit:
+            self._drain.break_off()
         return await super().on_tick(counter)

@@ -89,7 +89,7 @@ class Generate:
                         events = custom.generate(url_path, body, headers)
                     else:
                         events = upstream.generate(upstream.archive_of(task), task, body, headers)
-                    await Generated(events, as_events, deadline, answers_200(request))(scope, receive, send)
+                    await Generated(events, as_events, drain, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
             pass  # gone before its request was complete
 

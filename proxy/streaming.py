@@ -8,6 +8,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from proxy.draining import Drain
 from proxy.errors import Failure
 from proxy.upstream import Progress
 
@@ -37,13 +38,15 @@ class Generated:
     Args:
         events: what `Upstream.generate` yields.
         as_events: whether the client asked for `text/event-stream`.
+        drain: bounds the wait for each event.
         deadline: when to answer 504, on the event loop's clock; a second later, so that the handler's own comes first.
         always_200: answer failures with status 200.
     """
 
-    def __init__(self, events: Events, as_events: bool, deadline: float, always_200: bool) -> None:
+    def __init__(self, events: Events, as_events: bool, drain: Drain, deadline: float, always_200: bool) -> None:
         self._events = events
         self._as_events = as_events
+        self._drain = drain
         self._deadline = deadline + 1
         self._always_200 = always_200
 
@@ -65,9 +68,9 @@ class Generated:
             await until_disconnect(receive, work)
 
     async def _next(self) -> Progress | bytes:
-        with anyio.CancelScope(deadline=self._deadline):
-            return await anext(self._events)
-        raise Failure(504, "The picture was not done within the server's time limit: ask for less at a time.")
+        with self._drain.wait_until(self._deadline):
+            event = await anext(self._events)
+        return event
 
     async def _send_events(self, event: Progress | bytes, send: Send) -> None:
         headers = [
