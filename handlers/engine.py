@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from handlers.cores import Cores
 from handlers.errors import InternalError, NotFinite, OutOfMemory
 from handlers.generation import Generation
 from handlers.step_batcher import Slot, StepBatcher
@@ -40,6 +41,7 @@ class Engine:
         self._news = threading.Event()  # something to say, since the last `wait`
         self._attended_until = 0.0  # when the lease ends, on the monotonic clock
         self._step_seconds = 0.0
+        self._cores = Cores()
         self._ended = False  # something did, since the last `wait`
         self._last_return = 0.0  # of `wait`, on the monotonic clock
         loaded: Future[None] = Future()
@@ -92,7 +94,11 @@ class Engine:
         busy = False
         while True:
             try:
-                self._take_in(may_block=not (busy and time.monotonic() < self._attended_until))
+                if busy and time.monotonic() < self._attended_until:
+                    self._take_in(may_block=False)
+                else:
+                    self._cores.leave()
+                    self._take_in(may_block=True)
                 busy = self._tick()
             except BaseException:  # a fault of ours: nobody's request may hang for it
                 logger.exception("A step failed.")
@@ -131,6 +137,8 @@ class Engine:
             if vae_free or not slot.job.has_image:
                 vae_free = vae_free and not slot.job.has_image
                 slot.job.start()
+        if self.batcher.memory.device.type == "cpu" and self._generations:
+            self._cores.share()
         waiting = [slot for slot in self._running() if slot.waits_for_unet]
         begin = time.monotonic()
         for slot, outcome in self.batcher.step(waiting):
