@@ -35,7 +35,7 @@ check: $(VENV)/.installed-dev
 archives: $(VENV)/.installed
 	$(BIN)/python -m handlers.archive $(ARGS)
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 bench-true-shapes: $(VENV)/.installed-dev
@@ -68,6 +68,10 @@ $(VENV)/.installed: $(TORCH_STAMP)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 $(VENV)/.installed-training: $(VENV)/.installed

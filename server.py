@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,8 @@ class Server:
         self._read_of_log = 0  # bytes
 
     def build_archives(self) -> None:
-        for name in sorted(set(self._archive_of_task.values())):
-            build(name, self._store, self._settings)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: build(name, self._store, self._settings), set(self._archive_of_task.values())))
 
     def start(self) -> None:
         """Starts both processes; `wait_ready` says when they serve."""

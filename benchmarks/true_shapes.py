@@ -22,7 +22,7 @@ import transformers
 from diffusers import AutoPipelineForText2Image
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from benchmarks.serving import difference, in_turns, seconds
+from benchmarks.timing import difference, in_turns, seconds
 from handlers.archive import HOME
 from handlers.device import Peak, choose_dtype
 from tests.e2e.running import Running, running

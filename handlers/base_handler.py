@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from handlers.config import HandlerConfig
+from handlers.cuda_graphs import GraphedForward
 from handlers.device import choose_device, choose_dtype
 from handlers.engine import Engine
 from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
@@ -62,6 +63,10 @@ class StableDiffusionHandler:
         limit = RowLimit(measured.seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
         self.memory = Memory(self.device, measured.native_area, measured.row_bytes, measured.image_bytes)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
+        if self.config.cuda_graphs and self.device.type == "cuda" and measured.call is not None:
+            graphs = GraphedForward()
+            graphs.prepare(measured.call, limit.rows)
+            return StepBatcher(limit, self.memory, graphs)
         return StepBatcher(limit, self.memory)
 
     def _models(self) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The machine's cores, divided among the workers that draw on the CPU at the moment.
+"""The machine's cores, divided among the workers that draw, or load, at the moment.
 
 Alone, a worker uses all of them. Several that use all of them at once wait for each other's threads at every small
 operation: six clients of three workers on two cores got a quarter of the pictures (docs/performance.md).

@@ -86,6 +86,7 @@ class Engine:
 
     def _run(self, load: Callable[[], StepBatcher], loaded: Future[None]) -> None:
         try:
+            self._cores.share()  # as a rule with the workers of the other tasks, which start at the same time
             self.batcher = load()
         except BaseException as error:
             loaded.set_exception(error)
@@ -137,7 +138,7 @@ class Engine:
             if vae_free or not slot.job.has_image:
                 vae_free = vae_free and not slot.job.has_image
                 slot.job.start()
-        if self.batcher.memory.device.type == "cpu" and self._generations:
+        if self._generations:
             self._cores.share()
         waiting = [slot for slot in self._running() if slot.waits_for_unet]
         begin = time.monotonic()

@@ -9,6 +9,7 @@ operations, which doubled the time of a step (docs/architecture.md).
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -69,9 +70,8 @@ class PipelineJob:
     def __init__(self, pipeline: Any, arguments: Mapping[str, Any], scheduler: Any = None) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
-        self._pipeline.__dict__.update(
-            scheduler=scheduler or copy.deepcopy(pipeline.scheduler), unet=PausingUNet(pipeline.unet, self)
-        )
+        own = _with_timesteps_on_cpu(scheduler or copy.deepcopy(pipeline.scheduler))
+        self._pipeline.__dict__.update(scheduler=own, unet=PausingUNet(pipeline.unet, self))
         self._arguments = arguments
         self.has_image = "image" in arguments  # its start encodes an image with the VAE
         self._greenlet = greenlet(self._run)
@@ -129,3 +129,15 @@ class PipelineJob:
         finally:
             self.ended = True
             del self._pipeline, self._arguments
+
+
+def _with_timesteps_on_cpu(scheduler: Any) -> Any:
+    """Keeps a scheduler's timesteps off the card: it looks one up at each step, which would wait for the card."""
+    set_timesteps = scheduler.set_timesteps
+
+    @wraps(set_timesteps)
+    def on_cpu(*arguments: Any, **options: Any) -> None:
+        set_timesteps(*arguments, **options | {"device": "cpu"})
+
+    scheduler.set_timesteps = on_cpu
+    return scheduler

@@ -5,7 +5,7 @@ results of one. Calls merge only if every argument agrees in structure, shape an
 """
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ def _signature(value: Any) -> Hashable:
     return ("opaque", id(value))
 
 
-def merge_key(call: UNetCall) -> Hashable:
+def merge_key(call: UNetCall) -> tuple[Any, ...]:
     """Calls with equal keys can run in one forward."""
     sample = call.sample
     mergeable = all(
@@ -172,10 +172,11 @@ class RowLimit:
 
 @dataclass
 class StepBatcher:
-    """Runs `schedule`'s choice, within what time and memory allow."""
+    """Runs `schedule`'s choice, within what time and memory allow; `run` is a forward."""
 
     limit: RowLimit
     memory: Memory
+    run: Callable[[UNetCall], Any] = forward
     activity: Activity = field(default_factory=Activity)
     _step: int = 0
 
@@ -212,7 +213,7 @@ class StepBatcher:
         calls = [slot.job.call for slot in chosen if slot.job.call is not None]
         merged = merge(calls)
         begin = time.perf_counter()
-        output = forward(merged)
+        output = self.run(merged)
         self.limit.learn(time.perf_counter() - begin, merged.rows * merged.area / self.memory.native_area)
         self.activity.unet_forwards += 1
         self.activity.unet_rows += merged.rows

@@ -11,7 +11,7 @@ from PIL import Image
 from handlers.device import Peak, first_size
 from handlers.errors import ModelError
 from handlers.generation import generator, pipeline_arguments
-from handlers.pipeline_job import PipelineJob
+from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import Served
 from handlers.request import GenerationRequest
 from handlers.step_batcher import forward
@@ -21,9 +21,13 @@ STEPS = 3
 
 @dataclass
 class Measured:
-    """What was seen to be needed for a picture of `native_area` latent pixels: by a UNet row, and to decode it."""
+    """What was seen to be needed for a picture of `native_area` latent pixels: by a UNet row, and to decode it.
+
+    `call` is one of the UNet calls of the first task.
+    """
 
     native_area: int
+    call: UNetCall | None = None
     seconds_per_row: float = math.inf
     row_bytes: int = 0
     image_bytes: int = 0
@@ -44,6 +48,7 @@ def warm_up(served: Mapping[str, Served], device: torch.device) -> Measured:
         job = PipelineJob(pipeline, {**arguments, "generator": generator(1)})
         job.start()
         while job.call is not None:
+            measured.call = measured.call or job.call
             rows, begin = job.call.rows, time.perf_counter()
             with Peak(device) as peak:
                 output = forward(job.call)
