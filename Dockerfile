@@ -46,7 +46,7 @@ VOLUME /weights
 USER 10001
 EXPOSE 1337
 HEALTHCHECK --interval=10s --timeout=6s --start-period=15m --retries=3 \
-    CMD ["python", "-c", "import json, urllib.request as u; assert json.load(u.urlopen('http://127.0.0.1:1337/ping', timeout=5))['status'] == 'success'"]
+    CMD ["python", "-c", "import json, urllib.request as u; assert json.load(u.urlopen('http://127.0.0.1:1337/readyz', timeout=5))['status'] == 'success'"]
 # to the whole group: TorchServe's launcher would keep the signal to itself
 ENTRYPOINT ["tini", "-g", "--"]
 CMD ["python", "server.py", "--host", "0.0.0.0"]

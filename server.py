@@ -33,7 +33,7 @@ from handlers.fit import Fit, fit, torch_build, weight_bytes
 from handlers.reload import RUN_FILE, Target
 from handlers.request import TASKS
 from handlers.sources import ModelSource, resolve_model
-from proxy.settings import LOG_LEVELS
+from proxy.settings import LOG_LEVELS, Settings, SettingsError
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 STOP_SECONDS = 15
@@ -59,6 +59,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="a worker for each pipeline, or one for all three with a third of the memory (default: what fits)",
     )
+    parser.add_argument("--api-key-file", help="a file with the keys, one a line, that open the server")
+    parser.add_argument("--api-key", help="such a key; seen by whoever lists this machine's processes")
+    parser.add_argument("--no-auth", action="store_true", help="listen on other addresses without a key all the same")
+    parser.add_argument("--tls-cert", help="the certificate's file, for HTTPS, with --tls-key")
+    parser.add_argument("--tls-key", help="the file of its key")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="default: %(default)s")
     return parser.parse_args(argv)
 
@@ -125,10 +130,28 @@ def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
     target.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in replaced.items())]), encoding="utf-8")
 
 
-def address(host: str, port: int) -> str:
+def address(host: str, port: int, scheme: str = "http") -> str:
     """The address at which this machine reaches a server that listens on `host`."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+    return f"{scheme}://{shown}:{port}"
+
+
+def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
+    """The proxy's settings that the options stand for. Raises StartError for those it would not start with."""
+    variables = {"SD_HOST": options.host, "SD_PORT": str(options.port), "SD_LOG_LEVEL": options.log_level}
+    given = {
+        "SD_API_KEY": options.api_key,
+        "SD_API_KEY_FILE": options.api_key_file and str(Path(options.api_key_file).absolute()),
+        "SD_NO_AUTH": "1" if options.no_auth else "",
+        "SD_TLS_CERT": options.tls_cert and str(Path(options.tls_cert).absolute()),
+        "SD_TLS_KEY": options.tls_key and str(Path(options.tls_key).absolute()),
+    }
+    variables |= {name: value for name, value in given.items() if value}
+    try:
+        Settings.from_environment({**os.environ, **variables}).api_keys()
+    except SettingsError as error:
+        raise StartError(str(error)) from None
+    return variables
 
 
 class Server:
@@ -136,17 +159,27 @@ class Server:
 
     Args:
         combined: whether one archive serves all tasks.
+        proxy: the proxy's settings, as variables.
         settings: of the archives' handler.
     """
 
-    def __init__(self, options: argparse.Namespace, combined: bool, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, proxy: Mapping[str, str], combined: bool, settings: Mapping[str, Any]
+    ) -> None:
         self._options = options
+        self._proxy = proxy
         self._settings = settings
         self._ports = free_ports(6)
         self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
         self._store = self.run_directory / "model_store"
         self._logs = self.run_directory / "logs"
-        self._address = address(options.host, options.port)
+        served = Settings.from_environment({**os.environ, **proxy})
+        self._address = address(options.host, options.port, "https" if served.tls_cert else "http")
+        # its own server's certificate need not be made out for the address that this process asks at
+        keys = served.api_keys()
+        self._client = httpx.Client(
+            trust_env=False, verify=False, headers={"X-API-Key": keys[0]} if keys else {}, timeout=60.0
+        )
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._children: dict[str, psutil.Popen] = {}
         self._started: set[psutil.Process] = set()  # by those children
@@ -186,12 +219,11 @@ class Server:
         ]  # fmt: skip
         self._spawn("torchserve", command, environment | torchserve, self.run_directory)
         proxy = {
-            "SD_HOST": self._options.host,
-            "SD_PORT": str(self._options.port),
+            **self._proxy,
             "SD_INFERENCE_URL": f"http://127.0.0.1:{self._ports[0]}",
             "SD_MANAGEMENT_URL": f"http://127.0.0.1:{self._ports[1]}",
             "SD_ARCHIVES": ",".join(f"{task}={archive}" for task, archive in self._archive_of_task.items()),
-            "SD_LOG_LEVEL": self._options.log_level,
+            "SD_METRICS_URL": f"http://127.0.0.1:{self._ports[2]}",
         }
         self._spawn("proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
         # for `python -m handlers.reload`
@@ -229,7 +261,7 @@ class Server:
             self.check_processes()
             self._check_workers()
             try:
-                answer = httpx.get(self._address + "/ping", timeout=5.0, trust_env=False).json()
+                answer = self._client.get(self._address + "/ping", timeout=5.0).json()
                 if answer["status"] == "success":  # the HTTP status may be 200 in any case: SD_FAILURES_AS_200
                     return
                 state = answer["message"]
@@ -275,7 +307,7 @@ class Server:
     def describe(self) -> str:
         """Where it serves, which model and on what, as the workers report it."""
         try:
-            answer = httpx.get(self._address + "/models", timeout=60.0, trust_env=False)
+            answer = self._client.get(self._address + "/models")
             models = answer.raise_for_status().json()["models"]
         except httpx.HTTPError as error:
             raise StartError(f"The server does not answer: {error} (logs: {self._logs})") from None
@@ -400,6 +432,7 @@ def keep_custom_models(target: Target, ending: threading.Event) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """Runs the server until it is told to stop. Raises StartError or ModelError."""
+    proxy = proxy_variables(options)
     check_port(options.host, options.port)
     source = resolve_model(options.model, HOME, os.environ)
     print(f"Model: {source.location} ({source.reason})", flush=True)
@@ -408,7 +441,7 @@ def serve(options: argparse.Namespace) -> None:
     chosen, settings = choose(options, source)
     if chosen.reason:
         print(chosen.reason, flush=True)
-    server = Server(options, chosen.archives == "combined", settings)
+    server = Server(options, proxy, chosen.archives == "combined", settings)
     status, ending, failed = StatusLine(), threading.Event(), True
     try:
         status("building the archives")

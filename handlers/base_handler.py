@@ -22,10 +22,12 @@ from handlers.engine import Engine
 from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
 from handlers.generation import Generation
 from handlers.memory import Memory
+from handlers.pipeline_job import UNetCall
 from handlers.pipelines import CONFIGS, Served, load_pipelines, serve
 from handlers.request import GenerationRequest, parse_request, read_fields
 from handlers.sources import fetch, project_home, resolve_model
-from handlers.step_batcher import RowLimit, StepBatcher
+from handlers.stages import Stages
+from handlers.step_batcher import RowLimit, StepBatcher, forward
 from handlers.warm_up import warm_up
 
 CONTENT_TYPE = "application/x-ndjson"
@@ -54,20 +56,26 @@ class StableDiffusionHandler:
         self.dtype = choose_dtype(self.config.dtype, self.device)
         home = project_home(self.config.home, os.environ)
         self.served: dict[str, Served] = {}
+        self.stages = Stages()
         for model, tasks in self._models().items():
             source = resolve_model(model, home, os.environ)
             path = fetch(source, home, os.environ, self.dtype != torch.float32, self.config.allow_pickle)
             pipelines = load_pipelines(path, tasks, self.device, self.dtype, self.config, home / "models" / CONFIGS)
+            self.stages.watch(next(iter(pipelines.values())))  # they share their modules
             self.served |= serve(source, path, pipelines)
         measured = warm_up(self.served, self.device)
         limit = RowLimit(measured.seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
         self.memory = Memory(self.device, measured.native_area, measured.row_bytes, measured.image_bytes)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
+        run: Callable[[UNetCall], Any] = forward
         if self.config.cuda_graphs and self.device.type == "cuda" and measured.call is not None:
-            graphs = GraphedForward()
-            graphs.prepare(measured.call, limit.rows)
-            return StepBatcher(limit, self.memory, graphs)
-        return StepBatcher(limit, self.memory)
+            run = GraphedForward()
+            run.prepare(measured.call, limit.rows)
+        return StepBatcher(limit, self.memory, partial(self._timed_forward, run))
+
+    def _timed_forward(self, run: Callable[[UNetCall], Any], call: UNetCall) -> Any:
+        with self.stages.timed("unet"):
+            return run(call)
 
     def _models(self) -> dict[str, list[str]]:
         """The tasks of each model to load; an inpainting model takes over masking."""
@@ -131,6 +139,7 @@ class StableDiffusionHandler:
                 "open_requests": len(self.generations),
                 "max_batch_rows": self.engine.batcher.limit.rows,
                 **asdict(self.engine.batcher.activity),
+                "stage_seconds": {name: round(seconds, 4) for name, seconds in self.stages.seconds.items()},
             },
         }
 
@@ -153,7 +162,7 @@ class StableDiffusionHandler:
             self.memory.admit(request, served.pipeline.vae_scale_factor)
 
         return Generation(
-            parse, admit, self.pool, served.pipeline, deadline,
+            parse, admit, self.pool, served.pipeline, self.stages, deadline,
             name=header("X-Request-Id") or "", wants_progress=bool(header("X-Progress")),
         )  # fmt: skip
 

@@ -137,7 +137,7 @@ class Engine:
         for slot in starting[:STARTS]:
             if vae_free or not slot.job.has_image:
                 vae_free = vae_free and not slot.job.has_image
-                slot.job.start()
+                self._begin(slot)
         if self._generations:
             self._cores.share()
         waiting = [slot for slot in self._running() if slot.waits_for_unet]
@@ -157,6 +157,14 @@ class Engine:
         if time.monotonic() > self._last_return + ROUND_TRIP_S[0] and any(g.has_progress for g in self._generations):
             self._news.set()
         return bool(self._running())
+
+    def _begin(self, slot: Slot) -> None:
+        activity, generation = self.batcher.activity, slot.owner
+        if generation.queued_since is not None:
+            activity.queue_seconds += time.monotonic() - generation.queued_since
+            activity.started_requests += 1
+            generation.queued_since = None
+        slot.job.start()
 
     def _poll(self) -> None:
         for generation in self._generations:

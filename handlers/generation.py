@@ -21,6 +21,7 @@ from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, Out
 from handlers.pipeline_job import PipelineJob
 from handlers.pipelines import scheduler
 from handlers.request import GenerationRequest
+from handlers.stages import Stages
 from handlers.step_batcher import Slot
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Generation:
         admit: raises a RequestError for one that has no room; runs between two steps.
         pool: for what must not hold up the step: parsing and encoding.
         pipeline: the stock pipeline of the request's task.
+        stages: told how long parsing and encoding take.
         deadline: when the client stops waiting, in seconds since the epoch.
         name: the request's id in the log.
         wants_progress: whether its lines tell of each step.
@@ -45,6 +47,7 @@ class Generation:
         admit: Callable[[GenerationRequest], None],
         pool: ThreadPoolExecutor,
         pipeline: Any,
+        stages: Stages,
         deadline: float = math.inf,
         name: str = "",
         wants_progress: bool = False,
@@ -53,6 +56,7 @@ class Generation:
         self._name = name
         self._pool = pool
         self._pipeline = pipeline
+        self._stages = stages
         self._deadline = deadline
         self.when_pool_is_done: Callable[[], None] = lambda: None
         self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = self._in_pool(
@@ -63,6 +67,7 @@ class Generation:
         self._wants_progress = wants_progress
         self._progress = 0, 0  # steps done, steps in all
         self._reported = 0
+        self.queued_since: float | None = time.monotonic()  # until its first job begins
         self.slots: list[Slot] = []
         self.last_step = 0
         self.ending: bytes | None = None  # the last line, once there is one
@@ -74,8 +79,9 @@ class Generation:
         return future
 
     def _prepare(self, parse: Callable[[], GenerationRequest]) -> tuple[GenerationRequest, Mapping[str, Any]]:
-        request = parse()
-        return request, pipeline_arguments(request, self._pipeline)
+        with self._stages.timed("parse"):
+            request = parse()
+            return request, pipeline_arguments(request, self._pipeline)
 
     def poll(self) -> None:
         """Takes up what the pool and the jobs have finished; ends the request once all is there or something failed."""
@@ -156,8 +162,10 @@ class Generation:
         image = images.fit(output.images[0], request.answer_size)
         if request.init_image is not None and request.mask_image is not None and not flagged:
             image = images.paste_back(request.init_image, image, request.mask_image)
+        with self._stages.timed("encode"):
+            png = images.encode_png(image)
         answer = {
-            "base64": images.encode_png(image),
+            "base64": png,
             "seed": request.seed + index,
             "mimetype": "image/png",
             "mime_type": "image/png",

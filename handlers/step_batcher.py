@@ -46,6 +46,9 @@ class Activity:
     unet_forwards: int = 0
     merged_forwards: int = 0  # forwards that served more than one request
     unet_rows: int = 0
+    steps: int = 0  # of all images
+    started_requests: int = 0
+    queue_seconds: float = 0.0  # that those waited for their first step
 
 
 def _signature(value: Any) -> Hashable:
@@ -217,5 +220,6 @@ class StepBatcher:
         self.limit.learn(time.perf_counter() - begin, merged.rows * merged.area / self.memory.native_area)
         self.activity.unet_forwards += 1
         self.activity.unet_rows += merged.rows
+        self.activity.steps += len(chosen)
         self.activity.merged_forwards += len({id(slot.owner) for slot in chosen}) > 1
         return list(zip(chosen, split(output, calls), strict=True))

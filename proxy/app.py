@@ -8,15 +8,19 @@ from pathlib import Path
 import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from proxy.access import Access
 from proxy.custom import CustomModels
 from proxy.draining import Drain
 from proxy.errors import Failure
 from proxy.intake import Intake
 from proxy.routes import answers_200, routes
-from proxy.settings import Settings
+from proxy.settings import Settings, listed
+from proxy.telemetry import Counts, Telemetry
 from proxy.upstream import READY, Upstream
 
 logger = logging.getLogger(__name__)
@@ -27,7 +31,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        upstream = Upstream(settings.inference_url, settings.management_url, settings.archive_of_task(), transport)
+        upstream = Upstream(
+            settings.inference_url, settings.management_url, settings.metrics_url, settings.archive_of_task(), transport
+        )
         app.state.upstream = upstream
         app.state.custom_models = CustomModels(Path(settings.config), upstream)
         for task, state in (await upstream.states()).items():
@@ -36,13 +42,21 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         yield
         await upstream.aclose()
 
+    counts, origins = Counts(), listed(settings.allowed_origins)
+    middleware = [Middleware(Telemetry, counts)]
+    if origins:
+        methods = ["GET", "POST"]
+        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"]))
+    middleware.append(Middleware(Access, settings.api_keys(), listed(settings.allowed_hosts), origins))
     app = Starlette(
         routes=routes,
+        middleware=middleware,
         lifespan=lifespan,
         exception_handlers={Failure: _failure, HTTPException: _http_exception, Exception: _fault},
     )
     app.router.redirect_slashes = False  # a redirect would have an empty body
     app.state.settings = settings
+    app.state.counts = counts
     app.state.drain = Drain()
     app.state.intake = Intake(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app

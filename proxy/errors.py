@@ -12,13 +12,17 @@ class Failure(Exception):
         status: the HTTP status.
         message: what was wrong and what to do.
         retry_after: seconds after which it is worth trying again.
+        headers: others of the answer.
     """
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, retry_after: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after = retry_after
+        self._headers = headers or {}
 
     @property
     def body(self) -> dict[str, str]:
@@ -26,7 +30,7 @@ class Failure(Exception):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return self._headers if self.retry_after is None else {**self._headers, "Retry-After": str(self.retry_after)}
 
     def response(self, always_200: bool = False) -> JSONResponse:
         """The answer; `always_200` for clients that take any other status for a broken connection."""

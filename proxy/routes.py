@@ -2,7 +2,6 @@
 
 import math
 import time
-import uuid
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +13,7 @@ from proxy.custom import CustomModels
 from proxy.draining import Drain
 from proxy.errors import Failure
 from proxy.intake import Intake
+from proxy.metrics import metrics
 from proxy.settings import TASKS, Settings
 from proxy.streaming import Generated
 from proxy.upstream import READY, Upstream
@@ -39,6 +39,11 @@ async def ping(request: Request) -> Response:
     if waiting:
         reasons = "; ".join(f"{', '.join(tasks)} ({state})" for state, tasks in waiting.items())
         raise Failure(503, f"starting: {reasons}", retry_after=2)
+    return JSONResponse({"status": "success"})
+
+
+async def healthz(request: Request) -> Response:
+    """200 as long as the proxy itself lives."""
     return JSONResponse({"status": "success"})
 
 
@@ -71,7 +76,7 @@ class Generate:
         # bytes, since a client's header may hold more than ASCII
         headers = {
             "X-Form-Type": request.headers.get("content-type", "").encode("latin-1"),
-            "X-Request-Id": (request.headers.get("x-request-id") or uuid.uuid4().hex).encode("latin-1"),
+            "X-Request-Id": request.state.request_id,
         }
         as_events = "text/event-stream" in request.headers.get("accept", "")
         if as_events:
@@ -96,6 +101,9 @@ class Generate:
 
 routes = [
     Route("/ping", ping, methods=["GET"]),
+    Route("/healthz", healthz, methods=["GET"]),
+    Route("/readyz", ping, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
     Route("/models", models, methods=["GET"]),
     Route("/custom_models", custom_models, methods=["GET"]),
     *(Route(f"/{task}", Generate(), methods=["POST"]) for task in TASKS),

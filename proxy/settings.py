@@ -6,11 +6,15 @@ Every setting carries its help text; `docs/configuration.md` lists them and a te
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+from proxy.access import is_loopback
 
 PREFIX = "SD_"
 TASKS = ("txt2img", "img2img", "masking")
 BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -30,6 +34,7 @@ class Settings:
     port: int = _setting(1337, "The port to listen on.")
     inference_url: str = _setting("http://127.0.0.1:8080", "TorchServe's inference address.")
     management_url: str = _setting("http://127.0.0.1:8081", "TorchServe's management address.")
+    metrics_url: str = _setting("http://127.0.0.1:8082", "TorchServe's metrics address.")
     archives: str = _setting(
         "txt2img=txt2img,img2img=img2img,masking=masking",
         "Which archive serves which task; the combined one: `txt2img=stable-diffusion,img2img=stable-diffusion,…`.",
@@ -42,6 +47,14 @@ class Settings:
     failures_as_200: bool = _setting(
         False, "Answer failures on the original's paths with HTTP 200, for clients that insist on it."
     )
+    api_key: str = _setting("", "The key that every request has to bring; several with commas between.")
+    api_key_file: str = _setting("", "A file with keys, one a line.")
+    no_auth: bool = _setting(False, "Listen on other addresses than loopback without a key all the same.")
+    allowed_hosts: str = _setting("", "Names that clients know this server by, with commas between; `*` for any.")
+    allowed_origins: str = _setting("", "Web pages that may use the server, as `https://example.com`, with commas.")
+    tls_cert: str = _setting("", "The certificate's file, for HTTPS.")
+    tls_key: str = _setting("", "The file of the certificate's key.")
+    log_format: str = _setting("text", "`text` or `json`.", LOG_FORMATS)
     log_level: str = _setting("warning", "`debug`, `info`, `warning` or `error`.", LOG_LEVELS)
 
     @classmethod
@@ -56,7 +69,28 @@ class Settings:
                 )
         settings = cls(**values)
         settings.archive_of_task()
+        if not is_loopback(settings.host) and not settings.api_keys() and not settings.no_auth:
+            raise SettingsError(
+                f"On {settings.host} others can reach this server: set an API key ({PREFIX}API_KEY or "
+                f"{PREFIX}API_KEY_FILE), or say {PREFIX}NO_AUTH=1 if it shall be open to all."
+            )
         return settings
+
+    def api_keys(self) -> list[str]:
+        """The keys that open. Raises SettingsError for a file that cannot be read or is empty."""
+        keys = listed(self.api_key)
+        if self.api_key_file:
+            try:
+                lines = Path(self.api_key_file).read_text(encoding="utf-8").splitlines()
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"{PREFIX}API_KEY_FILE cannot be read: {error}") from None
+            found = [line.strip() for line in lines if line.strip()]
+            if not found:
+                raise SettingsError(f"{PREFIX}API_KEY_FILE: {self.api_key_file} holds no key.")
+            keys += found
+        if not all(key.isascii() and key.isprintable() and "/" not in key for key in keys):
+            raise SettingsError("An API key may hold printable ASCII characters but '/', since it may stand in a path.")
+        return keys
 
     def archive_of_task(self) -> dict[str, str]:
         """The archive's name for each task."""
@@ -69,6 +103,11 @@ class Settings:
                 f"{PREFIX}ARCHIVES must be task=archive for each of {', '.join(TASKS)}, with commas between."
             )
         return archives
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a setting with commas between."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _parse(name: str, text: str, kind: type, choices: tuple[str, ...]) -> Any:

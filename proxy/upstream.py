@@ -40,11 +40,13 @@ class Upstream:
         self,
         inference_url: str,
         management_url: str,
+        metrics_url: str,
         archive_of_task: Mapping[str, str],
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._inference_url = inference_url.rstrip("/")
         self._management_url = management_url.rstrip("/")
+        self._metrics_url = metrics_url.rstrip("/")
         self._archive_of_task = archive_of_task
         # a picture may take minutes, so reads have no time limit of their own: the deadline and the client bound them
         timeout = httpx.Timeout(10.0, read=None, write=60.0, pool=None)
@@ -92,6 +94,14 @@ class Upstream:
                     models: list[dict[str, Any]] = json.loads(line)["models"]
                     return models
         raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
+
+    async def metrics(self) -> bytes:
+        """TorchServe's own figures in Prometheus' format; nothing where it does not answer."""
+        try:
+            answer = await self._client.get(f"{self._metrics_url}/metrics", timeout=5.0)
+        except httpx.TransportError:
+            return b""
+        return answer.content if answer.is_success else b""
 
     def archive_of(self, task: str) -> str:
         return self._archive_of_task[task]

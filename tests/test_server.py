@@ -14,6 +14,7 @@ import pytest
 import server
 from handlers import fit
 from handlers.sources import resolve_model
+from proxy.settings import Settings
 from tests.conftest import EMBEDDED, HOME
 from tests.e2e.running import running
 
@@ -133,7 +134,7 @@ def test_a_card_that_torch_cannot_use_is_told(
 @pytest.mark.parametrize(("os_name", "key"), [("posix", "start_new_session"), ("nt", "creationflags")])
 def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPatch, os_name: str, key: str) -> None:
     started: dict[str, Any] = {}
-    instance = server.Server(server.parse_options([]), combined=False, settings={})
+    instance = server.Server(server.parse_options([]), proxy={}, combined=False, settings={})
     (instance.run_directory / "logs").mkdir()
     monkeypatch.setattr(server.psutil, "Popen", lambda command, **options: started.update(options))
     monkeypatch.setattr(server.os, "name", os_name)
@@ -170,3 +171,24 @@ def test_how_the_pipelines_are_served_follows_what_fits(
     assert chosen.archives == archives and settings["low_memory"] == low_memory
     assert settings["model"] == str(EMBEDDED)
     assert bool(chosen.reason) == (free is not None and "--archives" not in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--host", "0.0.0.0"], "On 0.0.0.0 others can reach this server: set an API key"),
+        (["--host", "192.0.2.1", "--api-key-file", "nowhere.txt"], "SD_API_KEY_FILE cannot be read"),
+        (["--api-key", "a/b"], "but '/'"),
+    ],
+)
+def test_a_server_that_others_could_reach_wants_a_key(arguments: list[str], says: str) -> None:
+    with pytest.raises(server.StartError, match=says):
+        server.proxy_variables(server.parse_options(arguments))
+
+
+def test_keys_or_the_word_open_other_addresses(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\n\n two \n")
+    for arguments in (["--no-auth"], ["--api-key", "x"], ["--api-key-file", str(tmp_path / "keys")]):
+        variables = server.proxy_variables(server.parse_options(["--host", "::", *arguments]))
+        settings = Settings.from_environment(variables)
+    assert settings.api_keys() == ["one", "two"]

@@ -19,6 +19,7 @@ STAND_IN = HOME.parent / "shared" / "tools" / "container-engine"
 IMAGE = "sd-api-server:test"
 # as docs/operations.md recommends it
 HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+OPEN = ("-e", "SD_NO_AUTH=1")  # the port is published on loopback
 
 
 class Engine:
@@ -62,7 +63,7 @@ class Engine:
     def running(self, *arguments: str, port: int) -> Iterator[str]:
         """A hardened container of the image, published on loopback; yields its name once it is healthy."""
         name = f"sd-test-{port}"
-        self("run", "--detach", "--name", name, "-p", f"127.0.0.1:{port}:1337", *HARDENED, *arguments, IMAGE)
+        self("run", "--detach", "--name", name, "-p", f"127.0.0.1:{port}:1337", *OPEN, *HARDENED, *arguments, IMAGE)
         try:
             self.wait_healthy(name)
             yield name

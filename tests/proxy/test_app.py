@@ -48,7 +48,7 @@ async def client(respond: Respond, **settings: Any) -> AsyncIterator[httpx.Async
     app = create_app(Settings(**settings), httpx.MockTransport(respond))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             yield http
     assert app.state.intake.bytes_in_flight == 0
 

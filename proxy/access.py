@@ -1,0 +1,101 @@
+"""Who may come in: API keys, and what a browser may be made to do by a foreign page."""
+
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.errors import Failure
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # say nothing but yes or no; whoever probes has no key
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class Access:
+    """Lets requests in that name this server and, where keys are set, bring one of them.
+
+    A key comes as `Authorization: Bearer …`, as `X-API-Key`, or as a path prefix `/k/<key>` for clients that can send
+    no header, as the plugin. A browser says in `Origin` which page has sent a request, and no page but this server's
+    own and the allowed ones may; `Host` must be an address or a known name, since a foreign page's name may be made to
+    point here (DNS rebinding).
+
+    Args:
+        keys: any of them opens; none: open to all.
+        hosts: names that this server is known by, besides addresses and the local ones; `*` is any.
+        origins: pages that may send requests, as `https://example.com`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], hosts: Sequence[str], origins: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+        self._hosts = {host.lower() for host in hosts}
+        self._origins = set(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(Request(scope), _take_key(scope))
+            except Failure as failure:
+                await failure.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, request: Request, key: bytes) -> None:
+        """Raises Failure 400, 401 or 403."""
+        host = request.headers.get("host")
+        if host is not None and not self._knows(host):  # browsers always send one
+            raise Failure(
+                400, f"This server does not go by the name {host[:100]!r}: use its address, or set SD_ALLOWED_HOSTS."
+            )
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host and origin not in self._origins:
+            raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: see SD_ALLOWED_ORIGINS.")
+        if self._keys and request.url.path not in OPEN_PATHS and not self._opens(_key_in_headers(request) or key):
+            raise Failure(
+                401, "This server wants its API key: as 'Authorization: Bearer KEY', as X-API-Key, or as /k/KEY before "
+                "the path.", headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+
+    def _knows(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            return False
+        if name in LOCAL_NAMES or name in self._hosts or "*" in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _opens(self, given: bytes) -> bool:
+        # every key is compared, in constant time, so that the time says nothing about any of them
+        return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens there can be reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _key_in_headers(request: Request) -> bytes:
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    key = bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    return bytes(key, "latin-1")
+
+
+def _take_key(scope: Scope) -> bytes:
+    """The key of `/k/<key>` before the path. Takes it off the path, so that nobody behind this sees or logs it."""
+    parts = scope["path"].split("/", 3)
+    if len(parts) < 4 or parts[:2] != ["", "k"]:
+        return b""
+    scope["path"] = "/" + parts[3]
+    scope["raw_path"] = scope["path"].encode()
+    return bytes(parts[2], "utf-8")

@@ -1,0 +1,92 @@
+"""Who comes in: keys, names, and pages."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from tests.proxy.test_app import RESULT, anyio_backend, client, serving
+
+__all__ = ["anyio_backend"]
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/txt2img", {}, 401),
+        ("/txt2img", {"Authorization": "Bearer wrong"}, 401),
+        ("/txt2img", {"Authorization": "Basic secret"}, 401),
+        ("/txt2img", {"X-API-Key": "secre"}, 401),
+        ("/txt2img", {"X-API-Key": "größe".encode("latin-1")}, 401),
+        ("/k/wrong/txt2img", {}, 401),
+        ("/k/secret", {}, 401),
+        ("/txt2img", {"Authorization": "Bearer secret"}, 200),
+        ("/txt2img", {"Authorization": "bearer other"}, 200),
+        ("/txt2img", {"X-API-Key": "secret"}, 200),
+        ("/k/secret/txt2img", {}, 200),
+    ],
+)
+async def test_a_key_opens(path: str, headers: dict[str, Any], status: int) -> None:
+    async with client(serving(RESULT), api_key="secret, other") as http:
+        answer = await http.post(path, data={"prompt": "x"}, headers=headers)
+    assert answer.status_code == status
+    if status == 401:
+        assert answer.json()["status"] == "failure" and "/k/KEY" in answer.json()["message"]
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_probes_need_no_key_and_all_else_does() -> None:
+    async with client(serving(RESULT), api_key="secret") as http:
+        for path, status in (("/healthz", 200), ("/readyz", 200), ("/ping", 401), ("/metrics", 401), ("/models", 401)):
+            assert (await http.get(path)).status_code == status, path
+        assert (await http.get("/k/secret/ping")).json() == {"status": "success"}
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:1337", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("192.0.2.7:1337", 200), ("sd.example", 200),
+        ("SD.example:8080", 200), ("evil.example", 400), ("localhost.evil.example", 400), ("[", 400), ("", 400),
+    ],
+)  # fmt: skip
+async def test_only_addresses_and_known_names(host: str, status: int) -> None:
+    async with client(serving(RESULT), allowed_hosts="sd.example") as http:
+        answer = await http.get("/ping", headers={"Host": host})
+    assert answer.status_code == status
+    assert status == 200 or "SD_ALLOWED_HOSTS" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200), ("http://127.0.0.1", 200), ("https://app.example", 200), ("null", 403),
+        ("http://evil.example", 403), ("http://127.0.0.1:8000", 403), ("https://app.example.evil", 403),
+    ],
+)  # fmt: skip
+async def test_foreign_pages_may_not(origin: str | None, status: int) -> None:
+    async with client(serving(RESULT), allowed_origins="https://app.example") as http:
+        answer = await http.post("/txt2img", data={"prompt": "x"}, headers={"Origin": origin} if origin else {})
+    assert answer.status_code == status
+    allowed = answer.headers.get("access-control-allow-origin")
+    assert allowed == (origin if origin == "https://app.example" else None)
+
+
+async def test_an_allowed_page_may_ask_beforehand() -> None:
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST",
+               "Access-Control-Request-Headers": "x-api-key"}  # fmt: skip
+    async with client(serving(RESULT), allowed_origins="https://app.example", api_key="secret") as http:
+        answer = await http.options("/txt2img", headers=headers)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://app.example"
+        refused = await http.options("/txt2img", headers=headers | {"Origin": "https://evil.example"})
+        assert refused.status_code == 400
+
+
+async def test_the_log_has_an_id_and_neither_key_nor_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "proxy")
+    async with client(serving(RESULT), api_key="secret") as http:
+        answer = await http.post("/k/secret/txt2img", data={"prompt": "very private"}, headers={"X-Request-Id": "abc"})
+        assert answer.headers["x-request-id"] == "abc"
+        assert len((await http.get("/k/wrong/" + "x" * 50)).headers["x-request-id"]) == 32
+    assert "POST /txt2img 200" in caplog.text and "abc" in caplog.text
+    assert "secret" not in caplog.text and "private" not in caplog.text and "wrong" not in caplog.text

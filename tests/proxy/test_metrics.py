@@ -1,0 +1,59 @@
+"""`GET /metrics` in front of a TorchServe that is played by a transport."""
+
+import json
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.proxy.test_app import RESULT, anyio_backend, client, management, serving
+
+__all__ = ["anyio_backend"]
+pytestmark = pytest.mark.anyio
+
+ACTIVITY = {
+    "open_requests": 2, "unet_forwards": 10, "merged_forwards": 5, "unet_rows": 40, "steps": 20, "queue_seconds": 1.5,
+    "started_requests": 3, "stage_seconds": {"unet": 4.5, "vae": 0.5},
+}  # fmt: skip
+
+
+def respond(request: httpx.Request) -> httpx.Response:
+    if request.url.port == 8082:
+        return httpx.Response(200, text="# TYPE ts_inference_requests_total counter\nts_inference_requests_total 7.0\n")
+    if request.headers.get("x-task") == "describe":
+        models = {"models": [{"model": "m", "tasks": ["txt2img"], "activity": ACTIVITY}]}
+        return serving(b'{"result": ' + json.dumps(models).encode() + b"}\n")(request)
+    return serving(RESULT)(request)
+
+
+async def test_all_figures_in_one_answer() -> None:
+    async with client(respond) as http:
+        await http.post("/txt2img", data={"prompt": "x"})
+        await http.get("/nope/whatever")
+        answer = await http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert samples["sd_requests_total", "/txt2img", "200"] == 1
+    assert samples["sd_requests_total", "404", "other"] == 1
+    assert samples[("sd_requests_in_flight",)] == 1  # the scrape itself
+    assert samples["sd_request_seconds_count", "/txt2img"] == 1
+    assert samples["sd_unet_rows_total", "txt2img"] == 40
+    assert samples["sd_queue_seconds_total", "masking"] == 1.5
+    assert samples["sd_stage_seconds_total", "txt2img", "unet"] == 4.5
+    assert samples["sd_open_requests", "img2img"] == 2
+    assert samples[("ts_inference_requests_total",)] == 7
+
+
+async def test_what_does_not_answer_is_left_out() -> None:
+    def down(request: httpx.Request) -> httpx.Response:
+        if request.url.port == 8081:
+            return management(request)
+        raise httpx.ConnectError("refused")
+
+    async with client(down) as http:
+        answer = await http.get("/metrics")
+    assert answer.status_code == 200 and "sd_requests_in_flight" in answer.text and "sd_unet" not in answer.text
