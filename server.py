@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from proxy.settings import LOG_LEVELS, Settings, SettingsError
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 STOP_SECONDS = 15
+REVIVALS, REVIVAL_WINDOW_S = 5, 600  # how often TorchServe or the proxy is brought back within that time
 NAMES = {"torchserve": "TorchServe", "proxy": "The proxy"}
 
 
@@ -181,7 +182,9 @@ class Server:
             trust_env=False, verify=False, headers={"X-API-Key": keys[0]} if keys else {}, timeout=60.0
         )
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
+        self._commands: dict[str, tuple[Sequence[str], Mapping[str, str], Path]] = {}
         self._children: dict[str, psutil.Popen] = {}
+        self._revivals: list[float] = []  # when, on the monotonic clock
         self._started: set[psutil.Process] = set()  # by those children
         self._told: set[str] = set()  # failures of workers that were reported
         self._read_of_log = 0  # bytes
@@ -214,10 +217,11 @@ class Server:
         }  # fmt: skip
         command = [
             sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs",
-            "--model-store", str(self._store), "--models", "all",
+            "--model-store", str(self._store),
+            "--models", ",".join(f"{name}={name}.mar" for name in sorted(set(self._archive_of_task.values()))),
             "--ts-config", str(config), "--log-config", str(HOME / "log4j2.xml"),
         ]  # fmt: skip
-        self._spawn("torchserve", command, environment | torchserve, self.run_directory)
+        self._commands["torchserve"] = command, environment | torchserve, self.run_directory
         proxy = {
             **self._proxy,
             "SD_INFERENCE_URL": f"http://127.0.0.1:{self._ports[0]}",
@@ -225,7 +229,9 @@ class Server:
             "SD_ARCHIVES": ",".join(f"{task}={archive}" for task, archive in self._archive_of_task.items()),
             "SD_METRICS_URL": f"http://127.0.0.1:{self._ports[2]}",
         }
-        self._spawn("proxy", [sys.executable, "-m", "proxy"], environment | proxy, HOME)
+        self._commands["proxy"] = [sys.executable, "-m", "proxy"], environment | proxy, HOME
+        for name in self._commands:
+            self._spawn(name)
         # for `python -m handlers.reload`
         reached = {
             "pid": os.getpid(),
@@ -236,14 +242,15 @@ class Server:
         }
         (self.run_directory / RUN_FILE).write_text(json.dumps(reached), encoding="utf-8")
 
-    def _spawn(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+    def _spawn(self, name: str) -> None:
+        command, environment, folder = self._commands[name]
         # in a group of its own: Ctrl-C reaches this process alone, which then ends the others in order
         group = (
             {"start_new_session": True}
             if os.name == "posix"
             else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
         )
-        with open(self._logs / f"{name}.out", "wb") as output:
+        with open(self._logs / f"{name}.out", "ab") as output:
             self._children[name] = psutil.Popen(
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
             )
@@ -275,10 +282,36 @@ class Server:
         for name, child in self._children.items():
             if child.poll() is not None:
                 raise StartError(f"{NAMES[name]} has stopped with exit code {child.returncode} (logs: {self._logs})")
-        # remembered while they live: the workers of a TorchServe that was killed have no parent to be found by
+        self.remember_processes()
+
+    def remember_processes(self) -> None:
+        """Notes what the children have started: the workers of a TorchServe that was killed have no parent any more."""
         for child in self._children.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._started.update(child.children(recursive=True))
+
+    def revive(self) -> str | None:
+        """Brings back TorchServe or the proxy if it has died, and returns a sentence that says so.
+
+        Raises StartError if they die again and again.
+        """
+        dead = [name for name, child in self._children.items() if child.poll() is not None]
+        if not dead:
+            return None
+        now = time.monotonic()
+        self._revivals = [then for then in self._revivals if then > now - REVIVAL_WINDOW_S] + [now]
+        if len(self._revivals) > REVIVALS:
+            raise StartError(f"{NAMES[dead[0]]} dies again and again (logs: {self._logs})")
+        code = self._children[dead[0]].returncode
+        if "torchserve" in dead:
+            # its workers outlive it, with all their memory, and nobody can reach them
+            _end(self._started, seconds=0)
+            self._started.clear()
+            shutil.rmtree(self.run_directory / "tmp", ignore_errors=True)
+            (self.run_directory / "tmp").mkdir()
+        for name in dead:
+            self._spawn(name)
+        return f"{NAMES[dead[0]]} has died with exit code {code} and is started again."
 
     def _check_workers(self) -> None:
         """Raises StartError if a worker has said why it cannot start, or dies again and again."""
@@ -345,15 +378,8 @@ class Server:
         for child in self._children.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes.update(child.children(recursive=True))
-        for process in processes:
-            # TorchServe's launcher and its workers end with Java; a signal of their own does no harm
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, timeout=5)
+        # TorchServe's launcher and its workers end with Java; a signal of their own does no harm
+        _end(processes, STOP_SECONDS)
 
     def remove_files(self, keep_logs: bool = False) -> None:
         for entry in self.run_directory.iterdir() if keep_logs else [self.run_directory]:
@@ -361,6 +387,18 @@ class Server:
                 entry.unlink()
             elif entry != self._logs:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _end(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Ends processes: politely, and after so many seconds not."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
 
 
 def stop_on_signals() -> None:
@@ -453,7 +491,9 @@ def serve(options: argparse.Namespace) -> None:
         keep_custom_models(server.target, ending)
         while True:
             time.sleep(1)
-            server.check_processes()
+            if sentence := server.revive():
+                print(sentence, flush=True)
+            server.remember_processes()
             for sentence in server.new_failures():
                 print(f"A worker cannot start: {sentence}", flush=True)
     except Stopped:

@@ -35,7 +35,7 @@ FRONTEND = {
     "maxWorkers": 1,
     "batchSize": 32,
     "maxBatchDelay": 1,
-    "responseTimeout": 1200,
+    "responseTimeout": 120,
     "startupTimeout": 900,
     "jobQueueSize": 64,
     "continuousBatching": True,

@@ -6,6 +6,7 @@ job's greenlet belongs to the thread that began it (docs/architecture.md).
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ STARTS = 4  # jobs that one tick starts at most
 # seconds: a round trip takes 3 ms from a step on two cores. It is shorter for a client that wants to see the progress.
 ROUND_TRIP_STEPS = 5
 ROUND_TRIP_S = (0.02, 0.2)
+STUCK_S = 1200  # after which a step will never end, and the worker with it, so that TorchServe starts another
 LEASE_S = 0.05  # for how long steps go on while nobody asks for news: the last client may have gone away
 
 
@@ -41,6 +43,7 @@ class Engine:
         self._news = threading.Event()  # something to say, since the last `wait`
         self._attended_until = 0.0  # when the lease ends, on the monotonic clock
         self._step_seconds = 0.0
+        self._step_began: float | None = None
         self._cores = Cores()
         self._ended = False  # something did, since the last `wait`
         self._last_return = 0.0  # of `wait`, on the monotonic clock
@@ -77,6 +80,9 @@ class Engine:
         self._wake()
         if not has_news:
             self._news.wait(seconds)
+        if self._step_began is not None and time.monotonic() > self._step_began + STUCK_S:
+            logger.critical("A step has not ended for %d seconds: the worker gives up.", STUCK_S)
+            os._exit(1)
         self._news.clear()
         self._last_return = time.monotonic()
         self._attended_until = self._last_return + LEASE_S
@@ -100,10 +106,12 @@ class Engine:
                 else:
                     self._cores.leave()
                     self._take_in(may_block=True)
+                self._step_began = time.monotonic()
                 busy = self._tick()
+                self._step_began = None
             except BaseException:  # a fault of ours: nobody's request may hang for it
                 logger.exception("A step failed.")
-                busy = False
+                busy, self._step_began = False, None
                 for generation in self._generations:
                     generation.fail(InternalError("A fault of the server, which its log describes."))
             self._let_go()

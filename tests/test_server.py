@@ -139,7 +139,8 @@ def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(server.psutil, "Popen", lambda command, **options: started.update(options))
     monkeypatch.setattr(server.os, "name", os_name)
     monkeypatch.setattr(server.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    instance._spawn("proxy", ["x"], {}, HOME)
+    instance._commands["proxy"] = ["x"], {}, HOME
+    instance._spawn("proxy")
     monkeypatch.undo()
     assert started[key]
     instance.remove_files()
