@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-container test-true-shapes check archives bench bench-true-shapes train eval-embedded clean
+.PHONY: serve test test-container test-true-shapes fuzz check archives bench bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
@@ -26,6 +26,9 @@ test-container: $(VENV)/.installed-dev
 
 test-true-shapes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m true_shapes tests/handlers/test_true_shapes.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev
+	SD_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/handlers/test_properties.py $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
