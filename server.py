@@ -149,7 +149,7 @@ def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
     }
     variables |= {name: value for name, value in given.items() if value}
     try:
-        Settings.from_environment({**os.environ, **variables}).api_keys()
+        Settings.from_environment({**os.environ, **variables})
     except SettingsError as error:
         raise StartError(str(error)) from None
     return variables

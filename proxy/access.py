@@ -2,8 +2,8 @@
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.errors import Failure
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # say nothing but yes or no; whoever probes has no key
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -51,19 +52,20 @@ class Access:
                 400, f"This server does not go by the name {host[:100]!r}: use its address, or set SD_ALLOWED_HOSTS."
             )
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host and origin not in self._origins:
+        if origin is not None and origin not in self._origins and origin.partition("://")[2] != (host or ""):
             raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: see SD_ALLOWED_ORIGINS.")
-        if self._keys and request.url.path not in OPEN_PATHS and not self._opens(_key_in_headers(request) or key):
+        # the scope's path: request.url is put together with what the client sends as Host
+        if self._keys and request.scope["path"] not in OPEN_PATHS and not self._opens(_key_in_headers(request) or key):
             raise Failure(
                 401, "This server wants its API key: as 'Authorization: Bearer KEY', as X-API-Key, or as /k/KEY before "
                 "the path.", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
     def _knows(self, host: str) -> bool:
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
-        except ValueError:
+        match = _HOST.fullmatch(host)
+        if not match:
             return False
+        name = match[1].strip("[]").lower()
         if name in LOCAL_NAMES or name in self._hosts or "*" in self._hosts:
             return True
         try:

@@ -73,7 +73,9 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     known = ", ".join(
         sorted(f"{'/'.join(sorted((route.methods or set()) - {'HEAD'}))} {route.path}" for route in routes)
     )
-    response = Failure(error.status_code, f"{request.method} {request.url.path[:200]} is not served; there is {known}.")
+    response = Failure(
+        error.status_code, f"{request.method} {request.scope['path'][:200]} is not served; there is {known}."
+    )
     answer = response.response(answers_200(request))
     answer.headers.update(error.headers or {})
     return answer

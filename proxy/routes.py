@@ -24,7 +24,7 @@ ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in 
 def answers_200(request: Request) -> bool:
     """Whether this request's failure is answered with status 200."""
     settings: Settings = request.app.state.settings
-    path = request.url.path
+    path = request.scope["path"]
     return settings.failures_as_200 and (path in ORIGINAL_PATHS or path.startswith("/custom/"))
 
 
@@ -72,7 +72,7 @@ class Generate:
         custom: CustomModels = request.app.state.custom_models
         drain: Drain = request.app.state.drain
         url_path: str | None = request.path_params.get("url_path")
-        task = request.url.path.removeprefix("/")
+        task = request.scope["path"].removeprefix("/")
         # bytes, since a client's header may hold more than ASCII
         headers = {
             "X-Form-Type": request.headers.get("content-type", "").encode("latin-1"),

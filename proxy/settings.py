@@ -69,7 +69,8 @@ class Settings:
                 )
         settings = cls(**values)
         settings.archive_of_task()
-        if not is_loopback(settings.host) and not settings.api_keys() and not settings.no_auth:
+        keys = settings.api_keys()
+        if not is_loopback(settings.host) and not keys and not settings.no_auth:
             raise SettingsError(
                 f"On {settings.host} others can reach this server: set an API key ({PREFIX}API_KEY or "
                 f"{PREFIX}API_KEY_FILE), or say {PREFIX}NO_AUTH=1 if it shall be open to all."

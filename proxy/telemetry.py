@@ -45,7 +45,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = sent[:ID_BYTES] or uuid.uuid4().hex.encode()
+        request_id = sent[:ID_BYTES].strip() or uuid.uuid4().hex.encode()
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         seen: dict[str, Any] = {"status": 499, "bytes": 0}  # 499: the client was gone before there was an answer
         begin = time.perf_counter()

@@ -44,6 +44,15 @@ async def test_probes_need_no_key_and_all_else_does() -> None:
 
 
 @pytest.mark.parametrize(
+    "host", ["127.0.0.1/healthz?", "127.0.0.1/healthz#", r"127.0.0.1\\healthz", "x@127.0.0.1", "127.0.0.1:x"]
+)
+async def test_no_name_makes_another_path_of_a_request(host: str) -> None:
+    async with client(serving(RESULT), api_key="secret", allowed_hosts="*") as http:
+        answer = await http.post("/txt2img", data={"prompt": "x"}, headers={"Host": host})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
     ("host", "status"),
     [
         ("localhost:1337", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("192.0.2.7:1337", 200), ("sd.example", 200),
@@ -61,12 +70,12 @@ async def test_only_addresses_and_known_names(host: str, status: int) -> None:
     ("origin", "status"),
     [
         (None, 200), ("http://127.0.0.1", 200), ("https://app.example", 200), ("null", 403),
-        ("http://evil.example", 403), ("http://127.0.0.1:8000", 403), ("https://app.example.evil", 403),
+        ("http://evil.example", 403), ("http://[", 403), ("http://127.0.0.1@evil.example", 403), ("", 403), ("http://127.0.0.1:8000", 403), ("https://app.example.evil", 403),
     ],
 )  # fmt: skip
 async def test_foreign_pages_may_not(origin: str | None, status: int) -> None:
     async with client(serving(RESULT), allowed_origins="https://app.example") as http:
-        answer = await http.post("/txt2img", data={"prompt": "x"}, headers={"Origin": origin} if origin else {})
+        answer = await http.post("/txt2img", data={"prompt": "x"}, headers={} if origin is None else {"Origin": origin})
     assert answer.status_code == status
     allowed = answer.headers.get("access-control-allow-origin")
     assert allowed == (origin if origin == "https://app.example" else None)
