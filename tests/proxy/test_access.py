@@ -70,7 +70,8 @@ async def test_only_addresses_and_known_names(host: str, status: int) -> None:
     ("origin", "status"),
     [
         (None, 200), ("http://127.0.0.1", 200), ("https://app.example", 200), ("null", 403),
-        ("http://evil.example", 403), ("http://[", 403), ("http://127.0.0.1@evil.example", 403), ("", 403), ("http://127.0.0.1:8000", 403), ("https://app.example.evil", 403),
+        ("http://evil.example", 403), ("http://[", 403), ("http://127.0.0.1@evil.example", 403),
+        ("", 403), ("http://127.0.0.1:8000", 403), ("https://app.example.evil", 403),
     ],
 )  # fmt: skip
 async def test_foreign_pages_may_not(origin: str | None, status: int) -> None:
