@@ -308,10 +308,10 @@ class Server:
             _end(self._started, seconds=0)
             self._started.clear()
             shutil.rmtree(self.run_directory / "tmp", ignore_errors=True)
-            (self.run_directory / "tmp").mkdir()
+            (self.run_directory / "tmp").mkdir(exist_ok=True)
         for name in dead:
             self._spawn(name)
-        return f"{NAMES[dead[0]]} has died with exit code {code} and is started again."
+        return f"{' and '.join(NAMES[name] for name in dead)} died with exit code {code}: started again."
 
     def _check_workers(self) -> None:
         """Raises StartError if a worker has said why it cannot start, or dies again and again."""
@@ -491,9 +491,9 @@ def serve(options: argparse.Namespace) -> None:
         keep_custom_models(server.target, ending)
         while True:
             time.sleep(1)
+            server.remember_processes()
             if sentence := server.revive():
                 print(sentence, flush=True)
-            server.remember_processes()
             for sentence in server.new_failures():
                 print(f"A worker cannot start: {sentence}", flush=True)
     except Stopped:

@@ -41,13 +41,14 @@ class StableDiffusionHandler:
     def initialize(self, context: Any) -> None:
         """Loads the model and draws a first picture. TorchServe calls it once, when the worker starts."""
         self.generations: dict[str, Generation] = {}
+        self.threads = torch.get_num_threads()  # that a worker has which draws alone
         try:
             self.engine = Engine(partial(self._load, context))
         except ModelError as error:
             sentence = " ".join(str(error).split())  # on one line, as whoever looks for it expects
             print(FAILURE_MARK + sentence[:1000], file=sys.stderr, flush=True)
             raise RuntimeError(str(error)) from error  # the one kind of error that TorchServe's worker reports
-        # TorchServe's worker logs two lines a call, that is a step, which its frontend parses one by one
+        # TorchServe's worker logs two lines a call, which its frontend parses one by one
         logging.getLogger().setLevel(logging.WARNING)
 
     def _load(self, context: Any) -> StepBatcher:
@@ -64,6 +65,7 @@ class StableDiffusionHandler:
             self.stages.watch(next(iter(pipelines.values())))  # they share their modules
             self.served |= serve(source, path, pipelines)
         measured = warm_up(self.served, self.device)
+        self.stages.reset()
         limit = RowLimit(measured.seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
         self.memory = Memory(self.device, measured.native_area, measured.row_bytes, measured.image_bytes)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
@@ -112,7 +114,10 @@ class StableDiffusionHandler:
         # None = a plain reply: TorchServe writes no HTTP head for a first answer that is also the last chunk
         verdicts = [(None if rid in new else True) if rid in last_lines else False for rid in request_ids]
         context.stopping_criteria = [partial(_verdict, verdict) for verdict in verdicts]
-        return [last_lines[rid] if rid in last_lines else self.generations[rid].line() for rid in request_ids]
+        # blank where there is nothing to say: TorchServe wants an answer in any case
+        return [
+            last_lines[rid] if rid in last_lines else self.generations[rid].progress() or b"\n" for rid in request_ids
+        ]
 
     def describe(self) -> dict[str, Any]:
         """What this worker serves, for `GET /models`: an entry for each model, as a rule one."""
@@ -130,7 +135,7 @@ class StableDiffusionHandler:
             "tasks": tasks,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "safety_checker": getattr(served.pipeline, "safety_checker", None) is not None,
             "schedulers": served.schedulers,
             "defaults": asdict(served.defaults),
@@ -174,7 +179,8 @@ class StableDiffusionHandler:
         over = [request_id for request_id, generation in self.generations.items() if generation.ending is not None]
         failed = [request_id for request_id in over if self.generations[request_id].error]
         succeeded = [request_id for request_id in over if request_id not in failed]
-        return {request_id: self.generations.pop(request_id).line() for request_id in failed + succeeded[:1]}
+        ended = {request_id: self.generations.pop(request_id) for request_id in failed + succeeded[:1]}
+        return {request_id: one.progress() + (one.ending or b"") for request_id, one in ended.items()}
 
 
 def _verdict(verdict: bool | None, _: Any) -> bool | None:

@@ -39,7 +39,7 @@ class Cores:
             self._own = next((slot for slot in self._open() if self._lock(slot, exclusive=True)), None)
         others = 0
         for slot in self._slots:
-            if slot is not self._own:
+            if slot != self._own:
                 if self._lock(slot, exclusive=False):
                     self._unlock(slot)
                 else:
@@ -59,8 +59,10 @@ class Cores:
         if not self._opened and fcntl is not None:
             self._opened = True
             for i in range(SLOTS):
-                with contextlib.suppress(OSError):  # another user's, in a folder that several share
+                # another user's, in a folder that several share; or a file system without locks
+                with contextlib.suppress(OSError):
                     file = os.open(self._folder / f"sd-cores-{i}.lock", os.O_CREAT | os.O_RDONLY, 0o666)
+                    self._lock(file, exclusive=False) and self._unlock(file)
                     self._slots.append(file)
         return self._slots
 
@@ -68,7 +70,7 @@ class Cores:
     def _lock(slot: int, exclusive: bool) -> bool:
         try:
             fcntl.flock(slot, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
         return True
 

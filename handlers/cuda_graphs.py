@@ -59,11 +59,11 @@ class GraphedForward:
     def __call__(self, call: UNetCall) -> Any:
         key = _graph_key(call)
         captured = self._captured.get(key)
-        if captured is None and key is not None and key in self._seen and key not in self._captured:
+        if key not in self._captured and key in self._seen:
             captured = self._capture(key, call)
         if captured is not None:
             return captured.run(call)
-        if len(self._seen) < 10 * MAX_GRAPHS:
+        if key is not None and len(self._seen) < 10 * MAX_GRAPHS:
             self._seen.add(key)
         return forward(call)
 
@@ -106,8 +106,13 @@ class _Captured:
 def _graph_key(call: UNetCall) -> Any:
     """What a graph is made for; None for a call of no fixed form."""
     key, size = merge_key(call), _size(call.rows)
-    merges_with_no_other = key[-1] is not None
-    return None if merges_with_no_other or size is None else (key, size)
+    # told apart by their ids alone, which another may have later
+    opaque = key[-1] is not None or not all(
+        value is None or isinstance(value, (bool, int, float, str, torch.Tensor))
+        for item in call.kwargs.values()
+        for value in (item.values() if isinstance(item, Mapping) else [item])
+    )
+    return None if opaque or size is None else (key, size)
 
 
 def _size(rows: int) -> Any:

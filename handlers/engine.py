@@ -45,7 +45,7 @@ class Engine:
         self._step_seconds = 0.0
         self._step_began: float | None = None
         self._cores = Cores()
-        self._ended = False  # something did, since the last `wait`
+        self._answered = False  # somebody was, since the last `wait`
         self._last_return = 0.0  # of `wait`, on the monotonic clock
         loaded: Future[None] = Future()
         threading.Thread(target=self._run, args=(load, loaded), name="engine", daemon=True).start()
@@ -74,13 +74,14 @@ class Engine:
         """
         low, high = ROUND_TRIP_S
         # who has just got an answer may have the next request under way
-        seconds = low if self._ended else max(low, min(high, ROUND_TRIP_STEPS * self._step_seconds))
-        self._ended = False
+        seconds = low if self._answered else max(low, min(high, ROUND_TRIP_STEPS * self._step_seconds))
+        self._answered = False
         self._attended_until = time.monotonic() + seconds + LEASE_S
         self._wake()
         if not has_news:
             self._news.wait(seconds)
-        if self._step_began is not None and time.monotonic() > self._step_began + STUCK_S:
+        began = self._step_began
+        if began is not None and time.monotonic() > began + STUCK_S:
             logger.critical("A step has not ended for %d seconds: the worker gives up.", STUCK_S)
             os._exit(1)
         self._news.clear()
@@ -98,22 +99,30 @@ class Engine:
             loaded.set_exception(error)
             return
         loaded.set_result(None)
+        try:
+            self._work()
+        finally:  # without this thread every request would wait for ever: TorchServe starts another worker
+            logger.critical("The engine has ended: the worker gives up.", exc_info=True)
+            os._exit(1)
+
+    def _work(self) -> None:
         busy = False
         while True:
+            if busy and time.monotonic() < self._attended_until:
+                self._take_in(may_block=False)
+            else:
+                self._cores.leave()
+                self._take_in(may_block=True)
+            self._step_began = time.monotonic()
             try:
-                if busy and time.monotonic() < self._attended_until:
-                    self._take_in(may_block=False)
-                else:
-                    self._cores.leave()
-                    self._take_in(may_block=True)
-                self._step_began = time.monotonic()
                 busy = self._tick()
-                self._step_began = None
             except BaseException:  # a fault of ours: nobody's request may hang for it
                 logger.exception("A step failed.")
-                busy, self._step_began = False, None
+                busy = False
                 for generation in self._generations:
-                    generation.fail(InternalError("A fault of the server, which its log describes."))
+                    if generation.ending is None:
+                        generation.fail(InternalError("A fault of the server, which its log describes."))
+            self._step_began = None
             self._let_go()
 
     def _take_in(self, may_block: bool) -> None:
@@ -130,7 +139,7 @@ class Engine:
         ended = [generation for generation in self._generations if generation.ending is not None]
         if not ended:
             return
-        self._ended = True
+        self._answered = True
         self._generations = [generation for generation in self._generations if generation.ending is None]
         if any(isinstance(generation.error, OutOfMemory) for generation in ended):
             self.batcher.memory.release()

@@ -1,6 +1,6 @@
 """One open request from its bytes to its answer: parsed in a pool, drawn by its jobs, encoded in the pool.
 
-The engine's thread moves it on; the thread of TorchServe's calls reads `ending`, `error` and `line` alone.
+The engine's thread moves it on; the thread of TorchServe's calls reads `ending`, `error` and `progress` alone.
 """
 
 import json
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Generation:
-    """One request. `poll` moves it on; `slots` are its jobs; `line` is what TorchServe hands to the client next.
+    """One request. `poll` moves it on; `slots` are its jobs; `progress` and `ending` are what the client is told.
 
     Args:
         parse: reads and validates the request; runs in `pool`.
@@ -135,17 +135,13 @@ class Generation:
         """Whether the client waits for a step that was not told yet."""
         return self._wants_progress and self._progress[0] > self._reported
 
-    def line(self) -> bytes:
-        """A line for each step since the last call, and the ending; blank if there is nothing to say.
-
-        TorchServe wants an answer in any case.
-        """
-        steps: list[int] = []
-        if self.has_progress:
-            steps = [*range(self._reported + 1, self._progress[0] + 1)]
-            self._reported = self._progress[0]
-        lines = [json.dumps({"progress": {"step": step, "of": self._progress[1]}}).encode() + b"\n" for step in steps]
-        return b"".join(lines) + (self.ending or b"") or b"\n"
+    def progress(self) -> bytes:
+        """A line for each step since the last call, where the client wants them."""
+        done, total = self._progress  # once: the engine goes on meanwhile
+        if not self._wants_progress:
+            return b""
+        steps, self._reported = range(self._reported + 1, done + 1), max(done, self._reported)
+        return b"".join(json.dumps({"progress": {"step": step, "of": total}}).encode() + b"\n" for step in steps)
 
     def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
         for i in range(request.num_outputs):

@@ -19,8 +19,11 @@ class Stages:
     """
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("parse", "text", "unet", "vae", "checker", "encode"), 0.0)
+        self.reset()
         self._lock = threading.Lock()  # parsing and encoding run in several threads
+
+    def reset(self) -> None:
+        self.seconds = dict.fromkeys(("parse", "text", "unet", "vae", "checker", "encode"), 0.0)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -42,7 +42,8 @@ class Access:
             except Failure as failure:
                 await failure.response()(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        if scope["type"] in ("http", "lifespan"):  # nothing else is served
+            await self._app(scope, receive, send)
 
     def _check(self, request: Request, key: bytes) -> None:
         """Raises Failure 400, 401 or 403."""
@@ -52,7 +53,7 @@ class Access:
                 400, f"This server does not go by the name {host[:100]!r}: use its address, or set SD_ALLOWED_HOSTS."
             )
         origin = request.headers.get("origin")
-        if origin is not None and origin not in self._origins and origin.partition("://")[2] != (host or ""):
+        if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
             raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: see SD_ALLOWED_ORIGINS.")
         # the scope's path: request.url is put together with what the client sends as Host
         if self._keys and request.scope["path"] not in OPEN_PATHS and not self._opens(_key_in_headers(request) or key):

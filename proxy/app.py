@@ -47,7 +47,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     if origins:
         methods = ["GET", "POST"]
         middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"]))
-    middleware.append(Middleware(Access, settings.api_keys(), listed(settings.allowed_hosts), origins))
+    middleware.append(
+        Middleware(Access, settings.api_keys(), [settings.host, *listed(settings.allowed_hosts)], origins)
+    )
     app = Starlette(
         routes=routes,
         middleware=middleware,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import anyio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -23,6 +24,9 @@ COUNTERS = {
     "queue_seconds": "Seconds that requests waited for their first step, all together.",
     "started_requests": "Requests that got their first step.",
 }
+
+
+WAIT_S = 5  # for the archives: one that hangs or loads says nothing
 
 
 class _Archives(Collector):
@@ -52,7 +56,7 @@ async def metrics(request: Request) -> Response:
     counts: Counts = request.app.state.counts
     upstream: Upstream = request.app.state.upstream
     archives = CollectorRegistry()
-    with suppress(Failure):
+    with suppress(Failure), anyio.move_on_after(WAIT_S):
         archives.register(_Archives(await upstream.describe(request.app.state.custom_models.archives())))
     texts = [generate_latest(counts.registry), generate_latest(archives), await upstream.metrics()]
     return PlainTextResponse(b"".join(texts), media_type="text/plain; version=0.0.4")

@@ -69,6 +69,11 @@ class Settings:
                 )
         settings = cls(**values)
         settings.archive_of_task()
+        if bool(settings.tls_cert) != bool(settings.tls_key):
+            raise SettingsError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together: set both or neither.")
+        for file in filter(None, (settings.tls_cert, settings.tls_key)):
+            if not Path(file).is_file():
+                raise SettingsError(f"There is no file {file} for HTTPS.")
         keys = settings.api_keys()
         if not is_loopback(settings.host) and not keys and not settings.no_auth:
             raise SettingsError(

@@ -139,7 +139,7 @@ class Upstream:
     ) -> AsyncGenerator[Progress | bytes, None]:
         """Runs one request on an archive: yields a Progress a step, then the contract's JSON as bytes.
 
-        Closing the iterator closes the connection, which makes the handler drop the request at its next step. Raises
+        Closing the iterator closes the connection, which makes the handler drop the request at its next call. Raises
         Failure for whatever goes wrong.
         """
         url = f"{self._inference_url}/predictions/{archive}"

@@ -63,10 +63,11 @@ class Frontend:
             assert reply.endswith(b"\n")
             assert not (verdict is True and not self.lines[name]), "TorchServe would write no HTTP head"
             self.lines[name].append(reply)
+            results += b'"result"' in reply
+            assert verdict is not False or b'"result"' not in reply, "its last line comes with the last chunk"
             if verdict is not False:
                 self.order.append(name)
                 del self.open[name]
-                results += b'"result"' in reply
         assert results <= 1, "one result a reply"
 
     def run(self) -> None:

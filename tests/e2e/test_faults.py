@@ -60,8 +60,8 @@ def is_whole(instance: Running) -> bool:
     ("part", "clients_get", "said"),
     [
         ("worker", {503}, ""),
-        ("java", {503}, "TorchServe has died with exit code"),
-        ("proxy", {0}, "The proxy has died with exit code -9 and is started again."),
+        ("java", {503}, "TorchServe died with exit code"),
+        ("proxy", {0}, "The proxy died with exit code -9: started again."),
     ],
 )
 def test_a_part_that_is_killed_under_load_comes_back(

@@ -99,6 +99,21 @@ def test_who_goes_away_is_dropped_at_the_next_step(frontend: Frontend) -> None:
     assert frontend.result(stays)["status"] == "success"
 
 
+def test_results_that_are_done_at_once_go_out_one_a_call(frontend: Frontend) -> None:
+    with frontend.engine_held():
+        names = [frontend.send(num_inference_steps=2, headers={"X-Progress": "1"}) for _ in range(4)]
+    frontend.tick()
+    wait_until = time.monotonic() + 30
+    while any(g.ending is None for g in frontend.handler.generations.values()) and time.monotonic() < wait_until:
+        frontend.handler.engine.wait(has_news=False)
+    frontend.run()
+    for name in names:
+        messages = frontend.messages(name)
+        assert [*messages[0]] == ["progress"] and [*messages[-1]] == ["result"]
+        assert sum("result" in message for message in messages) == 1
+        assert [message["progress"]["step"] for message in messages[:-1]] == [1, 2]
+
+
 def test_many_open_requests_all_finish(frontend: Frontend) -> None:
     names = [frontend.send(num_inference_steps=2, seed=i) for i in range(1, 33)]
     frontend.run()
