@@ -140,14 +140,14 @@ def address(host: str, port: int, scheme: str = "http") -> str:
 def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
     """The proxy's settings that the options stand for. Raises StartError for those it would not start with."""
     variables = {"SD_HOST": options.host, "SD_PORT": str(options.port), "SD_LOG_LEVEL": options.log_level}
-    given = {
-        "SD_API_KEY": options.api_key,
-        "SD_API_KEY_FILE": options.api_key_file and str(Path(options.api_key_file).absolute()),
-        "SD_NO_AUTH": "1" if options.no_auth else "",
-        "SD_TLS_CERT": options.tls_cert and str(Path(options.tls_cert).absolute()),
-        "SD_TLS_KEY": options.tls_key and str(Path(options.tls_key).absolute()),
-    }
-    variables |= {name: value for name, value in given.items() if value}
+    files = {"SD_API_KEY_FILE": options.api_key_file, "SD_TLS_CERT": options.tls_cert, "SD_TLS_KEY": options.tls_key}
+    for name, file in files.items():
+        if file := file or os.environ.get(name):
+            variables[name] = str(Path(file).absolute())  # the proxy runs in another folder
+    if options.api_key:
+        variables["SD_API_KEY"] = options.api_key
+    if options.no_auth:
+        variables["SD_NO_AUTH"] = "1"
     try:
         Settings.from_environment({**os.environ, **variables})
     except SettingsError as error:
@@ -184,7 +184,8 @@ class Server:
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._commands: dict[str, tuple[Sequence[str], Mapping[str, str], Path]] = {}
         self._children: dict[str, psutil.Popen] = {}
-        self._revivals: list[float] = []  # when, on the monotonic clock
+        self._revived: list[float] = []  # when, on the monotonic clock
+        self.revivals = 0
         self._started: set[psutil.Process] = set()  # by those children
         self._told: set[str] = set()  # failures of workers that were reported
         self._read_of_log = 0  # bytes
@@ -299,8 +300,8 @@ class Server:
         if not dead:
             return None
         now = time.monotonic()
-        self._revivals = [then for then in self._revivals if then > now - REVIVAL_WINDOW_S] + [now]
-        if len(self._revivals) > REVIVALS:
+        self._revived = [then for then in self._revived if then > now - REVIVAL_WINDOW_S] + [now]
+        if len(self._revived) > REVIVALS:
             raise StartError(f"{NAMES[dead[0]]} dies again and again (logs: {self._logs})")
         code = self._children[dead[0]].returncode
         if "torchserve" in dead:
@@ -311,6 +312,7 @@ class Server:
             (self.run_directory / "tmp").mkdir(exist_ok=True)
         for name in dead:
             self._spawn(name)
+        self.revivals += 1
         return f"{' and '.join(NAMES[name] for name in dead)} died with exit code {code}: started again."
 
     def _check_workers(self) -> None:
@@ -450,7 +452,7 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Fit, dict[
     return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}
 
 
-def keep_custom_models(target: Target, ending: threading.Event) -> None:
+def keep_custom_models(server: Server, ending: threading.Event) -> None:
     """Keeps the custom models' archives in step with config.json, in a thread, until the server is `ending`."""
 
     def say(text: str) -> None:
@@ -458,8 +460,10 @@ def keep_custom_models(target: Target, ending: threading.Event) -> None:
             print(text, flush=True)
 
     def watch() -> None:
-        archives = CustomArchives(target, HOME, os.environ, say)
+        archives, revivals = CustomArchives(server.target, HOME, os.environ, say), 0
         while not ending.wait(1):
+            if server.revivals != revivals:  # those that shall be there from the start are to be loaded again
+                archives, revivals = CustomArchives(server.target, HOME, os.environ, say), server.revivals
             try:
                 archives.update()
             except Exception as error:  # whatever it was, the next change of the file shall be followed
@@ -488,7 +492,7 @@ def serve(options: argparse.Namespace) -> None:
         server.wait_ready(status)
         status.end()
         print(f"{server.describe()}\nStop with Ctrl-C.", flush=True)
-        keep_custom_models(server.target, ending)
+        keep_custom_models(server, ending)
         while True:
             time.sleep(1)
             server.remember_processes()

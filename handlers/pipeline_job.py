@@ -128,6 +128,7 @@ class PipelineJob:
             self.error = error
         finally:
             self.ended = True
+            self._pipeline.scheduler.__dict__.pop("set_timesteps", None)  # it would hold itself for the collector
             del self._pipeline, self._arguments
 
 

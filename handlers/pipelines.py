@@ -1,5 +1,6 @@
 """The stock diffusers pipelines of a model, and what it draws with where a request is silent."""
 
+import importlib
 import json
 import logging
 import os
@@ -156,9 +157,15 @@ def _add_lora(pipeline: Any, file: Path, scale: float) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keeps progress bars and advice for programmers out of a server's log; errors still get there."""
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")  # read when the library is imported
+    """Keeps progress bars and advice for programmers out of a server's log; errors still get there.
+
+    And prompts: diffusers warns of one that is too long with the part that it cuts off.
+    """
+    for library in ("transformers", "diffusers"):
+        variable = f"{library.upper()}_VERBOSITY"
+        if variable not in os.environ:
+            os.environ[variable] = "error"  # for what is said while it is imported
+            importlib.import_module(f"{library}.utils.logging").set_verbosity_error()  # where it was before
     import diffusers.utils.logging
     import transformers.utils.logging
 

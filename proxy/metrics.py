@@ -1,7 +1,9 @@
 """`GET /metrics`: the proxy's figures, each archive's and TorchServe's, in Prometheus' text format."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import anyio
@@ -26,7 +28,7 @@ COUNTERS = {
 }
 
 
-WAIT_S = 5  # for the archives: one that hangs or loads says nothing
+WAIT_S = 5  # for an archive: one that hangs or loads says nothing
 
 
 class _Archives(Collector):
@@ -55,8 +57,15 @@ async def metrics(request: Request) -> Response:
     """What cannot be asked right now is left out: a scrape fails for no worker."""
     counts: Counts = request.app.state.counts
     upstream: Upstream = request.app.state.upstream
+
+    async def described(archive: str, task: str) -> list[dict[str, Any]]:
+        with suppress(Failure), anyio.move_on_after(WAIT_S):
+            return await upstream.describe(archive, task)
+        return []
+
+    asked = await upstream.archives(request.app.state.custom_models.archives())
+    answers = await asyncio.gather(*(described(archive, task) for archive, task in asked.items()))
     archives = CollectorRegistry()
-    with suppress(Failure), anyio.move_on_after(WAIT_S):
-        archives.register(_Archives(await upstream.describe(request.app.state.custom_models.archives())))
+    archives.register(_Archives(chain.from_iterable(answers)))
     texts = [generate_latest(counts.registry), generate_latest(archives), await upstream.metrics()]
     return PlainTextResponse(b"".join(texts), media_type="text/plain; version=0.0.4")

@@ -1,7 +1,9 @@
 """The contract's endpoints."""
 
+import asyncio
 import math
 import time
+from itertools import chain
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
@@ -51,8 +53,9 @@ async def models(request: Request) -> Response:
     """What is served: each archive's model, tasks, defaults, limits and activity."""
     upstream: Upstream = request.app.state.upstream
     custom: CustomModels = request.app.state.custom_models
-    described = await upstream.describe(custom.archives())
-    return JSONResponse({"status": "success", "models": described})
+    archives = await upstream.archives(custom.archives())
+    described = await asyncio.gather(*(upstream.describe(archive, task) for archive, task in archives.items()))
+    return JSONResponse({"status": "success", "models": [*chain.from_iterable(described)]})
 
 
 async def custom_models(request: Request) -> Response:

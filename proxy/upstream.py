@@ -76,23 +76,17 @@ class Upstream:
             return "no worker: scale it up with the management API"
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
 
-    async def describe(self, others: Iterable[str] = ()) -> list[dict[str, Any]]:
-        """What each archive serves, model by model, and each of the `others` that is loaded.
-
-        Raises Failure where an archive does not answer.
-        """
+    async def archives(self, others: Iterable[str] = ()) -> dict[str, str]:
+        """The archives with a task of each, and those of the `others` that are loaded."""
         tasks = {archive: task for task, archive in self._archive_of_task.items()}
-        tasks |= {archive: "txt2img" for archive in others if await self._archive_state(archive) == READY}
-        answers = await asyncio.gather(*(self._describe(archive, task) for archive, task in tasks.items()))
-        pairs = zip(tasks, answers, strict=True)
-        return [{"archive": archive, **model} for archive, models in pairs for model in models]
+        return tasks | {archive: "txt2img" for archive in others if await self._archive_state(archive) == READY}
 
-    async def _describe(self, archive: str, task: str) -> list[dict[str, Any]]:
+    async def describe(self, archive: str, task: str) -> list[dict[str, Any]]:
+        """What an archive serves, model by model. Raises Failure where it does not answer."""
         async with aclosing(self.generate(archive, task, b"", {"X-Task": b"describe"})) as lines:
             async for line in lines:
                 if isinstance(line, bytes):
-                    models: list[dict[str, Any]] = json.loads(line)["models"]
-                    return models
+                    return [{"archive": archive, **model} for model in json.loads(line)["models"]]
         raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
 
     async def metrics(self) -> bytes:

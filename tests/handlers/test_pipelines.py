@@ -227,6 +227,20 @@ def test_every_scheduler_that_is_offered_draws(pipelines: dict[str, Any]) -> Non
         assert np.abs(colours).max() < 60, name
 
 
+def test_no_warning_quotes_a_prompt(
+    pipelines: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import diffusers.utils.logging
+
+    monkeypatch.delenv("DIFFUSERS_VERBOSITY", raising=False)
+    diffusers.utils.logging.set_verbosity_warning()  # as where a hub model was looked up before
+    diffusers.utils.logging.enable_propagation()
+    pipeline = load(EMBEDDED, "txt2img")["txt2img"]
+    pipeline("a very private apple " * 50, num_inference_steps=1)
+    diffusers.utils.logging.disable_propagation()
+    assert "private" not in caplog.text
+
+
 def test_a_model_without_a_unet_is_a_sentence(tmp_path: Path) -> None:
     index = {"_class_name": "NoSuchPipeline", "_diffusers_version": "0.42.0"}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
