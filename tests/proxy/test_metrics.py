@@ -56,4 +56,4 @@ async def test_what_does_not_answer_is_left_out() -> None:
 
     async with client(down) as http:
         answer = await http.get("/metrics")
-    assert answer.status_code == 200 and "sd_requests_in_flight" in answer.text and "sd_unet" not in answer.text
+    assert answer.status_code == 200 and "sd_requests_in_flight" in answer.text and "archive=" not in answer.text
