@@ -282,7 +282,7 @@ def test_a_client_that_leaves_frees_its_slot(server: Running, accept: str) -> No
     wait_for(lambda: server.activity("txt2img")["open_requests"] == 0, 20)
     after = server.activity("txt2img")["unet_forwards"]
     assert before < after < before + 250
-    assert server.activity("txt2img")["unet_forwards"] == after
+    assert server.activity("txt2img")["unet_forwards"] <= after + 1  # the step that was running
 
 
 def test_a_short_request_overtakes_long_ones(server: Running) -> None:
