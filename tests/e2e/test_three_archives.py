@@ -273,7 +273,7 @@ def _events(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
 def test_a_client_that_leaves_frees_its_slot(server: Running, accept: str) -> None:
     before = server.activity("txt2img")["unet_forwards"]
     body = b"prompt=x&num_inference_steps=250"
-    head = f"POST /txt2img HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /txt2img HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n"
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head.encode() + body)
