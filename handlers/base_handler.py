@@ -1,7 +1,7 @@
 """StableDiffusionHandler: TorchServe's calls on one side, the engine on the other.
 
 With continuous batching TorchServe calls `handle` again and again with every open request. Each call hands what is new
-to the engine, drops what is gone, and answers every request with one line.
+to the engine, drops what is gone, and answers every request with what there is to say, if only a blank line.
 """
 
 import logging
@@ -88,7 +88,7 @@ class StableDiffusionHandler:
         return models
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
-        """A line for each open request. Never raises: one bad request must not fail its neighbours."""
+        """Whole lines for each open request. Never raises: one bad request must not fail its neighbours."""
         request_ids = [context.get_request_id(i) for i in range(len(data))]
         for gone in self.generations.keys() - set(request_ids):
             self.engine.cancel(self.generations.pop(gone))
