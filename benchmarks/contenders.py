@@ -19,6 +19,7 @@ from handlers.archive import HOME
 from server import free_ports
 
 OURS, ONE_BY_ONE = "this server", "Flask, 1 thread"
+IN_OPENVINO = "this server, --openvino"
 START_SECONDS = 120
 # name: package, module with its options, path of a request
 PEERS = {

@@ -1,6 +1,7 @@
 """The real server as a process, and requests to it."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import httpx
 import psutil
 
 import server
+from handlers.reload import RUN_FILE
 from tests.conftest import HOME
 
 START_SECONDS = 180
@@ -42,6 +44,12 @@ class Running:
     def models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = httpx.get(f"{self.url}/models", timeout=60).json()["models"]
         return models
+
+    @property
+    def torchserve(self) -> dict[str, Any]:
+        """How TorchServe itself is reached."""
+        found: dict[str, Any] = json.loads(next(self.output.parent.glob(f"sd-server-*/{RUN_FILE}")).read_text())
+        return found
 
     def workers(self) -> list[psutil.Process]:
         """TorchServe's worker processes."""
