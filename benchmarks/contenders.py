@@ -16,7 +16,7 @@ import psutil
 
 from benchmarks.timing import row
 from handlers.archive import HOME
-from server import free_ports
+from server import MALLOC, free_ports
 
 OURS, ONE_BY_ONE = "this server", "Flask, 1 thread"
 IN_OPENVINO = "this server, --openvino"
@@ -116,7 +116,7 @@ def _peer(
 ) -> Iterator[Contender]:
     port = free_ports(1)[0]
     url, output = f"http://127.0.0.1:{port}", folder / f"{port}.out"
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads), "TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", f"benchmarks.peers.{module[0]}", str(model), str(port), *module[1:]]
     with output.open("wb") as log:
         # in a group of its own: Ctrl-C reaches this process alone, which then ends the others

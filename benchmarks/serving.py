@@ -2,10 +2,10 @@
 
 Every figure is a ratio or a difference between things measured side by side, in turns, in one run; this machine may
 be shared and noisy. The model is the embedded one at any size, on this machine's CPU. This server, its peers
-(`benchmarks/peers`) and the in-process pipeline have the same number of torch threads and GOMP_SPINCOUNT=10000, get
-the same requests, and the peers are suspended while it is not their turn. Prompts are new in each request,
-but for a few of the mixed list, so nobody profits from having encoded one before. A peer that is
-missing or fails is said so.
+(`benchmarks/peers`) and the in-process pipeline have the same number of torch threads and GOMP_SPINCOUNT=10000, the
+servers the same settings of malloc. All get the same requests, and the peers are suspended while it is not their turn.
+Prompts are new in each request, but for a few of the mixed list, so nobody profits from having encoded one before.
+A peer that is missing or fails is said so.
 
 The whole run takes about half an hour on two cores, `--quick` six minutes.
 """

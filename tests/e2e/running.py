@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,19 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str, **variables: str) -> Iterator[Running]:
-    """`server.py` with these arguments on a free port, ready, with its temporary files under `folder`."""
+def running(folder: Path, *arguments: str, within: Sequence[str] = (), **variables: str) -> Iterator[Running]:
+    """`server.py` with these arguments on a free port, ready, with its temporary files under `folder`.
+
+    Args:
+        within: a command that is given the server's to run.
+    """
     port = server.free_ports(1)[0]
     output = folder / "server.out"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "SD_MODEL")}
     with output.open("wb") as log:
         process = psutil.Popen(
-            [sys.executable, "server.py", "--port", str(port), *arguments],
-            cwd=HOME, env=environment | variables | {"TMPDIR": str(folder)}, stdout=log, stderr=subprocess.STDOUT,
+            [*within, sys.executable, "server.py", "--port", str(port), *arguments],
+            cwd=HOME, env=environment | {"TMPDIR": str(folder)} | variables, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     instance = Running(f"http://127.0.0.1:{port}", process, output)
     try:
