@@ -33,11 +33,18 @@ class Admission:
     async def generate(
         self, archive: str, client: str, events: AsyncGenerator[Progress | bytes, None]
     ) -> AsyncGenerator[Progress | bytes, None]:
-        """`events` of a request to this archive, which begin when it is the client's turn. Raises as `Queue.turn`."""
+        """`events` of a request to this archive, which begin when it is the client's turn. Raises as `Queue.turn`.
+
+        With the result the turn is over, however long the client takes to read it.
+        """
         queue = self._queues.setdefault(archive, self._make_queue())
-        async with aclosing(events), queue.turn(client):
-            async for event in events:
-                yield event
+        async with aclosing(events):
+            async with queue.turn(client):
+                async for event in events:
+                    if isinstance(event, bytes):
+                        break
+                    yield event
+            yield event
 
 
 @dataclass(eq=False)
