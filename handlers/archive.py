@@ -37,6 +37,7 @@ FRONTEND = {
     "maxBatchDelay": 1,
     "responseTimeout": 120,
     "startupTimeout": 900,
+    "maxRetryTimeoutInSec": 86_400,
     "jobQueueSize": 64,
     "continuousBatching": True,
 }

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ RESULT_PREFIX = b'{"result": '  # a result goes to the client as it is: the prox
 READY = "ready"
 START_RETRY_S = 5
 BUSY_RETRY_S = 10
+WATCH_S = 1  # how often a request that gets no answer looks whether there is a worker
+PATIENCE_S = 10  # for how long it waits for one: as a rule a worker that died is back by then
 PREPARING_S = 10  # for how long a request waits for the archive of its custom model
 
 
@@ -140,7 +143,8 @@ class Upstream:
         all_headers = {"Content-Type": b"application/octet-stream", "X-Task": task.encode(), **headers}
         raw_headers = [(name.encode(), value) for name, value in all_headers.items()]
         try:
-            async with self._client.stream("POST", url, content=body, headers=raw_headers) as answer:
+            request = self._client.build_request("POST", url, content=body, headers=raw_headers)
+            async with aclosing(await self._send(archive, request)) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     raise await self._failure_of(archive, answer)
@@ -159,6 +163,26 @@ class Upstream:
             logger.warning("TorchServe broke off a request: %s", type(error).__name__)
             raise _worker_died() from None
 
+    async def _send(self, archive: str, request: httpx.Request) -> httpx.Response:
+        """The head of TorchServe's answer, which comes when a worker has the request.
+
+        Raises Failure 503 while there is none: TorchServe would let the request wait for one, if need be for ever.
+        """
+        sending = asyncio.create_task(self._client.send(request, stream=True))
+        try:
+            ready = time.monotonic()
+            while not (await asyncio.wait({sending}, timeout=WATCH_S))[0]:
+                state = await self._archive_state(archive)
+                if state == READY:
+                    ready = time.monotonic()
+                elif time.monotonic() > ready + PATIENCE_S:
+                    raise Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+        except BaseException:
+            sending.cancel()
+            sending.add_done_callback(_close)
+            raise
+        return sending.result()
+
     async def _failure_of(self, archive: str, answer: httpx.Response) -> Failure:
         """The contract's failure for an answer of TorchServe's own, in place of a handler's."""
         status = answer.status_code
@@ -176,6 +200,12 @@ class Upstream:
             return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
         logger.warning("TorchServe answered %s with status %d", archive, status)
         return _worker_died()
+
+
+def _close(sending: asyncio.Task[httpx.Response]) -> None:
+    """Closes the connection of a request that was given up, also if its answer came at that very moment."""
+    if not sending.cancelled() and sending.exception() is None:
+        asyncio.get_running_loop().create_task(sending.result().aclose())
 
 
 def _worker_died() -> Failure:

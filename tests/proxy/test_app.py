@@ -325,3 +325,27 @@ async def test_a_body_that_stalls_is_given_up_and_holds_no_room_meanwhile(monkey
     async with app.router.lifespan_context(app):
         await app(scope, receive, send)
     assert sent[0]["status"] == 408 and b"Nothing came" in sent[1]["body"]
+
+
+async def test_a_request_does_not_wait_for_ever_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream.WATCH_S", 0.01)
+    monkeypatch.setattr("proxy.upstream.PATIENCE_S", 0.1)
+    worker, given_up = "READY", anyio.Event()
+
+    async def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal worker
+        if request.url.port == 8081:
+            return management(request, worker)
+        await anyio.sleep(0.3)  # longer than its patience, but there is a worker
+        worker = "LOADING"
+        try:
+            await anyio.sleep_forever()
+        finally:
+            given_up.set()
+
+    async with client(respond) as http:
+        answer = await http.post("/txt2img", data={"prompt": "x"})
+        assert answer.status_code == 503 and "the model is loading" in answer.json()["message"]
+        assert int(answer.headers["retry-after"]) > 0
+        with anyio.fail_after(5):
+            await given_up.wait()
