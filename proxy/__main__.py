@@ -27,7 +27,7 @@ def main() -> None:
         app, host=settings.host, port=settings.port, log_level=settings.log_level, log_config=None, access_log=False,
         ssl_certfile=settings.tls_cert or None, ssl_keyfile=settings.tls_key or None, server_header=False,
     )  # fmt: skip
-    DrainingServer(config, app.state.drain, settings.drain_s).run()
+    DrainingServer(config, app.state.drain, settings.leave_s, settings.drain_s).run()
 
 
 if __name__ == "__main__":

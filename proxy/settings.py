@@ -43,6 +43,9 @@ class Settings:
     max_body_bytes: int = _setting(67_108_864, "The largest request body; TorchServe's `max_request_size`.")
     max_bytes_in_flight: int = _setting(268_435_456, "The most bytes of bodies held at once, all requests together.")
     deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")
+    leave_s: float = _setting(
+        0.0, "Seconds that new requests are still let in for when it is told to stop, while `/readyz` already fails."
+    )
     drain_s: float = _setting(30.0, "Seconds that what is being drawn gets when the server is told to stop.")
     failures_as_200: bool = _setting(
         False, "Answer failures on the original's paths with HTTP 200, for clients that insist on it."
