@@ -12,7 +12,7 @@ import yaml
 from handlers.archive import COMBINED
 from handlers.request import TASKS
 from proxy.metrics import WAIT_S
-from proxy.settings import Settings
+from proxy.settings import Settings, listed
 from tests.conftest import HOME
 
 FOLDER = HOME / "deploy" / "kubernetes"
@@ -113,6 +113,12 @@ def test_the_network_lets_in_what_the_service_sends(manifests: dict[str, dict[st
         policy["podSelector"]["matchLabels"],
     ):
         assert selector.items() <= selected.items()
+
+
+def test_the_proxy_goes_by_the_services_name(manifests: dict[str, dict[str, Any]]) -> None:
+    service = manifests["Service"]["metadata"]
+    known = listed(manifests["ConfigMap"]["data"]["SD_ALLOWED_HOSTS"])
+    assert {service["name"], f"{service['name']}.{service['namespace']}"} <= set(known)
 
 
 def test_a_card_is_asked_for_by_nvidia_alone(manifests: dict[str, dict[str, Any]], pod: dict[str, Any]) -> None:
