@@ -48,8 +48,8 @@ def _run(command: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def balancing(ports: Sequence[int], log: Path) -> Iterator[str]:
-    """HAProxy in front of the nodes at these ports; yields its address once a node serves behind it."""
+def balancing(ports: Sequence[int], log: Path, status: int = 200) -> Iterator[str]:
+    """HAProxy in front of the nodes at these ports; yields its address once it answers with this status."""
     binary, variables = command()
     port = free_ports(1)[0]
     nodes = {f"SD_NODE{i}": f"127.0.0.1:{node}" for i, node in enumerate(ports, start=1)}
@@ -62,7 +62,7 @@ def balancing(ports: Sequence[int], log: Path) -> Iterator[str]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: process.poll() is not None or _serves(url), 60)
+        wait_for(lambda: process.poll() is not None or _status(url) == status, 60)
         assert process.poll() is None, log.read_text()
         yield url
     finally:
@@ -70,7 +70,7 @@ def balancing(ports: Sequence[int], log: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def _serves(url: str) -> bool:
+def _status(url: str) -> int:
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{url}/readyz", timeout=10).status_code == 200
-    return False
+        return httpx.get(f"{url}/readyz", timeout=10).status_code
+    return 0

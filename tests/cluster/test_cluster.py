@@ -4,9 +4,12 @@ import signal
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import pytest
 
+from server import free_ports
 from tests.cluster.haproxy import balancing
 from tests.cluster.nodes import Load, Node, load
 from tests.e2e.running import wait_for
@@ -59,6 +62,13 @@ def test_the_nodes_are_restarted_one_after_the_other(
         clients.wait_for_everyone()
     report("three nodes restarted", clients, capsys)
     assert not clients.failures
+
+
+def test_without_a_node_the_answer_is_the_contracts(tmp_path: Path) -> None:
+    with balancing(free_ports(3), tmp_path / "haproxy.log", status=503) as url:
+        answer = httpx.post(f"{url}/txt2img", data={"prompt": "x"}, timeout=60)
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "10"
+    assert answer.json()["status"] == "failure"
 
 
 def report(what: str, clients: Load, capsys: pytest.CaptureFixture[str]) -> None:
