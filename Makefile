@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-container test-true-shapes fuzz soak check archives bench bench-true-shapes train eval-embedded clean
+.PHONY: serve test test-container test-cluster test-true-shapes fuzz soak check archives bench bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-dev
 
 test-container: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m container tests/container $(ARGS)
+
+test-cluster: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 test-true-shapes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m true_shapes tests/handlers/test_true_shapes.py $(ARGS)

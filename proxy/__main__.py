@@ -29,7 +29,7 @@ def main() -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[log])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every readiness check
     app = create_app(settings)
-    DrainingServer(configuration(app, settings), app.state.drain, settings.drain_s).run()
+    DrainingServer(configuration(app, settings), app.state.drain, settings.leave_s, settings.drain_s).run()
 
 
 def configuration(app: Starlette, settings: Settings) -> uvicorn.Config:

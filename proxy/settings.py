@@ -50,6 +50,9 @@ class Settings:
         64, "Requests of one client (an API key, else an address) to an archive; more get 429."
     )
     deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")
+    leave_s: float = _setting(
+        0.0, "Seconds that new requests are still let in for when it is told to stop, while `/readyz` already fails."
+    )
     drain_s: float = _setting(30.0, "Seconds that what is being drawn gets when the server is told to stop.")
     failures_as_200: bool = _setting(
         False, "Answer failures on the original's paths with HTTP 200, for clients that insist on it."

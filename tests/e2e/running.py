@@ -66,13 +66,16 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str, within: Sequence[str] = (), **variables: str) -> Iterator[Running]:
-    """`server.py` with these arguments on a free port, ready, with its temporary files under `folder`.
+def running(
+    folder: Path, *arguments: str, port: int = 0, within: Sequence[str] = (), **variables: str
+) -> Iterator[Running]:
+    """`server.py` with these arguments, ready, with its temporary files under `folder`.
 
     Args:
+        port: 0 = a free one.
         within: a command that is given the server's to run.
     """
-    port = server.free_ports(1)[0]
+    port = port or server.free_ports(1)[0]
     output = folder / "server.out"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "SD_MODEL")}
     with output.open("wb") as log:
