@@ -16,7 +16,7 @@ import psutil
 
 from benchmarks.timing import row
 from handlers.archive import HOME
-from server import free_ports
+from launch.machine import free_ports
 
 OURS, ONE_BY_ONE = "this server", "Flask, 1 thread"
 START_SECONDS = 120

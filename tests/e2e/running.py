@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-import server
+from launch.machine import free_ports
 from tests.conftest import HOME
 
 START_SECONDS = 180
@@ -60,7 +60,7 @@ class Running:
 @contextlib.contextmanager
 def running(folder: Path, *arguments: str, **variables: str) -> Iterator[Running]:
     """`server.py` with these arguments on a free port, ready, with its temporary files under `folder`."""
-    port = server.free_ports(1)[0]
+    port = free_ports(1)[0]
     output = folder / "server.out"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "SD_MODEL")}
     with output.open("wb") as log:
