@@ -50,4 +50,3 @@ async def openapi(request: Request) -> Response:
 
 async def static(request: Request) -> Response:
     return _file(request.path_params["name"])
-
