@@ -61,7 +61,7 @@ async function draw() {
     running = null;
     $("progress").hidden = $("preview-picture").hidden = true;
     $("draw").disabled = false;
-    if (shown) $("picture-button").hidden = false;
+    if (shown) $("picture-button").hidden = $("about").hidden = false;
     else $("empty").hidden = false;
   }
 }
@@ -69,6 +69,7 @@ async function draw() {
 function begin() {
   $("draw").disabled = true;
   $("progress").hidden = false;
+  $("about").hidden = true;
   $("bar").removeAttribute("value");
   $("steps").textContent = "Waiting for its turn …";
   $("cancel").focus({ preventScroll: true });
