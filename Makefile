@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-browser test-container test-true-shapes fuzz check archives bench bench-true-shapes train eval-embedded clean
+.PHONY: serve test test-browser test-container test-true-shapes fuzz soak check archives bench bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
@@ -31,8 +31,12 @@ test-container: $(VENV)/.installed-dev
 test-true-shapes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m true_shapes tests/handlers/test_true_shapes.py $(ARGS)
 
-fuzz: $(VENV)/.installed-dev
-	SD_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/handlers/test_properties.py $(ARGS)
+fuzz: $(VENV)/.installed-fuzz
+	SD_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/handlers/test_properties.py
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(VENV)/.installed-dev
+	SD_SOAK_ROUNDS=$(or $(ROUNDS),20) $(BIN)/python -m pytest -s tests/e2e/test_load.py $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -75,6 +79,10 @@ $(VENV)/.installed: $(TORCH_STAMP)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -17,8 +17,10 @@ import psutil
 from benchmarks.timing import row
 from handlers.archive import HOME
 from launch.machine import free_ports
+from launch.processes import MALLOC
 
 OURS, ONE_BY_ONE = "this server", "Flask, 1 thread"
+IN_OPENVINO = "this server, --openvino"
 START_SECONDS = 120
 # name: package, module with its options, path of a request
 PEERS = {
@@ -115,7 +117,7 @@ def _peer(
 ) -> Iterator[Contender]:
     port = free_ports(1)[0]
     url, output = f"http://127.0.0.1:{port}", folder / f"{port}.out"
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads), "TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", f"benchmarks.peers.{module[0]}", str(model), str(port), *module[1:]]
     with output.open("wb") as log:
         # in a group of its own: Ctrl-C reaches this process alone, which then ends the others

@@ -35,6 +35,28 @@ class Overhead:
             f"pipeline ({statistics.median(plain) * 1000:.0f} ms)",
         )
 
+    def floor(self, torchserve: str) -> None:
+        """What the way there and back costs where nothing is drawn: the whole of it, and TorchServe's part.
+
+        Args:
+            torchserve: its inference address.
+        """
+
+        def refused() -> None:
+            answer = self._http.post(f"{self.url}/txt2img", data={"prompt": "x", "width": 1})
+            assert answer.status_code == 400, answer.text
+
+        def described() -> None:
+            headers = {"X-Task": "describe", "Content-Type": "application/octet-stream"}
+            self._http.post(f"{torchserve}/predictions/txt2img", headers=headers, content=b"").raise_for_status()
+
+        whole, part = in_turns(5 * self.rounds, refused, described)
+        row(
+            "a request that is refused by the worker",
+            f"{statistics.median(whole) * 1000:.1f} ms; one to TorchServe itself, which its worker answers at once, "
+            f"{statistics.median(part) * 1000:.1f} ms",
+        )
+
     def init_image(self, megabytes: int) -> None:
         """A small picture in a file of this size, against the same picture in a small file."""
         small = file_bytes(picture())

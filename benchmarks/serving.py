@@ -2,15 +2,16 @@
 
 Every figure is a ratio or a difference between things measured side by side, in turns, in one run; this machine may
 be shared and noisy. The model is the embedded one at any size, on this machine's CPU. This server, its peers
-(`benchmarks/peers`) and the in-process pipeline have the same number of torch threads and GOMP_SPINCOUNT=10000, get
-the same requests, and the peers are suspended while it is not their turn. Prompts are new in each request,
-but for a few of the mixed list, so nobody profits from having encoded one before. A peer that is
-missing or fails is said so.
+(`benchmarks/peers`) and the in-process pipeline have the same number of torch threads and GOMP_SPINCOUNT=10000, the
+servers the same settings of malloc. All get the same requests, and the peers are suspended while it is not their turn.
+Prompts are new in each request, but for a few of the mixed list, so nobody profits from having encoded one before.
+A peer that is missing or fails is said so.
 
 The whole run takes about half an hour on two cores, `--quick` six minutes.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import platform
@@ -19,12 +20,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
 
-from benchmarks.contenders import OURS, Contender, peers
+from benchmarks.contenders import IN_OPENVINO, OURS, Contender, peers
 from benchmarks.in_process import InProcess
 from benchmarks.load import arriving, capacity, closed_loops
 from benchmarks.models import free_size_copy, null_unet
@@ -36,7 +38,7 @@ from benchmarks.timing import row
 from benchmarks.workload import mixed
 from handlers.archive import HOME
 from tests.conftest import SIDE
-from tests.e2e.running import running
+from tests.e2e.running import Running, running
 
 STEPS = 20
 
@@ -46,21 +48,22 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
     model = free_size_copy(folder / "model")
     print(f"\n{psutil.cpu_count()} cores, torch {torch.__version__}\n\n| what | measured |\n|---|---|", flush=True)
     cold_start(model, folder, starts=1 if quick else 3)
-    with running(folder, "--model", str(model)) as server:
+    with serving(OURS, model, folder / "ours") as (server, ours):
         threads = server.models()[0]["threads"]
         in_process = InProcess(model, threads)
-        with peers(model, threads, folder) as others:
-            contenders = [Contender(OURS, server.url + "/{task}", server.process, sleeps=False), *others]
+        with serving(IN_OPENVINO, model, folder / "openvino") as (_, own), peers(model, threads, folder) as others:
+            contenders = [ours, own, *others]
             overhead = Overhead(server.url, in_process, rounds)
             in_process.coroutine_overhead(SIDE, STEPS, rounds)
             for size, steps in ((SIDE, STEPS), (SIDE, 1), (256, STEPS)):
                 overhead.measure(size, steps)
+            overhead.floor(server.torchserve["inference_url"])
             for megabytes in (2, 8):
                 overhead.init_image(megabytes)
             memory = Memory(server, others)
             memory.take("before the load")
             measured = {
-                clients: closed_loops(contenders, in_process, clients, SIDE, STEPS, max(1, rounds // 4))
+                clients: closed_loops(contenders, in_process, clients, SIDE, STEPS, max(1, rounds // 6))
                 for clients in ((1, 4, 8) if quick else (1, 2, 4, 8, 16))
             }
             memory.take("after the closed loops")
@@ -79,6 +82,15 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
         plot(measured, title, options.plot)
     except ImportError as error:
         print(f"\nNo plot: {error}")
+
+
+@contextlib.contextmanager
+def serving(name: str, model: Path, folder: Path) -> Iterator[tuple[Running, Contender]]:
+    """This server, by `name`."""
+    folder.mkdir()
+    options = ["--openvino"] if name == IN_OPENVINO else []
+    with running(folder, "--model", str(model), *options) as server:
+        yield server, Contender(name, server.url + "/{task}", server.process, sleeps=False)
 
 
 def without_unet(folder: Path, rounds: int) -> None:

@@ -22,6 +22,7 @@ from handlers.engine import Engine
 from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
 from handlers.generation import Generation
 from handlers.memory import Memory
+from handlers.openvino import OpenVINOForward
 from handlers.pipeline_job import UNetCall
 from handlers.pipelines import CONFIGS, Served, load_pipelines, serve
 from handlers.request import GenerationRequest, parse_request, read_fields
@@ -55,6 +56,8 @@ class StableDiffusionHandler:
         self.config = HandlerConfig.from_mapping((context.model_yaml_config or {}).get("handler", {}))
         self.device = choose_device(self.config.device, context.system_properties.get("gpu_id"))
         self.dtype = choose_dtype(self.config.dtype, self.device)
+        if self.config.openvino and (self.device.type, self.dtype) != ("cpu", torch.float32):
+            raise ModelError("--openvino is for a CPU in float32: leave it out, or add --device cpu --dtype float32.")
         home = project_home(self.config.home, os.environ)
         self.served: dict[str, Served] = {}
         self.stages = Stages()
@@ -73,6 +76,9 @@ class StableDiffusionHandler:
         if self.config.cuda_graphs and self.device.type == "cuda" and measured.call is not None:
             run = GraphedForward()
             run.prepare(measured.call, limit.rows)
+        elif self.config.openvino and measured.call is not None:
+            run = OpenVINOForward(self.threads)
+            run(measured.call)  # converts it, before anybody waits for it
         return StepBatcher(limit, self.memory, partial(self._timed_forward, run))
 
     def _timed_forward(self, run: Callable[[UNetCall], Any], call: UNetCall) -> Any:

@@ -34,6 +34,7 @@ class HandlerConfig:
         False, "Keep only the UNet on the card; text encoders and VAE come in for their call, the VAE in tiles."
     )
     cuda_graphs: bool = _key(False, "On a card, run the UNet as CUDA graphs. Not run on a card so far.")
+    openvino: bool = _key(False, "On a CPU, run the UNet in OpenVINO, a package to install besides.")
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")
     min_size: int = _key(64, "The shortest side, in pixels, that the model is asked to draw.")

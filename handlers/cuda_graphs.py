@@ -5,7 +5,7 @@ time. Not run on a card so far (docs/architecture.md).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -96,7 +96,7 @@ class _Captured:
 
     def run(self, call: UNetCall) -> Any:
         rows = call.rows
-        for held, given in zip(_tensors(self._inputs), _tensors(_with_timesteps(call)), strict=True):
+        for held, given in zip(self._inputs.tensors(), call.with_timesteps().tensors(), strict=True):
             held[:rows].copy_(given)
         self._graph.replay()
         sample = self._output[0][:rows].clone()  # the next replay writes over it
@@ -119,30 +119,10 @@ def _size(rows: int) -> Any:
     return next((size for size in SIZES if size >= rows), None)
 
 
-def _with_timesteps(call: UNetCall) -> UNetCall:
-    """The call with a timestep for each row, on the sample's device."""
-    timestep = torch.as_tensor(call.timestep, device=call.sample.device).expand(call.rows)
-    return UNetCall(call.unet, call.sample, timestep, call.kwargs)
-
-
 def _filled_up(call: UNetCall, size: int) -> UNetCall:
     """A copy of the call with `size` rows; those that are missing are its last one again."""
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return torch.cat([value, value[-1:].expand(size - len(value), *value.shape[1:])])
-        if isinstance(value, Mapping):
-            return {name: fill(item) for name, item in value.items()}
-        return value
-
-    call = _with_timesteps(call)
-    return UNetCall(call.unet, fill(call.sample), fill(call.timestep), fill(call.kwargs))
-
-
-def _tensors(call: UNetCall) -> Iterator[torch.Tensor]:
-    yield call.sample
-    yield call.timestep
-    for _, value in sorted(call.kwargs.items()):
-        for tensor in [value[name] for name in sorted(value)] if isinstance(value, Mapping) else [value]:
-            if isinstance(tensor, torch.Tensor):
-                yield tensor
+    call = call.with_timesteps()
+    missing = size - call.rows
+    return call.with_tensors(
+        torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) for tensor in call.tensors()
+    )

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_SCANS = 100  # of a progressive JPEG; ten are usual, and each costs a pass over all pixels
 SIZE_MULTIPLE = 8  # every Stable Diffusion VAE and UNet takes sizes in multiples of this
 _NOT_BASE64 = b"\r\n\t"
 
@@ -63,6 +64,8 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
                 f"{field} has {image.width} x {image.height} pixels; this server takes at most {max_pixels} in all. "
                 "Send a smaller image."
             )
+        if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+            raise InvalidRequest(f"{field} is a JPEG with more than {MAX_SCANS} scans: save it anew.")
         image.load()
         return ImageOps.exif_transpose(image)
     except (RequestError, MemoryError):

@@ -7,8 +7,8 @@ operations, which doubled the time of a step (docs/architecture.md).
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -37,6 +37,29 @@ class UNetCall:
     def area(self) -> int:
         """The latent pixels of a row."""
         return int(self.sample.shape[-1] * self.sample.shape[-2])
+
+    def with_timesteps(self) -> "UNetCall":
+        """The call with a timestep for each row, on the sample's device."""
+        timestep = torch.as_tensor(self.timestep, device=self.sample.device).expand(self.rows)
+        return replace(self, timestep=timestep)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors, always in the same order."""
+        for value in (self.sample, self.timestep, *(self.kwargs[name] for name in sorted(self.kwargs))):
+            for item in [value[name] for name in sorted(value)] if isinstance(value, Mapping) else [value]:
+                if isinstance(item, torch.Tensor):
+                    yield item
+
+    def with_tensors(self, tensors: Iterable[torch.Tensor]) -> "UNetCall":
+        """The call with others in their place, in the order of `tensors`."""
+        given = iter(tensors)
+
+        def put(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: put(value[name]) for name in sorted(value)}
+            return next(given) if isinstance(value, torch.Tensor) else value
+
+        return UNetCall(self.unet, put(self.sample), put(self.timestep), put(self.kwargs))
 
 
 class PausingUNet:

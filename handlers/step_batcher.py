@@ -124,7 +124,7 @@ def merge(calls: Sequence[UNetCall]) -> UNetCall:
         return calls[0]
     sample = torch.cat([call.sample for call in calls])
     # each row gets its own job's timestep: (rows,)
-    timestep = torch.cat([torch.as_tensor(call.timestep, device=sample.device).expand(call.rows) for call in calls])
+    timestep = torch.cat([call.with_timesteps().timestep for call in calls])
     kwargs = {name: _concatenate([call.kwargs[name] for call in calls]) for name in calls[0].kwargs}
     return UNetCall(calls[0].unet, sample, timestep, kwargs)
 

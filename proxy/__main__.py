@@ -1,18 +1,24 @@
 """`python -m proxy` runs the proxy alone, set up by SD_… variables."""
 
+import contextlib
 import logging
 import os
 import sys
 
 import uvicorn
+from starlette.applications import Starlette
 
 from proxy.app import create_app
 from proxy.draining import DrainingServer
+from proxy.protocol import Protocol
 from proxy.settings import Settings, SettingsError
 from proxy.telemetry import JsonFormatter
 
+MAX_HEAD_BYTES = 32_768
+
 
 def main() -> None:
+    _raise_open_files()
     try:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:
@@ -23,11 +29,27 @@ def main() -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[log])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every readiness check
     app = create_app(settings)
-    config = uvicorn.Config(
+    DrainingServer(configuration(app, settings), app.state.drain, settings.drain_s).run()
+
+
+def configuration(app: Starlette, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
         app, host=settings.host, port=settings.port, log_level=settings.log_level, log_config=None, access_log=False,
         ssl_certfile=settings.tls_cert or None, ssl_keyfile=settings.tls_key or None, server_header=False,
+        http=Protocol, h11_max_incomplete_event_size=MAX_HEAD_BYTES, ws="none",
     )  # fmt: skip
-    DrainingServer(config, app.state.drain, settings.drain_s).run()
+
+
+def _raise_open_files() -> None:
+    """As many open files as this user may have: a request takes two, and the usual limit is 1024."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS says unlimited and does not take it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536) if hard > 0 else 65_536, hard))
 
 
 if __name__ == "__main__":

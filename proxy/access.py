@@ -47,15 +47,16 @@ class Access:
                 await RedirectResponse(quote(alone[1], safe="") + "/")(scope, receive, send)
                 return
             try:
-                self._check(Request(scope), _take_key(scope))
+                client = self._check(Request(scope), _take_key(scope))
             except Failure as failure:
                 await failure.response()(scope, receive, send)
                 return
+            scope["state"] = {**scope.get("state", {}), "client": client}
         if scope["type"] in ("http", "lifespan"):  # nothing else is served
             await self._app(scope, receive, send)
 
-    def _check(self, request: Request, key: bytes) -> None:
-        """Raises Failure 400, 401 or 403."""
+    def _check(self, request: Request, key: bytes) -> str:
+        """Whose request it is: a key's, where there are several, else an address's. Raises Failure 400, 401 or 403."""
         host = request.headers.get("host")
         if host is not None and not self._knows(host):  # browsers always send one
             raise Failure(
@@ -65,13 +66,16 @@ class Access:
         if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
             raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: see SD_ALLOWED_ORIGINS.")
         # the scope's path: request.url is put together with what the client sends as Host
-        path = request.scope["path"]
+        path, given = request.scope["path"], _key_in_headers(request) or key
         is_open = path in OPEN_PATHS or path.startswith(OPEN_FILES)
-        if self._keys and not is_open and not self._opens(_key_in_headers(request) or key):
+        if self._keys and not is_open and not self._opens(given):
             raise Failure(
                 401, "This server wants its API key: as 'Authorization: Bearer KEY', as X-API-Key, or as /k/KEY before "
                 "the path.", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+        if len(self._keys) > 1:
+            return given.decode("latin-1")
+        return request.client.host if request.client else ""
 
     def _knows(self, host: str) -> bool:
         match = _HOST.fullmatch(host)

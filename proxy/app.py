@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.access import Access
+from proxy.admission import Admission
 from proxy.custom import CustomModels
 from proxy.draining import Drain
 from proxy.errors import Failure
@@ -60,6 +61,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.settings = settings
     app.state.counts = counts
     app.state.drain = Drain()
+    app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)
     app.state.intake = Intake(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from proxy.errors import Failure
 
 STALL_S = 30  # seconds without a byte of a body
+BODY_S = 600  # for a whole body
 
 
 class Intake:
@@ -25,6 +26,9 @@ class Intake:
 
         Raises Failure 413 for a body over the limit, 503 when the server holds as much as it may, 408 for a stall.
         """
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # which of the two counts, servers have never agreed on: that is how requests are smuggled (RFC 9112, 6.3)
+            raise Failure(400, "Say Content-Length or Transfer-Encoding, not both.", headers={"Connection": "close"})
         self._check(_content_length(request))
         chunks: list[bytes] = []
         size = 0
@@ -50,15 +54,18 @@ class Intake:
 
 
 async def _in_time(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """The chunks of a body; a client that sends nothing for STALL_S is given up."""
+    """The chunks of a body; a client that sends nothing for STALL_S, or is not done after BODY_S, is given up."""
+    end = anyio.current_time() + BODY_S
     while True:
         try:
-            with anyio.fail_after(STALL_S):
+            with anyio.fail_at(min(end, anyio.current_time() + STALL_S)):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Failure(408, f"Nothing came for {STALL_S} seconds: send the request without a pause.") from None
+            raise Failure(
+                408, f"Nothing came for {STALL_S} seconds, or not all in {BODY_S}: send the request without a pause."
+            ) from None
         yield chunk
 
 

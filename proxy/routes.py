@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from proxy.custom import CustomModels
+from proxy.admission import Admission
+from proxy.custom import ARCHIVE, CustomModels
 from proxy.draining import Drain
 from proxy.errors import Failure
 from proxy.intake import Intake
@@ -74,6 +75,7 @@ class Generate:
         intake: Intake = request.app.state.intake
         upstream: Upstream = request.app.state.upstream
         custom: CustomModels = request.app.state.custom_models
+        admission: Admission = request.app.state.admission
         drain: Drain = request.app.state.drain
         url_path: str | None = request.path_params.get("url_path")
         task = request.scope["path"].removeprefix("/")
@@ -95,9 +97,11 @@ class Generate:
             with drain.request():
                 async with intake.body(request) as body:
                     if url_path:
-                        events = custom.generate(url_path, body, headers)
+                        archive, events = ARCHIVE + url_path, custom.generate(url_path, body, headers)
                     else:
-                        events = upstream.generate(upstream.archive_of(task), task, body, headers)
+                        archive = upstream.archive_of(task)
+                        events = upstream.generate(archive, task, body, headers)
+                    events = admission.generate(archive, request.state.client, events)
                     await Generated(events, as_events, drain, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
             pass  # gone before its request was complete

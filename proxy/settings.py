@@ -42,6 +42,13 @@ class Settings:
     config: str = _setting("config.json", "The original's file that lists the custom models (see README.md).")
     max_body_bytes: int = _setting(67_108_864, "The largest request body; TorchServe's `max_request_size`.")
     max_bytes_in_flight: int = _setting(268_435_456, "The most bytes of bodies held at once, all requests together.")
+    max_open: int = _setting(
+        32, "Requests that an archive works on at a time; its `batchSize`. A client has half at most."
+    )
+    max_waiting: int = _setting(256, "Requests that wait for that, per archive; more get 503.")
+    max_per_client: int = _setting(
+        64, "Requests of one client (an API key, else an address) to an archive; more get 429."
+    )
     deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")
     drain_s: float = _setting(30.0, "Seconds that what is being drawn gets when the server is told to stop.")
     failures_as_200: bool = _setting(

@@ -28,6 +28,12 @@ class Counts:
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge("sd_requests_in_flight", "Requests that are being answered.", registry=self.registry)
+        self.waiting = Gauge(
+            "sd_requests_waiting", "Requests that wait for their client's turn.", registry=self.registry
+        )
+        self.waited_seconds = Counter(
+            "sd_waited_seconds", "Seconds that requests waited for it, all together.", registry=self.registry
+        )
 
 
 class Telemetry:

@@ -1,53 +1,38 @@
-"""The plain pipeline with its UNet converted to OpenVINO, beside the same pipeline in torch; prints one line."""
+"""The plain pipeline with its UNet in OpenVINO, as `--openvino` has it, beside torch's; prints one line."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
 from diffusers import AutoPipelineForText2Image
 
 from benchmarks.timing import in_turns, ratio
+from handlers.openvino import OpenVINOForward
+from handlers.pipeline_job import UNetCall
 
 FEW, MANY = 5, 25  # steps: their difference leaves out what is done once a picture
 
 
-class Bare(torch.nn.Module):
-    """The UNet with the inputs that Stable Diffusion's pipeline gives it."""
+class Through:
+    """The UNet with its forward in OpenVINO."""
 
-    def __init__(self, unet: torch.nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
+    def __init__(self, unet: Any) -> None:
+        self._unet = unet
+        self._run = OpenVINOForward(torch.get_num_threads())
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return self.unet(sample, timestep, encoder_hidden_states=states, return_dict=False)[0]
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **kwargs: Any) -> Any:
+        return self._run(UNetCall(self._unet, sample, timestep, kwargs))
 
-
-def compiled(unet: Any, threads: int) -> ov.CompiledModel:
-    config = unet.config
-    example = {
-        "sample": torch.randn(2, config.in_channels, config.sample_size, config.sample_size),
-        "timestep": torch.tensor(999),
-        "states": torch.randn(2, 77, config.cross_attention_dim),
-    }
-    with torch.no_grad():
-        converted = ov.convert_model(Bare(unet), example_input=example)
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    return ov.compile_model(converted, "CPU", settings)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
 
 
 def in_openvino(model: Path) -> Any:
     """The pipeline of `model` with its UNet's forward in OpenVINO."""
     pipeline = load(model)
-    unet = compiled(pipeline.unet, torch.get_num_threads())
-
-    def forward(sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> Any:
-        output = unet([sample.numpy(), timestep.numpy(), encoder_hidden_states.numpy()])[0]
-        return (torch.from_numpy(output),)
-
-    pipeline.unet.forward = forward
+    pipeline.__dict__["unet"] = Through(pipeline.unet)  # past DiffusionPipeline.__setattr__
     return pipeline
 
 

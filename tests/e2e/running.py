@@ -1,12 +1,13 @@
 """The real server as a process, and requests to it."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
+from handlers.reload import RUN_FILE
 from launch.machine import free_ports
 from tests.conftest import HOME
 
@@ -43,6 +45,12 @@ class Running:
         models: list[dict[str, Any]] = httpx.get(f"{self.url}/models", timeout=60).json()["models"]
         return models
 
+    @property
+    def torchserve(self) -> dict[str, Any]:
+        """How TorchServe itself is reached."""
+        found: dict[str, Any] = json.loads(next(self.output.parent.glob(f"sd-server-*/{RUN_FILE}")).read_text())
+        return found
+
     def workers(self) -> list[psutil.Process]:
         """TorchServe's worker processes."""
         found = []
@@ -58,15 +66,19 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str, **variables: str) -> Iterator[Running]:
-    """`server.py` with these arguments on a free port, ready, with its temporary files under `folder`."""
+def running(folder: Path, *arguments: str, within: Sequence[str] = (), **variables: str) -> Iterator[Running]:
+    """`server.py` with these arguments on a free port, ready, with its temporary files under `folder`.
+
+    Args:
+        within: a command that is given the server's to run.
+    """
     port = free_ports(1)[0]
     output = folder / "server.out"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "SD_MODEL")}
     with output.open("wb") as log:
         process = psutil.Popen(
-            [sys.executable, "server.py", "--port", str(port), *arguments],
-            cwd=HOME, env=environment | variables | {"TMPDIR": str(folder)}, stdout=log, stderr=subprocess.STDOUT,
+            [*within, sys.executable, "server.py", "--port", str(port), *arguments],
+            cwd=HOME, env=environment | {"TMPDIR": str(folder)} | variables, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     instance = Running(f"http://127.0.0.1:{port}", process, output)
     try:

@@ -1,7 +1,11 @@
 """Parts that die or hang while requests run: what the clients get, and that the service is whole again by itself."""
 
 import contextlib
+import errno
+import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.conftest import EMBEDDED
 from tests.e2e.running import Running, running, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -95,3 +100,67 @@ def test_a_worker_that_hangs_fails_its_clients_at_their_deadline(instance: Runni
         finally:
             worker.resume()
     assert instance.images("txt2img", num_inference_steps=2)
+
+
+def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_back(tmp_path: Path) -> None:
+    model = shutil.copytree(EMBEDDED, tmp_path / "model")
+    with running(tmp_path, "--archives", "combined", "--model", str(model)) as instance:
+        model.rename(tmp_path / "away")
+        assert instance.images("txt2img", num_inference_steps=2)  # its files are open
+        instance.workers()[0].kill()
+        wait_for(lambda: not is_whole(instance), 60)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            assert {*pool.map(lambda _: ask(instance), range(CLIENTS))} == {503}
+        (tmp_path / "away").rename(model)
+        wait_for(lambda: is_whole(instance), 300)
+        assert instance.images("txt2img", num_inference_steps=2)
+
+
+def test_a_damaged_archive_is_refused_under_load(instance: Running) -> None:
+    before = instance.activity("txt2img")["unet_forwards"]
+    store = Path(instance.torchserve["model_store"])
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        fields = {"prompt": "a house", "num_inference_steps": 50}
+        answers = [pool.submit(instance.post, "txt2img", fields) for _ in range(CLIENTS)]
+        wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > before, 60)
+        for rubbish in (b"rubbish", (store / "stable-diffusion.mar").read_bytes()[:-500], b""):
+            (store / "damaged.mar").write_bytes(rubbish)
+            refused = httpx.post(
+                f"{instance.torchserve['management_url']}/models",
+                params={"url": "damaged.mar", "initial_workers": 1, "synchronous": True}, timeout=60,
+            )  # fmt: skip
+            assert refused.is_error, refused.text
+        assert {answer.result(timeout=60).status_code for answer in answers} == {200}
+    registered = httpx.get(f"{instance.torchserve['management_url']}/models").json()["models"]
+    assert [model["modelName"] for model in registered] == ["stable-diffusion"]
+
+
+def test_a_full_disk_fails_no_request(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    # a file system of its own for the server, which others see below /proc
+    within = [
+        "unshare",
+        "-m",
+        "--map-root-user",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o size=32m none {small}; exec "$@"',
+        "-",
+    ]
+    if subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a file system of his own")
+    with running(tmp_path, "--archives", "combined", within=within, TMPDIR=str(small)) as instance:
+        full = Path(f"/proc/{instance.process.pid}/root{small}/full")
+        with pytest.raises(OSError) as error, full.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(65_536))
+        assert error.value.errno == errno.ENOSPC
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            fields = {"prompt": "a house", "num_inference_steps": 5}
+            answers = list(pool.map(lambda _: instance.post("txt2img", fields).status_code, range(5 * CLIENTS)))
+        assert answers == [200] * 5 * CLIENTS
+        instance.workers()[0].kill()
+        os.truncate(full, 0)
+        wait_for(lambda: is_whole(instance), 120)
+        assert instance.images("txt2img", num_inference_steps=2)

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from handlers.cuda_graphs import MAX_GRAPHS, SIZES, GraphedForward
-from handlers.memory import Memory
 from handlers.pipeline_job import UNetCall
-from handlers.step_batcher import RowLimit, StepBatcher, forward, merge
+from handlers.step_batcher import forward, merge
 from tests import tiny_models
-from tests.handlers.test_pipelines import CPU, a_request, drawn_alone, drawn_together, load
+from tests.handlers.test_pipelines import a_request, drawn_alone, drawn_together, load
 
 
 class Repeated:
@@ -118,14 +117,10 @@ def test_sizes_are_captured_before_anybody_waits(graphs: GraphedForward, unet: A
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "lcm"])
-def test_pictures_are_the_same(
-    family: str, graphs: GraphedForward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_are_the_same(family: str, graphs: GraphedForward, tmp_path: Path) -> None:
     pipelines = load(tiny_models.save(family, tmp_path))
     requests = [a_request("txt2img", "a red apple", 1, 5, 7.5), a_request("img2img", "a house", 2, 7, 7.5)]
-    batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=32), Memory(CPU, 64), graphs)
-    monkeypatch.setattr("tests.handlers.test_pipelines.StepBatcher", lambda *_: batcher)
-    together, _ = drawn_together(pipelines, requests)
+    together, _ = drawn_together(pipelines, requests, graphs)
     assert any(graph.replays > 1 for graph in Repeated.made)
     for image, request in zip(together, requests, strict=True):
         alone = np.asarray(drawn_alone(pipelines, request), dtype=int)

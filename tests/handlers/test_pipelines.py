@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +18,11 @@ from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.generation import generator, pipeline_arguments
 from handlers.memory import Memory
-from handlers.pipeline_job import PipelineJob
+from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import _check_family, load_pipelines, model_defaults, scheduler, schedulers
 from handlers.request import TASKS, GenerationRequest, ModelDefaults
 from handlers.sources import loras
-from handlers.step_batcher import RowLimit, Slot, StepBatcher
+from handlers.step_batcher import RowLimit, Slot, StepBatcher, forward
 from tests import tiny_models
 from tests.conftest import CONFIGS, EMBEDDED, SIDE
 from tests.samples import picture
@@ -47,9 +47,11 @@ def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: flo
     )  # fmt: skip
 
 
-def drawn_together(pipelines: Mapping[str, Any], requests: list[GenerationRequest]) -> tuple[list[Image.Image], int]:
+def drawn_together(
+    pipelines: Mapping[str, Any], requests: list[GenerationRequest], run: Callable[[UNetCall], Any] = forward
+) -> tuple[list[Image.Image], int]:
     """The images of jobs that share their forwards, and how many forwards served several of them."""
-    batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=32), Memory(CPU, 64))
+    batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=32), Memory(CPU, 64), run)
     slots = []
     for request in requests:
         pipeline = pipelines[request.task]

@@ -239,10 +239,11 @@ async def test_a_deadline_is_a_504_though_the_worker_says_nothing() -> None:
 
 
 async def test_a_client_that_leaves_closes_the_connection_to_torchserve() -> None:
-    closed = anyio.Event()
+    began, closed = anyio.Event(), anyio.Event()
 
     async def endless() -> AsyncIterator[bytes]:
         try:
+            began.set()
             yield b'{"progress": {"step": 1, "of": 2}}\n'
             await anyio.sleep_forever()
         finally:
@@ -255,6 +256,8 @@ async def test_a_client_that_leaves_closes_the_connection_to_torchserve() -> Non
     messages = [{"type": "http.request", "body": b"prompt=x", "more_body": False}, {"type": "http.disconnect"}]
 
     async def receive() -> dict[str, Any]:
+        if len(messages) == 1:
+            await began.wait()
         return messages.pop(0)
 
     async def send(message: Any) -> None:

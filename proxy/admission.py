@@ -1,0 +1,136 @@
+"""Who goes to an archive next: so many requests at a time, clients in turn, and an honest answer when it is full."""
+
+import math
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+
+from proxy.errors import Failure
+from proxy.telemetry import Counts
+from proxy.upstream import BUSY_RETRY_S, Progress
+
+LEARNING = 0.2  # how much a request's seconds count for those to come
+
+
+class Admission:
+    """A `Queue` for each archive.
+
+    Args:
+        max_open: requests that an archive works on at a time; more would wait in TorchServe, first come, first served.
+        max_waiting: those that wait for that, all clients together.
+        max_per_client: those of one client, open or waiting.
+        counts: told who waits, and how long.
+    """
+
+    def __init__(self, max_open: int, max_waiting: int, max_per_client: int, counts: Counts) -> None:
+        self._make_queue: Callable[[], Queue] = lambda: Queue(max_open, max_waiting, max_per_client, counts)
+        self._queues: dict[str, Queue] = {}
+
+    async def generate(
+        self, archive: str, client: str, events: AsyncGenerator[Progress | bytes, None]
+    ) -> AsyncGenerator[Progress | bytes, None]:
+        """`events` of a request to this archive, which begin when it is the client's turn. Raises as `Queue.turn`.
+
+        With the result the turn is over, however long the client takes to read it.
+        """
+        queue = self._queues.setdefault(archive, self._make_queue())
+        async with aclosing(events):
+            async with queue.turn(client):
+                async for event in events:
+                    if isinstance(event, bytes):
+                        break
+                    yield event
+            yield event
+
+
+@dataclass(eq=False)
+class _Turn:
+    """A request's place; `began` is when it came to be open, on the monotonic clock."""
+
+    client: str
+    came: anyio.Event = field(default_factory=anyio.Event)
+    began: float = 0.0
+
+
+class Queue:
+    """An archive's requests. A client has half of the open ones at most, so that another finds room at once."""
+
+    def __init__(self, max_open: int, max_waiting: int, max_per_client: int, counts: Counts) -> None:
+        self._max_open, self._share = max_open, math.ceil(max_open / 2)
+        self._max_waiting, self._max_per_client = max_waiting, max_per_client
+        self._counts = counts
+        self._open: set[_Turn] = set()
+        self._waiting: dict[str, deque[_Turn]] = {}  # by client, in the order in which clients come next
+        self._usual_s: float | None = None  # from a request's turn to its end
+        self._promised: list[tuple[str, float]] = []  # to whom (all: "") and when those may come back who had no room
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """Waits for the client's turn, which lasts as long as the context.
+
+        Raises Failure 429 for a client with too many requests, 503 when too many wait.
+        """
+        self._check(client)
+        turn, asked = _Turn(client), time.monotonic()
+        self._waiting.setdefault(client, deque()).append(turn)
+        self._admit()
+        try:
+            with self._counts.waiting.track_inprogress():
+                await turn.came.wait()
+            self._counts.waited_seconds.inc(time.monotonic() - asked)
+            yield
+            self._learn(time.monotonic() - turn.began)
+        finally:
+            if turn in self._open:
+                self._open.remove(turn)
+            else:
+                self._waiting[client].remove(turn)
+                if not self._waiting[client]:
+                    del self._waiting[client]
+            self._admit()
+
+    def _check(self, client: str) -> None:
+        own = len(self._open_of(client)) + len(self._waiting.get(client, ()))
+        if own >= self._max_per_client:
+            again = self._room_in(client, self._open_of(client))
+            raise Failure(429, f"{own} requests of yours are open, which is the most: wait for one of them.", again)
+        at_once = len(self._open) < self._max_open and len(self._open_of(client)) < self._share
+        if not at_once and sum(map(len, self._waiting.values())) >= self._max_waiting:
+            again = self._room_in("", self._open)
+            raise Failure(503, "The server is busy: too many requests are waiting. Try again.", again)
+
+    def _open_of(self, client: str) -> set[_Turn]:
+        return {turn for turn in self._open if turn.client == client}
+
+    def _admit(self) -> None:
+        """Gives out the turns that are free, one client after the other."""
+        while len(self._open) < self._max_open:
+            client = next((one for one in self._waiting if len(self._open_of(one)) < self._share), None)
+            if client is None:
+                return
+            own = self._waiting.pop(client)
+            turn = own.popleft()
+            if own:
+                self._waiting[client] = own  # behind all others
+            turn.began = time.monotonic()
+            self._open.add(turn)
+            turn.came.set()
+
+    def _learn(self, seconds: float) -> None:
+        self._usual_s = seconds if self._usual_s is None else self._usual_s + LEARNING * (seconds - self._usual_s)
+
+    def _room_in(self, whom: str, turns: Collection[_Turn]) -> int:
+        """Whole seconds until there will be room: the next end of one of `turns` that was not promised already."""
+        if self._usual_s is None or not turns:
+            return BUSY_RETRY_S
+        now, usual = time.monotonic(), self._usual_s
+        ends = sorted(max(0.0, turn.began + usual - now) for turn in turns)
+        self._promised = [promise for promise in self._promised if promise[1] > now]
+        rounds, place = divmod(sum(promise[0] == whom for promise in self._promised), len(ends))
+        seconds = max(1, math.ceil(ends[place] + rounds * usual))
+        self._promised.append((whom, now + seconds))
+        return seconds

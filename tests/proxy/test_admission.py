@@ -1,0 +1,139 @@
+"""Whose turn it is, with clients that wait as they would for an archive."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import anyio
+import pytest
+
+from proxy import admission
+from proxy.admission import Queue
+from proxy.errors import Failure
+from proxy.telemetry import Counts
+from proxy.upstream import BUSY_RETRY_S
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Clients:
+    """Requests that stay open until they are ended, and the order in which their turns came."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup, **limits: int) -> None:
+        self.counts = Counts()
+        self.queue = Queue(**{"max_open": 4, "max_waiting": 5, "max_per_client": 5} | limits, counts=self.counts)
+        self.order: list[str] = []
+        self._tasks = tasks
+        self._ends: dict[str, list[anyio.Event]] = {}
+
+    async def ask(self, client: str, count: int = 1) -> None:
+        for _ in range(count):
+            self._tasks.start_soon(self._request, client)
+            await anyio.wait_all_tasks_blocked()
+
+    async def end(self, client: str) -> None:
+        self._ends[client].pop(0).set()
+        await anyio.wait_all_tasks_blocked()
+
+    async def _request(self, client: str) -> None:
+        async with self.queue.turn(client):
+            self.order.append(client)
+            end = anyio.Event()
+            self._ends.setdefault(client, []).append(end)
+            await end.wait()
+
+
+@asynccontextmanager
+async def clients(**limits: int) -> AsyncIterator[Clients]:
+    async with anyio.create_task_group() as tasks:
+        there = Clients(tasks, **limits)
+        yield there
+        tasks.cancel_scope.cancel()
+    assert not there.queue._open and not there.queue._waiting
+    assert there.counts.registry.get_sample_value("sd_requests_waiting") == 0
+
+
+async def test_one_client_leaves_room_for_others() -> None:
+    async with clients() as there:
+        await there.ask("a", 5)
+        await there.ask("b")
+        assert there.order == ["a", "a", "b"]
+        await there.end("a")
+        assert there.order == ["a", "a", "b", "a"]
+
+
+async def test_clients_have_their_turns_one_after_the_other() -> None:
+    async with clients(max_open=2, max_waiting=10) as there:
+        await there.ask("a", 4)
+        await there.ask("b", 3)
+        await there.ask("c")
+        assert there.order == ["a", "b"]
+        for client in ("a", "b", "a", "c", "b"):
+            await there.end(client)
+        assert there.order == ["a", "b", "a", "b", "c", "a", "b"]
+
+
+async def test_there_are_limits_for_one_client_and_for_all() -> None:
+    async with clients() as there:
+        await there.ask("a", 5)
+        with pytest.raises(Failure, match="5 requests of yours are open") as refused:
+            async with there.queue.turn("a"):
+                pass
+        assert (refused.value.status, refused.value.retry_after) == (429, BUSY_RETRY_S)
+        await there.ask("b", 4)
+        assert there.order == ["a", "a", "b", "b"]
+        with pytest.raises(Failure, match="too many requests are waiting") as refused:
+            async with there.queue.turn("c"):
+                pass
+        assert refused.value.status == 503
+        await there.end("b")
+        await there.ask("c")
+        assert len(there.order) == 5
+
+
+async def test_who_leaves_while_waiting_gives_the_place_up() -> None:
+    async with clients(max_open=2) as there:
+        await there.ask("a")
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(there._request, "a")
+            await anyio.wait_all_tasks_blocked()
+            leaving.cancel_scope.cancel()
+        await there.ask("a")
+        await there.end("a")
+        assert there.order == ["a", "a"]
+
+
+async def test_who_leaves_as_the_turn_comes_gives_it_on() -> None:
+    async with clients(max_open=2) as there:
+        await there.ask("a")
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(there._request, "a")
+            await anyio.wait_all_tasks_blocked()
+            await there.ask("a")
+            there._ends["a"].pop(0).set()
+            leaving.cancel_scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert there.order == ["a", "a"]
+
+
+async def test_retry_after_says_when_there_will_be_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now))
+    async with clients(max_waiting=0, max_per_client=4) as there:
+        queue = there.queue
+        await there.ask("a")
+        now = 10.0
+        await there.end("a")  # it took 10 seconds, as the next ones will
+        await there.ask("a")
+        now = 14.0
+        await there.ask("b")
+        now = 16.0
+        assert [queue._room_in("", queue._open) for _ in range(4)] == [4, 8, 14, 18]
+        assert queue._room_in("b", queue._open_of("b")) == 8  # of its own
+        now = 21.0  # a should have ended: it will any moment; and one of those that were promised room is not back
+        assert queue._room_in("", queue._open) == 13
