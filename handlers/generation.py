@@ -154,13 +154,13 @@ class Generation:
 
     def preview(self, slot: Slot, output: Any) -> None:
         """Has the pool draw, every few steps of the first picture, what the UNet's `output` for it shows so far."""
-        request, shown, job = self._request, self._preview_map, slot.job
-        if shown is None or not self._wants_progress or request is None or not request.preview:
+        request, shown, call = self._request, self._preview_map, slot.job.call
+        if shown is None or call is None or not self._wants_progress or request is None or not request.preview:
             return
-        due = job.call is not None and job.steps_done % every(job.total_steps) == 0
+        due = slot.job.steps_done % every(slot.job.total_steps) == 0
         # a pool that is behind gets no second one
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
-            self._previewing = self._pool.submit(shown.draw, *shown.look(job.call, output, request.guidance_scale))
+            self._previewing = self._pool.submit(shown.draw, *shown.look(call, output, request.guidance_scale))
 
     def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
         for i in range(request.num_outputs):
