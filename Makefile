@@ -13,13 +13,18 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-container test-cluster test-true-shapes fuzz soak check archives bench bench-true-shapes train eval-embedded clean
+.PHONY: serve test test-browser test-container test-cluster test-true-shapes fuzz soak check archives bench \
+  bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# in the system's Chromium, else in that of `playwright install chromium`
+test-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 test-container: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m container tests/container $(ARGS)

@@ -16,7 +16,8 @@ import psutil
 
 from benchmarks.timing import row
 from handlers.archive import HOME
-from server import MALLOC, free_ports
+from launch.machine import free_ports
+from launch.processes import MALLOC
 
 OURS, ONE_BY_ONE = "this server", "Flask, 1 thread"
 IN_OPENVINO = "this server, --openvino"

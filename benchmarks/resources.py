@@ -16,7 +16,7 @@ from benchmarks.contenders import Contender
 from benchmarks.timing import ratio, row
 from handlers.archive import HOME
 from handlers.request import TASKS
-from server import free_ports, java_home, write_config
+from launch.machine import free_ports, java_home, write_config
 from tests.e2e.running import Running, running, wait_for
 
 # what a worker of this task has imported when it is ready, and the processor time that this took

@@ -175,6 +175,7 @@ class StableDiffusionHandler:
         return Generation(
             parse, admit, self.pool, served.pipeline, self.stages, deadline,
             name=header("X-Request-Id") or "", wants_progress=bool(header("X-Progress")),
+            preview_map=served.preview_map,
         )  # fmt: skip
 
     def _take_ended(self) -> dict[str, bytes]:

@@ -162,7 +162,9 @@ class Engine:
         for slot, outcome in self.batcher.step(waiting):
             if isinstance(outcome, Exception):
                 slot.job.cancel(outcome)
-            elif slot.job.at_last_call:
+                continue
+            slot.owner.preview(slot, outcome)
+            if slot.job.at_last_call:
                 slot.held_output = outcome
             else:
                 slot.job.advance(outcome)

@@ -20,6 +20,7 @@ from handlers.device import is_out_of_memory
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, OutOfMemory, RequestError, error_line
 from handlers.pipeline_job import PipelineJob
 from handlers.pipelines import scheduler
+from handlers.previews import PreviewMap, every
 from handlers.request import GenerationRequest
 from handlers.stages import Stages
 from handlers.step_batcher import Slot
@@ -39,6 +40,7 @@ class Generation:
         deadline: when the client stops waiting, in seconds since the epoch.
         name: the request's id in the log.
         wants_progress: whether its lines tell of each step.
+        preview_map: draws the small pictures that a request may want with its progress.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Generation:
         deadline: float = math.inf,
         name: str = "",
         wants_progress: bool = False,
+        preview_map: PreviewMap | None = None,
     ) -> None:
         self._admit = admit
         self._name = name
@@ -67,6 +70,8 @@ class Generation:
         self._wants_progress = wants_progress
         self._progress = 0, 0  # steps done, steps in all
         self._reported = 0
+        self._preview_map = preview_map
+        self._previewing: Future[str] | None = None
         self.queued_since: float | None = time.monotonic()  # until its first job begins
         self.slots: list[Slot] = []
         self.last_step = 0
@@ -141,7 +146,21 @@ class Generation:
         if not self._wants_progress:
             return b""
         steps, self._reported = range(self._reported + 1, done + 1), max(done, self._reported)
-        return b"".join(json.dumps({"progress": {"step": step, "of": total}}).encode() + b"\n" for step in steps)
+        lines: list[dict[str, Any]] = [{"step": step, "of": total} for step in steps]
+        previewing = self._previewing
+        if lines and previewing is not None and previewing.done() and previewing.exception() is None:
+            lines[-1]["preview"], self._previewing = previewing.result(), None
+        return b"".join(json.dumps({"progress": line}).encode() + b"\n" for line in lines)
+
+    def preview(self, slot: Slot, output: Any) -> None:
+        """Has the pool draw, every few steps of the first picture, what the UNet's `output` for it shows so far."""
+        request, shown, call = self._request, self._preview_map, slot.job.call
+        if shown is None or call is None or not self._wants_progress or request is None or not request.preview:
+            return
+        due = slot.job.steps_done % every(slot.job.total_steps) == 0
+        # a pool that is behind gets no second one
+        if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
+            self._previewing = self._pool.submit(shown.draw, *shown.look(call, output, request.guidance_scale))
 
     def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
         for i in range(request.num_outputs):

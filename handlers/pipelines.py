@@ -15,6 +15,7 @@ import torch
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.low_memory import share_room
+from handlers.previews import PreviewMap, fit_preview
 from handlers.prompt_cache import remember_prompts
 from handlers.request import ModelDefaults
 from handlers.sources import PICKLE_WARNING, ModelSource, check_files, loras, variant_of
@@ -33,6 +34,7 @@ class Served:
     pipeline: Any
     defaults: ModelDefaults
     schedulers: tuple[str, ...]
+    preview_map: PreviewMap | None = None
 
     @property
     def native_area(self) -> int:
@@ -45,7 +47,8 @@ def serve(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict
     remember_prompts(list(pipelines.values()))
     first = next(iter(pipelines.values()))
     defaults, names = model_defaults(path, first), tuple(schedulers(first))
-    return {task: Served(source.name, pipeline, defaults, names) for task, pipeline in pipelines.items()}
+    preview_map = fit_preview(first)
+    return {task: Served(source.name, pipeline, defaults, names, preview_map) for task, pipeline in pipelines.items()}
 
 
 def load_pipelines(

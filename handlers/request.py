@@ -17,6 +17,8 @@ from handlers.errors import InvalidRequest, TooLarge
 TASKS = ("txt2img", "img2img", "masking")
 MAX_SEED = 2**53 - 1  # the largest whole number that a JavaScript client can send back exactly
 
+FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off", ""), False)
+
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}(\.0{1,10})?")
 _REAL = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
 
@@ -56,6 +58,7 @@ class GenerationRequest:
     scheduler: str | None = None  # another than the model's own
     init_image: Image.Image | None = None  # RGB, as sent
     mask_image: Image.Image | None = None  # greyscale, the init image's size, 255 = replace
+    preview: bool = False  # whether its progress shows small pictures
 
 
 def read_fields(data: Mapping[str, Any], form_type: str, max_fields: int) -> forms.Fields:
@@ -86,6 +89,7 @@ def parse_request(
     guidance_scale = read.real("guidance_scale", defaults.guidance_scale, 0.0)
     eta = read.real("eta", 0.0, 0.0, 1.0)
     scheduler = read.choice("scheduler", schedulers)
+    preview = read.flag("preview")
     seed = read.whole("seed", 0, 0, MAX_SEED)
     if seed + num_outputs - 1 > MAX_SEED:
         raise InvalidRequest(f"seed + num_outputs - 1 must be at most {MAX_SEED}: send a smaller seed.")
@@ -116,7 +120,7 @@ def parse_request(
         width, height = images.drawn_size(*answer_size, defaults.drawn_size)
     return GenerationRequest(
         task, prompt, negative_prompt, seed, num_outputs, steps, guidance_scale, eta, width, height, answer_size,
-        strength, None if scheduler == defaults.scheduler else scheduler, init_image, mask_image,
+        strength, None if scheduler == defaults.scheduler else scheduler, init_image, mask_image, preview,
     )  # fmt: skip
 
 
@@ -179,6 +183,16 @@ class _Reader:
         if value is not None and value not in choices:
             raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}.")
         return value
+
+    def flag(self, name: str) -> bool:
+        """Yes or no; no where the field is absent or blank."""
+        value = self._fields.get(name)
+        if isinstance(value, bool):
+            return value
+        word = self.text(name, "", 100).strip().lower()
+        if word not in FLAGS:
+            raise InvalidRequest(f"{name} must be true or false, not {_shown(word)}.")
+        return FLAGS[word]
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         value = self._integer(name)

@@ -4,14 +4,19 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from starlette.requests import Request
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.errors import Failure
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # say nothing but yes or no; whoever probes has no key
+# what says nothing but yes or no, since whoever probes has no key; and the page, which asks for one
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+OPEN_FILES = "/static/"  # what the page is made of
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
+_KEY_ALONE = re.compile(r"/k/([^/]+)")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -37,6 +42,10 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if scope["method"] == "GET" and (alone := _KEY_ALONE.fullmatch(scope["path"])):
+                # whoever opens the plugin's address in a browser; the page's own addresses are relative
+                await RedirectResponse(quote(alone[1], safe="") + "/")(scope, receive, send)
+                return
             try:
                 client = self._check(Request(scope), _take_key(scope))
             except Failure as failure:
@@ -57,8 +66,9 @@ class Access:
         if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
             raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: see SD_ALLOWED_ORIGINS.")
         # the scope's path: request.url is put together with what the client sends as Host
-        given = _key_in_headers(request) or key
-        if self._keys and request.scope["path"] not in OPEN_PATHS and not self._opens(given):
+        path, given = request.scope["path"], _key_in_headers(request) or key
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_FILES)
+        if self._keys and not is_open and not self._opens(given):
             raise Failure(
                 401, "This server wants its API key: as 'Authorization: Bearer KEY', as X-API-Key, or as /k/KEY before "
                 "the path.", headers={"WWW-Authenticate": "Bearer"},

@@ -17,6 +17,7 @@ from proxy.draining import Drain
 from proxy.errors import Failure
 from proxy.intake import Intake
 from proxy.metrics import metrics
+from proxy.page import docs, openapi, page, static
 from proxy.settings import TASKS, Settings
 from proxy.streaming import Generated
 from proxy.upstream import READY, Upstream
@@ -107,6 +108,10 @@ class Generate:
 
 
 routes = [
+    Route("/", page, methods=["GET"]),
+    Route("/docs", docs, methods=["GET"]),
+    Route("/openapi.json", openapi, methods=["GET"]),
+    Route("/static/{name}", static, methods=["GET"]),
     Route("/ping", ping, methods=["GET"]),
     Route("/healthz", healthz, methods=["GET"]),
     Route("/readyz", ping, methods=["GET"]),

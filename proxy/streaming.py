@@ -81,7 +81,8 @@ class Generated:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             while isinstance(event, Progress):
-                progress = json.dumps({"step": event.step, "of": event.of}).encode()
+                shown = {} if event.preview is None else {"preview": event.preview}
+                progress = json.dumps({"step": event.step, "of": event.of, **shown}).encode()
                 await send({"type": "http.response.body", "body": _event(b"progress", progress), "more_body": True})
                 event = await self._next()
             last = _event(b"result", event)

@@ -26,10 +26,11 @@ PREPARING_S = 10  # for how long a request waits for the archive of its custom m
 
 @dataclass(frozen=True)
 class Progress:
-    """UNet calls answered so far, and in all."""
+    """UNet calls answered so far, and in all; now and then a small picture of it, as base64."""
 
     step: int
     of: int
+    preview: str | None = None
 
 
 class Upstream:

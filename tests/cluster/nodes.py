@@ -14,7 +14,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from server import free_ports
+from launch.machine import free_ports
 from tests.e2e.running import Running, running, wait_for
 from tests.samples import b64, picture
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server import free_ports
+from launch.machine import free_ports
 from tests.cluster.haproxy import balancing
 from tests.cluster.nodes import Load, Node, load
 from tests.e2e.running import wait_for

@@ -19,8 +19,8 @@ import psutil
 import pytest
 import yaml
 
+from launch.machine import java_home
 from proxy.settings import Settings
-from server import java_home
 from tests.conftest import HOME
 from tests.e2e.running import wait_for
 

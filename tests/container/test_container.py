@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server import free_ports
+from launch.machine import free_ports
 from tests.conftest import HOME
 from tests.container.engine import IMAGE, Engine, started
 from tests.e2e.running import wait_for

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import psutil
 
-import server
 from handlers.reload import RUN_FILE
+from launch.machine import free_ports
 from tests.conftest import HOME
 
 START_SECONDS = 180
@@ -75,7 +75,7 @@ def running(
         port: 0 = a free one.
         within: a command that is given the server's to run.
     """
-    port = port or server.free_ports(1)[0]
+    port = port or free_ports(1)[0]
     output = folder / "server.out"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "SD_MODEL")}
     with output.open("wb") as log:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from server import free_ports
+from launch.machine import free_ports
 from tests.conftest import HOME
 from tests.e2e.running import wait_for
 

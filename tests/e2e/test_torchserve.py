@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from handlers import archive
-from server import java_home
+from launch.machine import java_home
 from tests.conftest import HOME
 from tests.e2e.running import wait_for
 

@@ -1,5 +1,6 @@
 """The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
 
+import base64
 import dataclasses
 import json
 import threading
@@ -42,6 +43,22 @@ def test_progress_then_the_result(frontend: Frontend) -> None:
     image = messages[-1]["result"]["images"][0]
     assert image.keys() == {"base64", "seed", "mimetype", "mime_type", "nsfw"}
     assert (image["seed"], image["mimetype"], image["mime_type"], image["nsfw"]) == (4, "image/png", "image/png", False)
+
+
+def test_a_preview_now_and_then_for_who_asks_for_it(frontend: Frontend) -> None:
+    progress = {"X-Progress": "1"}
+    shown = frontend.send(num_inference_steps=30, preview="true", num_outputs=2, seed=3, headers=progress)
+    plain = frontend.send(num_inference_steps=5, preview="false", headers=progress)
+    silent = frontend.send(num_inference_steps=5, preview="true", seed=3)
+    wrong = frontend.send(preview="perhaps")
+    frontend.run()
+    lines = [message["progress"] for message in frontend.messages(shown)[:-1]]
+    assert [line["step"] for line in lines] == [*range(1, 31)]
+    pictures = [line["preview"] for line in lines if "preview" in line]
+    assert 1 <= len(pictures) <= 10 and all(base64.b64decode(each).startswith(b"\xff\xd8\xff") for each in pictures)
+    assert not any("preview" in message.get("progress", {}) for message in frontend.messages(plain))
+    assert [*frontend.messages(silent)[0]] == ["result"]
+    assert frontend.messages(wrong)[-1]["error"]["message"] == "preview must be true or false, not 'perhaps'."
 
 
 def test_a_bad_request_fails_alone(frontend: Frontend) -> None:
@@ -280,12 +297,13 @@ def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.Monkey
 def test_the_engine_stands_still_while_nobody_asks(frontend: Frontend) -> None:
     """TorchServe makes no more calls once its last client has gone away, and does not say so either."""
     activity = frontend.handler.engine.batcher.activity
+    before = activity.unet_forwards
     name = frontend.send(num_inference_steps=200)
     frontend.run_until(lambda: len(frontend.lines[name]) > 1)
     time.sleep(1)
     forwards = activity.unet_forwards
     time.sleep(0.3)
-    assert activity.unet_forwards == forwards < 190
+    assert activity.unet_forwards == forwards < before + 190
     frontend.leave(name)
     other = frontend.send(num_inference_steps=2)
     frontend.run()

@@ -82,13 +82,13 @@ async def test_the_body_goes_through_unchanged_with_its_type_in_a_header() -> No
 
 
 async def test_events_for_a_client_that_asks_for_them() -> None:
-    lines = b'{"progress": {"step": 1, "of": 2}}\n\n{"progress": {"step": 2, "of": 2}}\n'
+    lines = b'{"progress": {"step": 1, "of": 2}}\n\n{"progress": {"step": 2, "of": 2, "preview": "QUJD"}}\n'
     async with client(serving(lines, RESULT)) as http:
         answer = await http.post("/txt2img", data={"prompt": "x"}, headers={"Accept": "text/event-stream"})
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text == (
         'event: progress\ndata: {"step": 1, "of": 2}\n\n'
-        'event: progress\ndata: {"step": 2, "of": 2}\n\n'
+        'event: progress\ndata: {"step": 2, "of": 2, "preview": "QUJD"}\n\n'
         'event: result\ndata: {"status": "success", "images": []}\n\n'
     )
 

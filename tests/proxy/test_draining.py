@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from server import free_ports
+from launch.machine import free_ports
 from tests.conftest import HOME
 from tests.e2e.running import wait_for
 

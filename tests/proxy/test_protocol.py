@@ -12,11 +12,11 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
+from launch.machine import free_ports
 from proxy import protocol
 from proxy.__main__ import configuration
 from proxy.app import create_app
 from proxy.settings import Settings
-from server import free_ports
 from tests.proxy.test_app import RESULT, anyio_backend, serving
 
 __all__ = ["anyio_backend"]

@@ -1,0 +1,60 @@
+"""`python -m benchmarks.previews`: what a preview costs of a step, and how like the coming picture it is."""
+
+import base64
+import io
+import time
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from handlers.archive import HOME
+from handlers.config import HandlerConfig
+from handlers.generation import generator
+from handlers.pipeline_job import PipelineJob
+from handlers.pipelines import CONFIGS, load_pipelines
+from handlers.previews import fit_preview
+from handlers.step_batcher import forward
+
+GUIDANCE = 3.5
+
+
+def main() -> None:
+    models = HOME / "models"
+    cpu = torch.device("cpu")
+    pipelines = load_pipelines(models / "embedded", ["txt2img"], cpu, torch.float32, HandlerConfig(), models / CONFIGS)
+    pipeline = pipelines["txt2img"]
+    begin = time.perf_counter()
+    preview_map = fit_preview(pipeline)
+    print(f"fitted in {time.perf_counter() - begin:.2f} s, once")
+    assert preview_map is not None
+    job = PipelineJob(
+        pipeline,
+        {"prompt": "a red apple", "num_inference_steps": 20, "guidance_scale": GUIDANCE, "generator": generator(3)},
+    )
+    job.start()
+    seconds: dict[str, list[float]] = {"step": [], "look": [], "draw": []}
+    previews = []
+    while job.call is not None:
+        times = [time.perf_counter()]
+        output = forward(job.call)
+        times.append(time.perf_counter())
+        seen = preview_map.look(job.call, output, GUIDANCE)
+        times.append(time.perf_counter())
+        previews.append(preview_map.draw(*seen))
+        times.append(time.perf_counter())
+        for name, begin, end in zip(seconds, times, times[1:], strict=False):
+            seconds[name].append(end - begin)
+        job.advance(output)
+    step, look, draw = (median(seconds[name]) for name in seconds)
+    print(f"a UNet step {step * 1000:.1f} ms; a preview {look * 1000:.2f} ms in the engine's thread "
+          f"({look / step:.1%} of the step) and {draw * 1000:.2f} ms beside it ({draw / step:.1%})")  # fmt: skip
+    half_way = Image.open(io.BytesIO(base64.b64decode(previews[len(previews) // 2])))
+    final = job.result.images[0].resize(half_way.size, Image.Resampling.BOX)
+    pixels = [np.asarray(image).astype(float).ravel() for image in (half_way, final)]
+    print(f"correlation of the preview half way with the picture: {np.corrcoef(*pixels)[0, 1]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

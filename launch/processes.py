@@ -1,0 +1,284 @@
+"""TorchServe and the proxy as processes: started, watched, brought back, and ended in order."""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from handlers.archive import COMBINED, HOME, build
+from handlers.custom_models import config_file
+from handlers.errors import FAILURE_MARK
+from handlers.reload import RUN_FILE, Target
+from handlers.request import TASKS
+from launch.console import Stopped, on_signals, stop_on_signals
+from launch.machine import StartError, address, free_ports, java_home, write_config
+from proxy.settings import Settings
+
+STOP_SECONDS = 15
+REVIVALS, REVIVAL_WINDOW_S = 5, 600  # how often TorchServe or the proxy is brought back within that time
+# glibc keeps the memory of one forward for the next: one of 16 rows takes a tenth less time (docs/performance.md)
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+NAMES = {"torchserve": "TorchServe", "proxy": "The proxy"}
+
+
+class Server:
+    """TorchServe and the proxy as processes of ours, and the run directory that they work in.
+
+    Args:
+        combined: whether one archive serves all tasks.
+        proxy: the proxy's settings, as variables.
+        settings: of the archives' handler.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, proxy: Mapping[str, str], combined: bool, settings: Mapping[str, Any]
+    ) -> None:
+        self._options = options
+        self._proxy = proxy
+        self._settings = settings
+        self._ports = free_ports(6)
+        self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
+        self._store = self.run_directory / "model_store"
+        self._logs = self.run_directory / "logs"
+        served = Settings.from_environment({**os.environ, **proxy})
+        self._address = address(options.host, options.port, "https" if served.tls_cert else "http")
+        # its own server's certificate need not be made out for the address that this process asks at
+        keys = served.api_keys()
+        self._client = httpx.Client(
+            trust_env=False, verify=False, headers={"X-API-Key": keys[0]} if keys else {}, timeout=60.0
+        )
+        self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
+        self._commands: dict[str, tuple[Sequence[str], Mapping[str, str], Path]] = {}
+        self._children: dict[str, psutil.Popen] = {}
+        self._revived: list[float] = []  # when, on the monotonic clock
+        self.revivals = 0
+        self._started: set[psutil.Process] = set()  # by those children
+        self._told: set[str] = set()  # failures of workers that were reported
+        self._read_of_log = 0  # bytes
+
+    def build_archives(self) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: build(name, self._store, self._settings), set(self._archive_of_task.values())))
+
+    def start(self) -> None:
+        """Starts both processes; `wait_ready` says when they serve."""
+        for name in ("logs", "tmp"):
+            (self.run_directory / name).mkdir()
+        config = self.run_directory / "config.properties"
+        write_config(HOME / "config.properties", config, self._ports)
+        tmp, logs = str(self.run_directory / "tmp"), str(self._logs)
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
+        }
+        environment |= {"SD_HOME": str(HOME), "SD_CONFIG": str(config_file(HOME, os.environ))}
+        torchserve = {
+            "JAVA_HOME": str(java_home()),
+            # the pid file, the sockets and the unpacked archives: all of them ours alone
+            "TMPDIR": tmp, "TEMP": tmp, "TMP": tmp,
+            "LOG_LOCATION": logs, "METRICS_LOCATION": logs,
+            "HF_HUB_OFFLINE": "1",  # the weights are here by now
+            "PYTORCH_ENABLE_MPS_FALLBACK": "1",
+            # how long OpenMP's threads wait for each other awake: by default so long that a second busy program on the
+            # machine slows a picture down many times over (docs/performance.md)
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+            **{name: os.environ.get(name, value) for name, value in MALLOC.items()},
+        }  # fmt: skip
+        command = [
+            sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs",
+            "--model-store", str(self._store),
+            "--models", ",".join(f"{name}={name}.mar" for name in sorted(set(self._archive_of_task.values()))),
+            "--ts-config", str(config), "--log-config", str(HOME / "log4j2.xml"),
+        ]  # fmt: skip
+        self._commands["torchserve"] = command, environment | torchserve, self.run_directory
+        proxy = {
+            **self._proxy,
+            "SD_INFERENCE_URL": f"http://127.0.0.1:{self._ports[0]}",
+            "SD_MANAGEMENT_URL": f"http://127.0.0.1:{self._ports[1]}",
+            "SD_ARCHIVES": ",".join(f"{task}={archive}" for task, archive in self._archive_of_task.items()),
+            "SD_METRICS_URL": f"http://127.0.0.1:{self._ports[2]}",
+        }
+        self._commands["proxy"] = [sys.executable, "-m", "proxy"], environment | proxy, HOME
+        for name in self._commands:
+            self._spawn(name)
+        # for `python -m handlers.reload`
+        reached = {
+            "pid": os.getpid(),
+            "port": self._options.port,
+            "inference_url": proxy["SD_INFERENCE_URL"],
+            "management_url": proxy["SD_MANAGEMENT_URL"],
+            "model_store": str(self._store),
+        }
+        (self.run_directory / RUN_FILE).write_text(json.dumps(reached), encoding="utf-8")
+
+    def _spawn(self, name: str) -> None:
+        command, environment, folder = self._commands[name]
+        # in a group of its own: Ctrl-C reaches this process alone, which then ends the others in order
+        group = (
+            {"start_new_session": True}
+            if os.name == "posix"
+            else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
+        )
+        with open(self._logs / f"{name}.out", "ab") as output:
+            self._children[name] = psutil.Popen(
+                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
+            )
+
+    @property
+    def target(self) -> Target:
+        """TorchServe, for those who register archives."""
+        inference, management = self._ports[:2]
+        return Target(f"http://127.0.0.1:{management}", f"http://127.0.0.1:{inference}", self._store)
+
+    def wait_ready(self, show: Callable[[str], None]) -> None:
+        """Waits until all three pipelines can serve. Raises StartError if they never will."""
+        begin = time.monotonic()
+        while True:
+            self.check_processes()
+            self._check_workers()
+            try:
+                answer = self._client.get(self._address + "/ping", timeout=5.0).json()
+                if answer["status"] == "success":  # the HTTP status may be 200 in any case: SD_FAILURES_AS_200
+                    return
+                state = answer["message"]
+            except httpx.TransportError:
+                state = "starting"
+            show(f"{state} ({time.monotonic() - begin:.0f} s)")
+            time.sleep(0.25)
+
+    def check_processes(self) -> None:
+        """Raises StartError if TorchServe or the proxy has stopped."""
+        for name, child in self._children.items():
+            if child.poll() is not None:
+                raise StartError(f"{NAMES[name]} has stopped with exit code {child.returncode} (logs: {self._logs})")
+        self.remember_processes()
+
+    def remember_processes(self) -> None:
+        """Notes what the children have started: the workers of a TorchServe that was killed have no parent any more."""
+        for child in self._children.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._started.update(child.children(recursive=True))
+
+    def revive(self) -> str | None:
+        """Brings back TorchServe or the proxy if it has died, and returns a sentence that says so.
+
+        Raises StartError if they die again and again.
+        """
+        dead = [name for name, child in self._children.items() if child.poll() is not None]
+        if not dead:
+            return None
+        now = time.monotonic()
+        self._revived = [then for then in self._revived if then > now - REVIVAL_WINDOW_S] + [now]
+        if len(self._revived) > REVIVALS:
+            raise StartError(f"{NAMES[dead[0]]} dies again and again (logs: {self._logs})")
+        code = self._children[dead[0]].returncode
+        if "torchserve" in dead:
+            # its workers outlive it, with all their memory, and nobody can reach them
+            _end(self._started, seconds=0)
+            self._started.clear()
+            shutil.rmtree(self.run_directory / "tmp", ignore_errors=True)
+            (self.run_directory / "tmp").mkdir(exist_ok=True)
+        for name in dead:
+            self._spawn(name)
+        self.revivals += 1
+        return f"{' and '.join(NAMES[name] for name in dead)} died with exit code {code}: started again."
+
+    def _check_workers(self) -> None:
+        """Raises StartError if a worker has said why it cannot start, or dies again and again."""
+        for sentence in self.new_failures():
+            raise StartError(f"{sentence} (logs: {self._logs})")
+        if self._log("ts_log.log").count("Auto recovery failed again") > 3:
+            errors = re.findall(r"\w+Error: .*", self._log("model_log.log"))
+            raise StartError(f"A worker dies while it starts: {errors[-1] if errors else ''} (logs: {self._logs})")
+
+    def new_failures(self) -> list[str]:
+        """The reasons that workers have given for not starting and that this has not returned before."""
+        file = self._logs / "model_log.log"
+        if not file.is_file() or file.stat().st_size == self._read_of_log:
+            return []
+        self._read_of_log = file.stat().st_size
+        lines = self._log(file.name).splitlines()
+        said = {line.partition(FAILURE_MARK)[2]: None for line in lines if FAILURE_MARK in line}
+        new = [sentence for sentence in said if sentence not in self._told]
+        self._told.update(new)
+        return new
+
+    def _log(self, name: str) -> str:
+        file = self._logs / name
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+    def describe(self) -> str:
+        """Where it serves, which model and on what, as the workers report it."""
+        try:
+            answer = self._client.get(self._address + "/models")
+            models = answer.raise_for_status().json()["models"]
+        except httpx.HTTPError as error:
+            raise StartError(f"The server does not answer: {error} (logs: {self._logs})") from None
+        names = list(dict.fromkeys(model["model"] for model in models))
+        text = (
+            f"Ready: {self._address} — open it in a browser, or paste it into the plugin's settings.\n"
+            f"Serving {' and '.join(names)} on {models[0]['device']} in {models[0]['dtype']}. "
+            "Another model: --model, or SD_MODEL; see README.md."
+        )
+        for name in names:
+            if not all(model["safety_checker"] for model in models if model["model"] == name):
+                text += f"\n{name} has no safety checker: every answer of it says nsfw = false."
+        return text
+
+    def drain(self) -> None:
+        """Lets the proxy finish what is being drawn, up to its limit; a second signal ends the wait."""
+        proxy = self._children.get("proxy")
+        if proxy is None or proxy.poll() is not None:
+            return
+        # Windows has no other signal that a process can take notice of; not run there so far
+        proxy.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+        try:
+            proxy.wait(1)
+        except psutil.TimeoutExpired:
+            print("Finishing what is being drawn. Ctrl-C ends it at once.", flush=True)
+            stop_on_signals()
+            with contextlib.suppress(Stopped):
+                proxy.wait()  # it has a limit of its own
+            on_signals(signal.SIG_IGN)
+
+    def stop(self) -> None:
+        """Ends the proxy, Java and every worker: first politely, then not."""
+        # all of this process's, also what downloads or builds for a custom model
+        processes = {*psutil.Process().children(), *self._started}
+        for child in self._children.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                processes.update(child.children(recursive=True))
+        # TorchServe's launcher and its workers end with Java; a signal of their own does no harm
+        _end(processes, STOP_SECONDS)
+
+    def remove_files(self, keep_logs: bool = False) -> None:
+        for entry in self.run_directory.iterdir() if keep_logs else [self.run_directory]:
+            if entry.is_file():
+                entry.unlink()
+            elif entry != self._logs:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _end(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Ends processes: politely, and after so many seconds not."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)

@@ -1,0 +1,145 @@
+"""Runs the whole server: what it is told, what it serves and how, until it is told to stop."""
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from handlers.archive import HOME, add_handler_options, prepare, settings_of
+from handlers.custom_archives import CustomArchives
+from handlers.errors import ModelError
+from handlers.fit import Fit, fit, weight_bytes
+from handlers.sources import ModelSource, resolve_model
+from launch.console import StatusLine, Stopped, stop_on_signals
+from launch.machine import StartError, check_port, gpu_notice
+from launch.processes import Server
+from proxy.settings import LOG_LEVELS, Settings, SettingsError
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="server.py", description="Starts the Stable Diffusion server.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=1337, help="port to listen on (default: %(default)s)")
+    add_handler_options(parser)
+    parser.add_argument(
+        "--archives",
+        choices=("auto", "three", "combined"),
+        default="auto",
+        help="a worker for each pipeline, or one for all three with a third of the memory (default: what fits)",
+    )
+    parser.add_argument("--api-key-file", help="a file with the keys, one a line, that open the server")
+    parser.add_argument("--api-key", help="such a key; seen by whoever lists this machine's processes")
+    parser.add_argument("--no-auth", action="store_true", help="listen on other addresses without a key all the same")
+    parser.add_argument("--tls-cert", help="the certificate's file, for HTTPS, with --tls-key")
+    parser.add_argument("--tls-key", help="the file of its key")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
+    """The proxy's settings that the options stand for. Raises StartError for those it would not start with."""
+    variables = {"SD_HOST": options.host, "SD_PORT": str(options.port), "SD_LOG_LEVEL": options.log_level}
+    files = {"SD_API_KEY_FILE": options.api_key_file, "SD_TLS_CERT": options.tls_cert, "SD_TLS_KEY": options.tls_key}
+    for name, file in files.items():
+        if file := file or os.environ.get(name):
+            variables[name] = str(Path(file).absolute())  # the proxy runs in another folder
+    if options.api_key:
+        variables["SD_API_KEY"] = options.api_key
+    if options.no_auth:
+        variables["SD_NO_AUTH"] = "1"
+    try:
+        Settings.from_environment({**os.environ, **variables})
+    except SettingsError as error:
+        raise StartError(str(error)) from None
+    return variables
+
+
+def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Fit, dict[str, Any]]:
+    """Downloads what is served, and chooses how to serve it. Returns that and the archives' handler settings.
+
+    Raises ModelError.
+    """
+    settings = settings_of(options) | {"model": source.location}
+    device, paths = prepare(settings)
+    settings["dtype"] = device.dtype
+    if options.archives != "auto":
+        return Fit(options.archives, options.low_memory), settings
+    weights = sum(weight_bytes(path, device.dtype) for path in paths) if device.free_bytes is not None else 0
+    chosen = fit(device, weights)
+    return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}
+
+
+def keep_custom_models(server: Server, ending: threading.Event) -> None:
+    """Keeps the custom models' archives in step with config.json, in a thread, until the server is `ending`."""
+
+    def say(text: str) -> None:
+        if not ending.is_set():
+            print(text, flush=True)
+
+    def watch() -> None:
+        archives, revivals = CustomArchives(server.target, HOME, os.environ, say), 0
+        while not ending.wait(1):
+            if server.revivals != revivals:  # those that shall be there from the start are to be loaded again
+                archives, revivals = CustomArchives(server.target, HOME, os.environ, say), server.revivals
+            try:
+                archives.update()
+            except Exception as error:  # whatever it was, the next change of the file shall be followed
+                say(f"The custom models could not be looked after: {error!r}")
+
+    threading.Thread(target=watch, name="custom models", daemon=True).start()
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Runs the server until it is told to stop. Raises StartError or ModelError."""
+    proxy = proxy_variables(options)
+    check_port(options.host, options.port)
+    source = resolve_model(options.model, HOME, os.environ)
+    print(f"Model: {source.location} ({source.reason})", flush=True)
+    if notice := gpu_notice():
+        print(notice, flush=True)
+    chosen, settings = choose(options, source)
+    if chosen.reason:
+        print(chosen.reason, flush=True)
+    server = Server(options, proxy, chosen.archives == "combined", settings)
+    status, ending, failed = StatusLine(), threading.Event(), True
+    try:
+        status("building the archives")
+        server.build_archives()
+        server.start()
+        server.wait_ready(status)
+        status.end()
+        print(f"{server.describe()}\nStop with Ctrl-C.", flush=True)
+        keep_custom_models(server, ending)
+        while True:
+            time.sleep(1)
+            server.remember_processes()
+            if sentence := server.revive():
+                print(sentence, flush=True)
+            for sentence in server.new_failures():
+                print(f"A worker cannot start: {sentence}", flush=True)
+    except Stopped:
+        failed = False
+    finally:
+        status.end()
+        ending.set()
+        server.drain()
+        server.stop()
+        server.remove_files(keep_logs=failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse_options(argv)
+    stop_on_signals()
+    try:
+        serve(options)
+    except (StartError, ModelError) as error:
+        print(f"Cannot serve: {error}", file=sys.stderr, flush=True)
+        return 1
+    except Stopped:
+        pass
+    print("Stopped.", flush=True)
+    return 0

@@ -1,0 +1,194 @@
+// The form: the fields that a task takes, with the server's own defaults and limits, and the picture to start from.
+
+import { Mask } from "./mask.js";
+
+export const $ = (id) => document.getElementById(id);
+
+const ABBREVIATED = /Scheduler$/;
+const fields = [...document.querySelectorAll("#fields [name]")];
+let described = []; // what GET /models says
+let init = null; // {blob, width, height}
+let touched = new Set(); // fields that the user has changed: another model's defaults leave them alone
+export let task = "";
+
+export const mask = new Mask($("mask"), $("brush"), $("cursor"), () => $("error").toggleAttribute("hidden", true));
+
+/** Where a drawing is sent: the task, or a custom model's path. */
+export function path() {
+  return task === "txt2img" && $("model").value ? `custom/${encodeURIComponent($("model").value)}` : task;
+}
+
+function served() {
+  const custom = task === "txt2img" && $("model").value;
+  return described.find((one) => (custom ? one.archive === `custom-${custom}` : one.tasks.includes(task) && !one.archive.startsWith("custom-")));
+}
+
+/** Takes over what GET /models and GET /custom_models say. */
+export function describe(models, custom) {
+  described = models;
+  const chosen = $("model").value;
+  $("model").replaceChildren(new Option(models[0]?.model ?? "", ""), ...custom.map((one) => new Option(one.ui_label, one.url_path)));
+  $("model").value = custom.some((one) => one.url_path === chosen) ? chosen : "";
+  fill();
+}
+
+function fill() {
+  const model = served();
+  const limits = model?.limits ?? described[0]?.limits;
+  if (!limits) return;
+  $("num_outputs").max = limits.max_num_outputs;
+  $("num_inference_steps").max = limits.max_num_inference_steps;
+  slider("num_inference_steps").max = Math.min(limits.max_num_inference_steps, 100);
+  for (const side of ["width", "height"]) Object.assign($(side), { min: limits.min_size, max: limits.max_size });
+  $("prompt").maxLength = $("negative_prompt").maxLength = limits.max_prompt_chars;
+  const defaults = model?.defaults ?? {}; // a custom model says so once it is loaded
+  for (const name of ["num_inference_steps", "guidance_scale", "width", "height"]) {
+    if (!touched.has(name)) set(name, defaults[name] ?? "");
+  }
+  const scheduler = touched.has("scheduler") ? $("scheduler").value : "";
+  const own = defaults.scheduler?.replace(ABBREVIATED, "");
+  $("scheduler").replaceChildren(
+    new Option(own ? `the model's own (${own})` : "the model's own", ""),
+    ...(model?.schedulers ?? []).map((name) => new Option(name.replace(ABBREVIATED, ""), name)),
+  );
+  $("scheduler").value = (model?.schedulers ?? []).includes(scheduler) ? scheduler : "";
+  showEta();
+}
+
+function slider(name) {
+  return document.querySelector(`[data-for=${name}]`);
+}
+
+function set(name, value) {
+  $(name).value = value;
+  if (slider(name)) slider(name).value = value;
+}
+
+function showEta() {
+  const name = $("scheduler").value || served()?.defaults.scheduler || "";
+  $("eta-field").hidden = !name.startsWith("DDIM");
+}
+
+/** Chooses a tab. */
+export function choose(wanted) {
+  task = wanted;
+  for (const tab of document.querySelectorAll("[role=tab]")) {
+    const chosen = tab.dataset.task === task;
+    tab.setAttribute("aria-selected", chosen);
+    tab.tabIndex = chosen ? 0 : -1;
+    if (chosen) $("fields").setAttribute("aria-labelledby", tab.id);
+  }
+  $("source").hidden = task === "txt2img";
+  $("size").hidden = task !== "txt2img";
+  $("model-field").hidden = task !== "txt2img" || $("model").options.length < 2;
+  $("mask").hidden = task !== "masking";
+  $("brushes").hidden = task !== "masking" || !init;
+  clearError();
+  fill();
+}
+
+/** Takes `blob` as the picture to start from. Throws where it is none. */
+export async function start(blob) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob);
+  } catch {
+    throw new Error("This file is not a picture that can be read: take a PNG, JPEG or WebP.");
+  }
+  init = { blob, width: bitmap.width, height: bitmap.height };
+  bitmap.close();
+  URL.revokeObjectURL($("init").src);
+  $("init").src = URL.createObjectURL(blob);
+  mask.reset(init.width, init.height);
+  $("easel").hidden = $("other").hidden = false;
+  $("drop").hidden = true;
+  choose(task === "txt2img" ? "img2img" : task);
+}
+
+/** Back to the field where a picture is chosen. */
+export function another() {
+  init = null;
+  $("easel").hidden = $("other").hidden = true;
+  $("drop").hidden = false;
+  $("file").value = "";
+  choose(task);
+  $("file").focus();
+}
+
+/** The form's fields as the server takes them. Throws with a sentence where something is missing. */
+export async function collect() {
+  const form = new FormData();
+  for (const field of fields) {
+    const unused = field.closest("[hidden]") || (field.type === "checkbox" && !field.checked);
+    // an empty prompt is one, too
+    if (!unused && (field.value.trim() || field.name === "prompt")) form.append(field.name, field.value);
+  }
+  if (task !== "txt2img") {
+    if (!init) throw new Error("Choose the picture to start from.");
+    form.append("init_image", init.blob, "init_image.png");
+  }
+  if (task === "masking") {
+    if (mask.empty) throw new Error("Paint over what shall be drawn anew.");
+    form.append("mask_image", await mask.blob(), "mask_image.png");
+  }
+  return form;
+}
+
+/** The texts of a form, for the history. */
+export function texts(form) {
+  return Object.fromEntries([...form].filter(([, value]) => typeof value === "string"));
+}
+
+/** Takes over an earlier drawing's fields. */
+export function restore(earlier) {
+  touched = new Set(Object.keys(earlier.fields));
+  choose(earlier.task.startsWith("custom/") ? "txt2img" : earlier.task);
+  for (const field of fields) {
+    if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? (field.name === "eta" ? 0 : ""));
+  }
+  touched = new Set(Object.keys(earlier.fields).filter((name) => name !== "prompt"));
+  set("seed", earlier.seed);
+  set("num_outputs", 1);
+  showEta();
+}
+
+/** Draws the next one with this seed. */
+export function keepSeed(seed) {
+  set("seed", seed);
+  set("num_outputs", 1);
+}
+
+/** Shows what is wrong, at the field that the server's sentence begins with. */
+export function showError(message) {
+  clearError();
+  $("error").textContent = message;
+  $("error").hidden = false;
+  const field = fields.find((one) => one.name === message.split(" ")[0]);
+  if (!field) return;
+  field.setAttribute("aria-invalid", "true");
+  field.setAttribute("aria-describedby", "error");
+  if ($("settings").contains(field)) $("settings").open = true;
+  field.focus();
+}
+
+export function clearError() {
+  $("error").hidden = true;
+  for (const field of fields) {
+    field.removeAttribute("aria-invalid");
+    field.removeAttribute("aria-describedby");
+  }
+}
+
+for (const field of fields) {
+  field.addEventListener("input", () => {
+    touched.add(field.name);
+    field.removeAttribute("aria-invalid");
+    if (slider(field.id)) slider(field.id).value = field.value;
+  });
+  slider(field.id)?.addEventListener("input", (event) => {
+    touched.add(field.name);
+    field.value = event.target.value;
+  });
+}
+$("scheduler").addEventListener("change", showEta);
+$("model").addEventListener("change", fill);

@@ -1,0 +1,83 @@
+// The server as the page sees it. Every address is relative, so that the page also works under /k/<key>/.
+
+const KEY = "sd-api-key";
+
+export const key = {
+  get: () => localStorage.getItem(KEY) ?? "",
+  set: (value) => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)),
+};
+
+export class Failure extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+function headers(more = {}) {
+  return key.get() ? { ...more, "X-API-Key": key.get() } : more;
+}
+
+async function refusal(response) {
+  const body = await response.json().catch(() => ({}));
+  return new Failure(body.message ?? `The server answered with status ${response.status}.`, response.status);
+}
+
+/** What GET `path` answers. Throws Failure. */
+export async function get(path) {
+  const response = await fetch(path, { headers: headers() });
+  if (!response.ok) throw await refusal(response);
+  return response.json();
+}
+
+/** Sends a form; yields {name: "progress" | "result", data}. Throws Failure; aborting `signal` stops the work. */
+export async function* generate(path, form, signal) {
+  const response = await fetch(path, {
+    method: "POST", body: form, signal, headers: headers({ Accept: "text/event-stream" }),
+  });
+  if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw await refusal(response);
+  let ended = false;
+  for await (const { name, data } of events(response.body)) {
+    if (name === "error") throw new Failure(data.message, 500);
+    ended ||= name === "result";
+    yield { name, data };
+  }
+  if (!ended) throw new Failure("The connection to the server broke off: try again.", 503);
+}
+
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  let searched = 0; // a result of megabytes comes in many chunks: each is looked through once
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    let end;
+    while ((end = text.indexOf("\n\n", searched)) >= 0) {
+      const [, name, data] = text.slice(0, end).match(/^event: (\w+)\ndata: ([^]*)$/);
+      text = text.slice(end + 2);
+      searched = 0;
+      yield { name, data: JSON.parse(data) };
+    }
+    searched = Math.max(0, text.length - 1);
+  }
+}
+
+function quoted(text) {
+  return `'${String(text).replaceAll("'", "'\\''")}'`;
+}
+
+/** The curl command that sends the same form. A key stays out of it. */
+export function curl(path, form) {
+  const here = new URL(".", document.baseURI);
+  const inPath = here.pathname.match(/^(.*\/)k\/[^/]+\/$/);
+  const url = new URL(path, inPath ? new URL(inPath[1], here) : here);
+  const parts = [`curl -s ${quoted(url)}`];
+  if (inPath || key.get()) parts.push('-H "X-API-Key: $SD_API_KEY"');
+  for (const [name, value] of form) {
+    if (name === "preview") continue;
+    parts.push(value instanceof Blob ? `-F ${name}=@${name}.png` : `--form-string ${quoted(`${name}=${value}`)}`);
+  }
+  return parts.join(" \\\n  ") + " \\\n  -o answer.json";
+}

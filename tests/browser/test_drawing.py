@@ -1,0 +1,276 @@
+"""The page in a real browser, in front of the real server."""
+
+import base64
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import HOME
+from tests.e2e.running import Running, running
+from tests.samples import file_bytes, picture
+
+pytestmark = pytest.mark.browser
+
+# it would ask hosts of its maker's
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
+         "--disable-quic", "--disable-gpu"]  # fmt: skip
+MINUTE = 60_000  # milliseconds; a bound that only a hang reaches
+DESKTOP, PHONE = (1280, 900), (390, 844)
+KEY = "a-key"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium: `SD_CHROMIUM`, the system's, or else Playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("SD_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("browser"), "--archives", "combined", SD_API_KEY=KEY) as instance:
+        yield instance
+
+
+@pytest.fixture
+def page(browser: Browser, server: Running, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The page, open and connected. What the browser complains of, such as the content policy, fails the test."""
+    context = browser.new_context(viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
+    context.set_default_timeout(MINUTE)
+    expect.set_options(timeout=MINUTE)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    foreign: list[str] = []
+    page.on("request", lambda sent: foreign.append(sent.url) if not sent.url.startswith((server.url, "blob:", "data:"))
+            else None)  # fmt: skip
+    page.goto(f"{server.url}/k/{KEY}")
+    expect(page.locator("#state")).to_contain_text("embedded")
+    yield page
+    # a refusal is told to the console as well
+    assert not [complaint for complaint in complaints if "Failed to load resource" not in complaint]
+    assert not foreign
+    context.close()
+
+
+def settings(page: Page, **fields: Any) -> None:
+    page.locator("#settings").evaluate("it => it.open = true")
+    for name, value in fields.items():
+        page.locator(f"#{name}").fill(str(value))
+
+
+def draw(page: Page, prompt: str, **fields: Any) -> None:
+    """Draws, and waits until it is done."""
+    page.locator("#prompt").fill(prompt)
+    settings(page, **fields)
+    page.locator("#prompt").press("Control+Enter")
+    expect(page.locator("#caption")).to_have_text(prompt)
+    expect(page.locator("#progress")).to_be_hidden()
+
+
+def pixels(page: Page, selector: str) -> np.ndarray:
+    """A picture of the page, as (height, width, 3) whole numbers."""
+    data = page.locator(selector).evaluate(
+        """image => {
+             const canvas = document.createElement("canvas");
+             [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+             canvas.getContext("2d").drawImage(image, 0, 0);
+             return canvas.toDataURL("image/png").split(",")[1];
+           }"""
+    )
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+
+
+def upload(page: Page, image: Image.Image) -> None:
+    page.locator("#file").set_input_files({"name": "picture.png", "mimeType": "image/png", "buffer": file_bytes(image)})
+    expect(page.locator("#init")).to_be_visible()
+
+
+def test_words_become_a_picture_that_the_seed_brings_back(page: Page, server: Running) -> None:
+    model = page.request.get(f"{server.url}/models", headers={"X-API-Key": KEY}).json()["models"][0]
+    for name, value in model["defaults"].items():
+        if name in ("num_inference_steps", "guidance_scale", "width", "height"):
+            assert float(page.locator(f"#{name}").input_value()) == value
+    assert page.locator("#num_outputs").get_attribute("max") == str(model["limits"]["max_num_outputs"])
+    draw(page, "a red apple", num_inference_steps=4, num_outputs=2)
+    expect(page.locator("#results button")).to_have_count(2)
+    expect(page.locator("#nsfw")).to_be_hidden()
+    first = pixels(page, "#picture")
+    page.locator("#result-seed").click()
+    draw(page, "a red apple", num_inference_steps=4)
+    assert np.array_equal(pixels(page, "#picture"), first)
+
+
+def test_progress_and_previews_arrive_and_cancel_stops_it(page: Page) -> None:
+    page.locator("#prompt").fill("a panda")
+    settings(page, num_inference_steps=250, seed=5)
+    page.locator("#draw").click()
+    expect(page.locator("#steps")).to_have_text(re.compile(r"Step \d+ of 250"))
+    expect(page.locator("#preview-picture")).to_be_visible()
+    assert min(pixels(page, "#preview-picture").shape[:2]) >= 8
+    page.locator("#cancel").click()
+    expect(page.locator("#progress")).to_be_hidden()
+    expect(page.locator("#draw")).to_be_enabled()
+    expect(page.locator("#error")).to_be_hidden()
+    expect(page.locator("#earlier")).to_be_hidden()
+
+
+def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page: Page) -> None:
+    page.locator("#tab-masking").click()
+    init = picture(96, 64)
+    upload(page, init)
+    page.locator("#prompt").fill("a red apple")
+    page.locator("#draw").click()
+    expect(page.locator("#error")).to_have_text("Paint over what shall be drawn anew.")
+    page.locator("#strength").fill("1")
+    box = page.locator("#mask").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.6, steps=5)
+    page.mouse.up()
+    draw(page, "a red apple", num_inference_steps=5)
+    changed = (pixels(page, "#picture") != np.asarray(init).astype(int)).any(axis=2)
+    assert changed[:, :40].any() and not changed[:, 48:].any()
+
+
+def test_the_brush_by_keyboard(page: Page) -> None:
+    page.locator("#tab-masking").click()
+    upload(page, picture(64, 64))
+    mask = page.locator("#mask")
+    painted = "it => it.getContext('2d').getImageData(0, 0, it.width, it.height).data.filter((v, i) => i % 4 == 3 && v)"
+    mask.focus()
+    mask.press("Space")
+    first = mask.evaluate(f"it => ({painted})(it).length")
+    assert first
+    for _ in range(4):
+        mask.press("ArrowLeft")
+    mask.press("Space")
+    assert mask.evaluate(f"it => ({painted})(it).length") > first
+    mask.press("Control+z")
+    assert mask.evaluate(f"it => ({painted})(it).length") == first
+
+
+def test_a_result_starts_the_next_picture_and_earlier_ones_are_found_after_a_reload(page: Page) -> None:
+    draw(page, "a red car", num_inference_steps=4, seed=11)
+    before = pixels(page, "#picture")
+    page.locator("#picture-button").click()
+    expect(page.locator("#tab-img2img")).to_have_attribute("aria-selected", "true")
+    assert np.array_equal(pixels(page, "#init"), before)
+    draw(page, "a green car", num_inference_steps=5, strength="0.6")
+    expect(page.locator("#history button")).to_have_count(2)
+    page.reload()
+    expect(page.locator("#history button")).to_have_count(2)
+    page.locator("#history button").nth(1).click()
+    expect(page.locator("#caption")).to_have_text("a red car")
+    expect(page.locator("#result-seed")).to_have_text("11")
+    assert np.array_equal(pixels(page, "#picture"), before)
+    page.locator("#again").click()
+    assert page.locator("#prompt").input_value() == "a red car" and page.locator("#seed").input_value() == "11"
+    page.locator("#forget").click()
+    expect(page.locator("#earlier")).to_be_hidden()
+
+
+def test_pasting_and_dropping_a_picture(page: Page) -> None:
+    for event, property in (("paste", "clipboardData"), ("drop", "dataTransfer")):
+        page.evaluate(
+            """([event, property, data]) => {
+                 const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+                 const transfer = new DataTransfer();
+                 transfer.items.add(new File([bytes], "picture.png", {type: "image/png"}));
+                 const made = new Event(event, {bubbles: true, cancelable: true});
+                 Object.defineProperty(made, property, {value: transfer});
+                 document.body.dispatchEvent(made);
+               }""",
+            [event, property, base64.b64encode(file_bytes(picture(32, 48))).decode()],
+        )
+        expect(page.locator("#init")).to_be_visible()
+        assert pixels(page, "#init").shape == (48, 32, 3)
+        page.locator("#other").click()
+        expect(page.locator("#drop")).to_be_visible()
+
+
+def test_a_bad_size_is_told_at_its_field(page: Page) -> None:
+    page.locator("#prompt").fill("a red apple")
+    settings(page, width=77)
+    page.locator("#draw").click()
+    expect(page.locator("#error")).to_have_text(
+        "width must be a multiple of 8 from 64 to 1024, not 77: the nearest is 80."
+    )
+    expect(page.locator("#width")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#width")).to_be_focused()
+
+
+def test_the_curl_line_sends_the_same_and_keeps_the_key_to_itself(page: Page, server: Running) -> None:
+    page.locator("#prompt").fill("it's an apple")
+    settings(page, seed=5)
+    page.locator("#curl").click()
+    line = page.locator("#curl-text").input_value()
+    assert line.startswith(f"curl -s '{server.url}/txt2img' \\\n") and KEY not in line
+    assert r"--form-string 'prompt=it'\''s an apple'" in line and "--form-string 'seed=5'" in line
+
+
+def test_by_keyboard_alone(page: Page) -> None:
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.type("grinning face")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#caption")).to_have_text("grinning face")
+    page.locator("#tab-txt2img").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tab-img2img")).to_be_focused()
+    expect(page.locator("#source")).to_be_visible()
+
+
+def test_the_page_asks_for_a_key_and_keeps_it(browser: Browser, server: Running) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.url)
+    expect(page.locator("#key-dialog")).to_be_visible()
+    page.locator("#key").fill(KEY)
+    page.locator("#key-save").click()
+    expect(page.locator("#state")).to_contain_text("embedded")
+    page.reload()
+    expect(page.locator("#state")).to_contain_text("embedded")
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_and_nothing_sticks_out(page: Page, scheme: Any, size: tuple[int, int]) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    draw(page, "a house", num_inference_steps=2, num_outputs=2)
+    for tab in ("txt2img", "masking"):
+        page.locator(f"#tab-{tab}").click()
+        if tab == "masking":
+            upload(page, picture())
+        check(page)
+    page.goto(f"{page.url.rstrip('/')}/docs")
+    expect(page.locator("section")).to_have_count(10)
+    check(page)
+
+
+def check(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_the_readmes_pictures_are_small() -> None:
+    for name in ("page-light.png", "page-dark.png"):
+        assert Path(HOME, "docs", name).stat().st_size < 200_000

@@ -1,0 +1,148 @@
+"""openapi.json, held against the code's own limits, and schemathesis between it and the real server."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from handlers.config import HandlerConfig
+from handlers.errors import InvalidRequest, RequestError
+from handlers.request import MAX_SEED, TASKS, ModelDefaults, parse_request
+from proxy.page import FOLDER
+from proxy.routes import routes
+from tests.e2e.running import Running, running
+from tests.samples import b64, half_mask, picture
+
+DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))
+SCHEMAS = DOCUMENT["components"]["schemas"]
+IMAGES = {"init_image": b64(picture()), "mask_image": b64(half_mask())}
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
+          response_schema_conformance]  # fmt: skip
+PAGES = ("/", "/docs", "/openapi.json", "/static/{name}")
+
+
+def parse(task: str, **fields: Any) -> Any:
+    images = {name: IMAGES[name] for name in SCHEMAS[task]["required"] if name in IMAGES}
+    return parse_request(task, {"prompt": "x", **images, **fields}, HandlerConfig(), ModelDefaults(), ["DDIMScheduler"])
+
+
+def test_every_route_is_described() -> None:
+    described = {(path, method.upper()) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    served = {(route.path, method) for route in routes for method in (route.methods or set()) - {"HEAD"}}
+    assert described == {(path, method) for path, method in served if path not in PAGES}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_fields_are_those_that_are_read(task: str) -> None:
+    known = set(SCHEMAS[task]["properties"])
+
+    class Asked(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            names.add(name)
+            return super().get(name, default)
+
+    names: set[str] = set()
+    images = {name: IMAGES[name] for name in SCHEMAS[task]["required"] if name in IMAGES}
+    parse_request(task, Asked({"prompt": "x", **images}), HandlerConfig(), ModelDefaults())
+    assert names == known
+    for name in SCHEMAS[task]["required"]:
+        with pytest.raises(InvalidRequest, match=f"{name} is missing"):
+            fields = {"prompt": "x", **images}
+            del fields[name]
+            parse_request(task, fields, HandlerConfig(), ModelDefaults())
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task in TASKS for name in SCHEMAS[task]["properties"]])
+def test_the_limits_are_the_codes(task: str, name: str) -> None:
+    schema = SCHEMAS[task]["properties"][name]
+    step = schema.get("multipleOf", 1)
+    good, bad = [], []
+    for bound, outwards in (("minimum", -step), ("maximum", step)):
+        if bound in schema:
+            good.append(schema[bound])
+            bad.append(schema[bound] + outwards)
+    if "exclusiveMinimum" in schema:
+        bad.append(schema["exclusiveMinimum"])
+    if "multipleOf" in schema:
+        bad.append(schema["minimum"] + 1)
+    if "maxLength" in schema:
+        good.append("x" * schema["maxLength"])
+        bad.append("x" * (schema["maxLength"] + 1))
+    # with all steps, so that a small strength still leaves one
+    steps = {} if name == "num_inference_steps" or task == "txt2img" else {"num_inference_steps": 250}
+    if name == "num_inference_steps" and task != "txt2img":
+        steps = {"strength": 1}
+    for value in good:
+        parse(task, **{**steps, name: value})
+    for value in bad:
+        with pytest.raises(RequestError, match=name):
+            parse(task, **{**steps, name: value})
+    if "default" in schema and name != "seed":  # which is drawn
+        assert getattr(parse(task), name) == schema["default"]
+
+
+def test_the_limits_in_sentences() -> None:
+    config, text = HandlerConfig(), SCHEMAS["img2img"]["properties"]["init_image"]["description"]
+    assert f"{config.max_image_bytes} bytes" in text and f"{config.max_image_pixels} pixels" in text
+    assert SCHEMAS["txt2img"]["properties"]["seed"]["maximum"] == MAX_SEED
+    assert inspect.signature(ModelDefaults).parameters["num_inference_steps"].default == 50
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("openapi"), "--archives", "combined") as instance:
+        yield instance
+
+
+@pytest.mark.e2e
+def test_the_examples_work_as_they_stand(server: Running) -> None:
+    for task in TASKS:
+        content = DOCUMENT["paths"][f"/{task}"]["post"]["requestBody"]["content"]
+        assert len(content) == 3
+        for kind, media in content.items():
+            options = {"json": media["example"]} if kind.endswith("json") else {"data": media["example"]}
+            answer = httpx.post(f"{server.url}/{task}", timeout=60, **options)
+            assert answer.status_code == 200 and answer.json()["images"], answer.text
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["as described", "not so"])
+@pytest.mark.parametrize(
+    ("path", "method"), [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
+)
+def test_schemathesis_finds_nothing(server: Running, path: str, method: str, mode: GenerationMode) -> None:
+    """What fits the description, and what does not: the answers are of the kinds that it has."""
+    if method == "get" and mode == GenerationMode.NEGATIVE:
+        return  # there is nothing to send
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema.config.base_url = server.url
+
+    @given(case=schema[path][method.upper()].as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=20, deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    def sends(case: Any) -> None:
+        if isinstance(case.body, dict):
+            # what is allowed would take long, or overflow this model's numbers, which is a 500 that says so
+            for name, most in (("num_inference_steps", 3), ("num_outputs", 2), ("guidance_scale", 30)):
+                if isinstance(case.body.get(name), (int, float)) and case.body[name] > most:
+                    case.body[name] = most
+            if mode == GenerationMode.POSITIVE:
+                case.body |= {name: image for name, image in IMAGES.items() if name in case.body}
+        case.call_and_validate(checks=CHECKS, timeout=60)
+
+    sends()

@@ -1,0 +1,39 @@
+"""A client that does what the Photoshop plugin does, in JavaScript: with true status codes, and with 200 for all."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.e2e.running import running
+from tests.samples import b64, decode, half_mask, picture
+
+node = shutil.which("node")
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(node is None, reason="needs Node.js 18 or later")]
+
+SIZE = 96, 64
+
+
+@pytest.mark.parametrize("failures", [[400, 400, 404], [200, 200, 200]], ids=["true status codes", "always 200"])
+def test_the_plugins_requests(tmp_path: Path, failures: list[int]) -> None:
+    init, mask = picture(*SIZE), half_mask(*SIZE)
+    with running(tmp_path, "--archives", "combined", SD_FAILURES_AS_200=str(int(failures[0] == 200))) as server:
+        command = [str(node), str(Path(__file__).with_name("plugin.mjs")), server.url, b64(init), b64(mask)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert said["ping"] == {"status": "success"} and said["custom_models"] == []
+    assert said["txt2img"] == {"http": 200, "status": "success", "types": ["image/png"] * 2}
+    assert said["seed"]["safe"] and said["seed"]["sent"] == said["seed"]["back"] and said["largest"]
+    one, other = (decode({"base64": each}) for each in said["same"])
+    assert np.abs(one - other).max() <= 2
+    assert decode(said["img2img"]).shape == (SIZE[1], SIZE[0], 3)
+    kept = np.asarray(mask) == 0
+    assert np.array_equal(decode(said["masking"])[kept], np.asarray(init).astype(int)[kept])
+    assert [failure["http"] for failure in said["failures"]] == failures
+    for failure, start in zip(said["failures"], ("width must be", "init_image is not", "There is no"), strict=True):
+        assert failure["status"] == "failure" and failure["message"].startswith(start)
