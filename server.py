@@ -5,6 +5,8 @@ what it is doing, and on Ctrl-C or SIGTERM ends everything that it started. `pyt
 machine instead, and says what to do.
 """
 
+from __future__ import annotations  # for the doctor, on older Pythons
+
 import sys
 from collections.abc import Sequence
 

@@ -43,8 +43,8 @@ class InternalError(RequestError):
 class NotFinite(InternalError):
     def __init__(self) -> None:
         super().__init__(
-            "The model's numbers overflowed, so there is no picture: try a lower guidance_scale, another scheduler, or "
-            "start the server with --dtype float32."
+            "The model's numbers overflowed, so there is no picture: try a lower guidance_scale, another scheduler or, "
+            "on a card, --dtype float32."
         )
 
 

@@ -160,7 +160,11 @@ class Generation:
         due = slot.job.steps_done % every(slot.job.total_steps) == 0
         # a pool that is behind gets no second one
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
-            self._previewing = self._pool.submit(shown.draw, *shown.look(call, output, request.guidance_scale))
+            try:
+                self._previewing = self._pool.submit(shown.draw, *shown.look(call, output, request.guidance_scale))
+            except Exception:  # the picture itself is drawn all the same
+                logger.exception("Request %s goes on without previews.", self._name)
+                self._preview_map = None
 
     def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
         for i in range(request.num_outputs):

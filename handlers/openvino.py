@@ -81,7 +81,7 @@ def _form(value: Any) -> Hashable | None:
     """What a conversion is made for: anything but the sizes of tensors. None for a call of no fixed form."""
     if isinstance(value, UNetCall):
         kwargs = _form(value.kwargs)
-        return kwargs and (id(value.unet), value.sample.dtype, kwargs)
+        return kwargs and (id(value.unet), value.sample.dtype, _form(value.with_timesteps().timestep), kwargs)
     if isinstance(value, Mapping):
         forms = {name: _form(item) for name, item in value.items()}
         return None if None in forms.values() else tuple(sorted(forms.items()))

@@ -47,7 +47,11 @@ def serve(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict
     remember_prompts(list(pipelines.values()))
     first = next(iter(pipelines.values()))
     defaults, names = model_defaults(path, first), tuple(schedulers(first))
-    preview_map = fit_preview(first)
+    try:
+        preview_map = fit_preview(first)
+    except Exception:  # a model without previews serves all the same
+        logger.exception("No previews with this model.")
+        preview_map = None
     return {task: Served(source.name, pipeline, defaults, names, preview_map) for task, pipeline in pipelines.items()}
 
 

@@ -37,11 +37,10 @@ class Checkup:
 
     def device(self) -> str:
         found, build = self._find_device(), torch_build().get("__version__", "?")
-        if notice := gpu_notice():
-            raise Trouble(notice)
         free = f", {found.free_bytes / GIB:.1f} GB free" if found.free_bytes is not None else ""
         on = platform.processor() or platform.machine() if found.device == "cpu" else found.device
-        return f"{found.device} ({on}) in {found.dtype}{free}, torch {build}"
+        notice = f". {text}" if (text := gpu_notice()) else ""  # it serves all the same
+        return f"{found.device} ({on}) in {found.dtype}{free}, torch {build}{notice}"
 
     def port(self) -> str:
         try:

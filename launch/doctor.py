@@ -3,6 +3,8 @@
 Takes server.py's options. Only the standard library is imported before it is known what is installed.
 """
 
+from __future__ import annotations  # for the doctor, on older Pythons
+
 import importlib.metadata
 import os
 import re
@@ -10,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def check_packages() -> str:
     file = HOME / "pyproject.toml"
     if not file.is_file():  # in the container image, which is made with the right ones
         return "not looked at: there is no pyproject.toml here"
+    import tomllib  # since 3.11
+
     project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     wrong = []
     for requirement in project["dependencies"]:
@@ -106,9 +109,12 @@ def main(arguments: Sequence[str]) -> int:
         except ImportError as error:
             mark, text = "NO", f"{error}: {INSTALL}"
             troubles += 1
+        except Exception as error:  # whatever a model or a card comes up with
+            mark, text = "NO", f"{type(error).__name__}: {error}"
+            troubles += 1
         seconds = time.monotonic() - begin
         print(f"{mark}  {name:9} {text}{f' ({seconds:.0f} s)' if seconds > 3 else ''}", flush=True)
-        if name == "Packages" and mark == "NO":
+        if name in ("Python", "Packages") and mark == "NO":
             break  # the others could only say the same
     print("The server can serve." if not troubles else f"{troubles} to mend: see the lines with NO.", flush=True)
     return int(troubles > 0)

@@ -230,7 +230,8 @@ class Server:
         names = list(dict.fromkeys(model["model"] for model in models))
         text = (
             f"Ready: {self._address} — open it in a browser, or paste it into the plugin's settings.\n"
-            f"Serving {' and '.join(names)} on {models[0]['device']} in {models[0]['dtype']}. "
+            f"Serving {' and '.join(names)} on {models[0]['device']} in {models[0]['dtype']}"
+            f"{', with OpenVINO' if self._settings.get('openvino') else ''}. "
             "Another model: --model, or SD_MODEL; see README.md."
         )
         for name in names:

@@ -30,6 +30,13 @@ class Admission:
         self._make_queue: Callable[[], Queue] = lambda: Queue(max_open, max_waiting, max_per_client, counts)
         self._queues: dict[str, Queue] = {}
 
+    def check(self, archive: str, client: str) -> None:
+        """Raises as `Queue.turn`, before anything is done for a request."""
+        self._queue(archive).check(client)
+
+    def _queue(self, archive: str) -> "Queue":
+        return self._queues.setdefault(archive, self._make_queue())
+
     async def generate(
         self, archive: str, client: str, events: AsyncGenerator[Progress | bytes, None]
     ) -> AsyncGenerator[Progress | bytes, None]:
@@ -37,9 +44,8 @@ class Admission:
 
         With the result the turn is over, however long the client takes to read it.
         """
-        queue = self._queues.setdefault(archive, self._make_queue())
         async with aclosing(events):
-            async with queue.turn(client):
+            async with self._queue(archive).turn(client):
                 async for event in events:
                     if isinstance(event, bytes):
                         break
@@ -74,7 +80,7 @@ class Queue:
 
         Raises Failure 429 for a client with too many requests, 503 when too many wait.
         """
-        self._check(client)
+        self.check(client)
         turn, asked = _Turn(client), time.monotonic()
         self._waiting.setdefault(client, deque()).append(turn)
         self._admit()
@@ -93,7 +99,8 @@ class Queue:
                     del self._waiting[client]
             self._admit()
 
-    def _check(self, client: str) -> None:
+    def check(self, client: str) -> None:
+        """Raises as `turn`."""
         own = len(self._open_of(client)) + len(self._waiting.get(client, ()))
         if own >= self._max_per_client:
             again = self._room_in(client, self._open_of(client))

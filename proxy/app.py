@@ -47,7 +47,15 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     middleware = [Middleware(Telemetry, counts)]
     if origins:
         methods = ["GET", "POST"]
-        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"]))
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=methods,
+                allow_headers=["*"],
+                expose_headers=["Retry-After", "X-Request-Id"],
+            )
+        )
     middleware.append(
         Middleware(Access, settings.api_keys(), [settings.host, *listed(settings.allowed_hosts)], origins)
     )

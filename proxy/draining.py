@@ -48,6 +48,8 @@ class Drain:
         """Around a wait for a picture. Raises Failure 504 at the deadline (event loop's clock), 503 when broken off."""
         with anyio.CancelScope(deadline=deadline) as scope:
             self._waiting.add(scope)
+            if self._broken_off:
+                scope.cancel()
             try:
                 yield
             finally:

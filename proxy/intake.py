@@ -1,5 +1,6 @@
 """Takes in a request's body within two limits: its own bytes, and the bytes of all open requests together."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,31 +20,38 @@ class Intake:
         self._max_body_bytes = max_body_bytes
         self._max_bytes_in_flight = max_bytes_in_flight
         self.bytes_in_flight = 0
+        self._of_client: Counter[str] = Counter()
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The request's body, counted for as long as the context lasts.
 
-        Raises Failure 413 for a body over the limit, 503 when the server holds as much as it may, 408 for a stall.
+        Raises Failure 413 for a body over the limit, 503 when the server holds as much as it may, 429 when half of that
+        is one client's, 408 for a stall.
         """
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
             # which of the two counts, servers have never agreed on: that is how requests are smuggled (RFC 9112, 6.3)
             raise Failure(400, "Say Content-Length or Transfer-Encoding, not both.", headers={"Connection": "close"})
         self._check(_content_length(request))
         chunks: list[bytes] = []
-        size = 0
+        size, client = 0, request.state.client
         try:
             async for chunk in _in_time(request.stream()):
                 self._check(size + len(chunk))
                 # what has come, not what is announced: an idle connection holds no room
                 if self.bytes_in_flight + len(chunk) > self._max_bytes_in_flight:
                     raise Failure(503, "The server holds as many large requests as it can: try again.", retry_after=5)
+                if 2 * (self._of_client[client] + len(chunk)) > self._max_bytes_in_flight:
+                    raise Failure(429, "You send too many large requests at once: wait for one of them.", retry_after=5)
                 size += len(chunk)
                 self.bytes_in_flight += len(chunk)
+                self._of_client[client] += len(chunk)
                 chunks.append(chunk)
             yield b"".join(chunks)
         finally:
             self.bytes_in_flight -= size
+            self._of_client[client] -= size
+            self._of_client += Counter()  # without those at zero
 
     def _check(self, size: int) -> None:
         if size > self._max_body_bytes:

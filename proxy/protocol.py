@@ -11,7 +11,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from proxy.errors import Failure
 
 HEAD_S = 30  # from a connection, or the first byte of a request, to the end of the request's head
-READ_S = 60  # for which a client may leave an answer lying
+READ_S = 60  # in which a client reads MIN_READ of an answer at least
+MIN_READ = 65_536  # bytes
 MAX_CONNECTIONS = 1000
 RETRY_S = 5
 
@@ -19,35 +20,40 @@ RETRY_S = 5
 class Protocol(H11Protocol):
     """A connection."""
 
-    _timer: asyncio.TimerHandle | None = None
+    _waiting: asyncio.TimerHandle | None = None  # for a head, or for the rest of a body that nobody wants any more
+    _writing: asyncio.TimerHandle | None = None  # for the client to read
+    _unread = 0  # bytes
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(Failure(503, "The server has as many connections as it can: try again.", RETRY_S))
             return
-        self._start(HEAD_S, self._head_is_late)
+        self._waiting = self.loop.call_later(HEAD_S, self._is_late)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop()
-        elif self._timer is None:
-            self._start(HEAD_S, self._head_is_late)
+        is_answered = self.conn.our_state in (h11.DONE, h11.MUST_CLOSE)
+        if self.conn.their_state is not h11.IDLE and not (self.conn.their_state is h11.SEND_BODY and is_answered):
+            self._stop("_waiting")
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(HEAD_S, self._is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
+        self._stop("_waiting")
+        self._stop("_writing")
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start(READ_S, self.transport.abort)
+        self._unread = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(READ_S, self._look_who_reads)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop()
+        self._stop("_writing")
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state is h11.SEND_BODY:  # an answer is under way: nothing can be said any more
@@ -55,8 +61,19 @@ class Protocol(H11Protocol):
             return
         self._refuse(Failure(400, "This is not a request that HTTP/1.1 allows, or its head is too long."))
 
-    def _head_is_late(self) -> None:
-        self._refuse(Failure(408, f"The head of a request took longer than {HEAD_S} seconds."))
+    def _is_late(self) -> None:
+        if self.conn.our_state is h11.IDLE:
+            self._refuse(Failure(408, f"The head of a request took longer than {HEAD_S} seconds."))
+        else:
+            self.transport.abort()
+
+    def _look_who_reads(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left > self._unread - MIN_READ:
+            self.transport.abort()
+            return
+        self._unread = left
+        self._writing = self.loop.call_later(READ_S, self._look_who_reads)
 
     def _refuse(self, failure: Failure) -> None:
         """Answers and closes, whatever state the connection is in."""
@@ -70,11 +87,8 @@ class Protocol(H11Protocol):
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
 
-    def _start(self, seconds: float, work: Any) -> None:
-        self._stop()
-        self._timer = self.loop.call_later(seconds, work)
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _stop(self, name: str) -> None:
+        timer = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)

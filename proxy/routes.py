@@ -93,13 +93,14 @@ class Generate:
             deadline = anyio.current_time() + settings.deadline_s
         if url_path:
             custom.check(url_path)
+        archive = ARCHIVE + url_path if url_path else upstream.archive_of(task)
         try:
             with drain.request():
+                admission.check(archive, request.state.client)
                 async with intake.body(request) as body:
                     if url_path:
-                        archive, events = ARCHIVE + url_path, custom.generate(url_path, body, headers)
+                        events = custom.generate(url_path, body, headers)
                     else:
-                        archive = upstream.archive_of(task)
                         events = upstream.generate(archive, task, body, headers)
                     events = admission.generate(archive, request.state.client, events)
                     await Generated(events, as_events, drain, deadline, answers_200(request))(scope, receive, send)

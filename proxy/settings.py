@@ -58,7 +58,7 @@ class Settings:
         False, "Answer failures on the original's paths with HTTP 200, for clients that insist on it."
     )
     api_key: str = _setting("", "The key that every request has to bring; several with commas between.")
-    api_key_file: str = _setting("", "A file with keys, one a line.")
+    api_key_file: str = _setting("", "A file with keys, one a line; lines that begin with # are comments.")
     no_auth: bool = _setting(False, "Listen on other addresses than loopback without a key all the same.")
     allowed_hosts: str = _setting("", "Names that clients know this server by, with commas between; `*` for any.")
     allowed_origins: str = _setting("", "Web pages that may use the server, as `https://example.com`, with commas.")
@@ -79,6 +79,9 @@ class Settings:
                 )
         settings = cls(**values)
         settings.archive_of_task()
+        for limit in ("max_open", "max_per_client"):
+            if getattr(settings, limit) < 1:
+                raise SettingsError(f"{PREFIX}{limit.upper()} must be at least 1.")
         if bool(settings.tls_cert) != bool(settings.tls_key):
             raise SettingsError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together: set both or neither.")
         for file in filter(None, (settings.tls_cert, settings.tls_key)):
@@ -100,12 +103,15 @@ class Settings:
                 lines = Path(self.api_key_file).read_text(encoding="utf-8").splitlines()
             except (OSError, ValueError) as error:
                 raise SettingsError(f"{PREFIX}API_KEY_FILE cannot be read: {error}") from None
-            found = [line.strip() for line in lines if line.strip()]
+            found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
             if not found:
                 raise SettingsError(f"{PREFIX}API_KEY_FILE: {self.api_key_file} holds no key.")
             keys += found
         if not all(key.isascii() and key.isprintable() and "/" not in key for key in keys):
-            raise SettingsError("An API key may hold printable ASCII characters but '/', since it may stand in a path.")
+            raise SettingsError(
+                "An API key may hold printable ASCII characters but '/', since it may stand in a path: "
+                "`openssl rand -hex 24` makes one."
+            )
         return keys
 
     def archive_of_task(self) -> dict[str, str]:

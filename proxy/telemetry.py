@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 import uuid
 from typing import Any
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger(__name__)
 
 SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-ID_BYTES = 128  # the longest X-Request-Id that is taken over
+_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")  # an X-Request-Id that is taken over
 
 
 class Counts:
@@ -51,7 +52,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = sent[:ID_BYTES].strip() or uuid.uuid4().hex.encode()
+        request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex.encode()
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         seen: dict[str, Any] = {"status": 499, "bytes": 0}  # 499: the client was gone before there was an answer
         begin = time.perf_counter()

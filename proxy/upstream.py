@@ -176,7 +176,7 @@ class Upstream:
                 state = await self._archive_state(archive)
                 if state == READY:
                     ready = time.monotonic()
-                elif time.monotonic() > ready + PATIENCE_S:
+                elif time.monotonic() > ready + PATIENCE_S and not sending.done():
                     raise Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
         except BaseException:
             sending.cancel()

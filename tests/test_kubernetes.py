@@ -123,9 +123,10 @@ def test_the_proxy_goes_by_the_services_name(manifests: dict[str, dict[str, Any]
 
 def test_a_card_is_asked_for_by_nvidia_alone(manifests: dict[str, dict[str, Any]], pod: dict[str, Any]) -> None:
     model = manifests["ConfigMap"]["data"]["SD_MODEL"]
+    of_the_hub = model != "/app/models/embedded"
     limits = pod["initContainers"][0]["resources"]["limits"]
-    assert limits.get("nvidia.com/gpu") == ("1" if model else None)
-    assert bool(manifests["NetworkPolicy"]["spec"]["egress"]) == bool(model)
+    assert limits.get("nvidia.com/gpu") == ("1" if of_the_hub else None)
+    assert bool(manifests["NetworkPolicy"]["spec"]["egress"]) == of_the_hub
 
 
 def test_the_autoscalers_metric_is_made_of_one_that_the_proxy_has(manifests: dict[str, dict[str, Any]]) -> None:

@@ -142,7 +142,9 @@ export function texts(form) {
 /** Takes over an earlier drawing's fields. */
 export function restore(earlier) {
   touched = new Set(Object.keys(earlier.fields));
-  choose(earlier.task.startsWith("custom/") ? "txt2img" : earlier.task);
+  const custom = earlier.task.startsWith("custom/");
+  $("model").value = custom ? decodeURIComponent(earlier.task.slice("custom/".length)) : "";
+  choose(custom ? "txt2img" : earlier.task);
   for (const field of fields) {
     if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? (field.name === "eta" ? 0 : ""));
   }

@@ -3,7 +3,7 @@
 import * as form from "./form.js";
 import { $ } from "./form.js";
 import * as history from "./history.js";
-import { Failure, curl, generate, get, key } from "./server.js";
+import { Failure, curl, generate, get, key, withoutKey } from "./server.js";
 
 const RETRY_MS = 2000;
 let running = null; // the AbortController of what is being drawn
@@ -22,7 +22,7 @@ async function connect() {
     $("key-button").hidden = !key.get();
   } catch (error) {
     if (error.status === 401) {
-      askForKey();
+      askForKey(error);
       return;
     }
     $("state").textContent = error instanceof Failure ? error.message : "The server cannot be reached.";
@@ -30,7 +30,10 @@ async function connect() {
   }
 }
 
-function askForKey() {
+function askForKey(error) {
+  const refused = error instanceof Failure && (withoutKey || key.get());
+  $("key-heading").textContent = refused ? "This key does not open the server" : "This server wants a key";
+  $("key-forget").hidden = !key.get();
   $("state").textContent = "This server wants a key.";
   $("key-button").hidden = false;
   $("key").value = "";
@@ -55,7 +58,7 @@ async function draw() {
     connectedModels(path);
   } catch (error) {
     if (controller.signal.aborted) $("steps").textContent = "Cancelled.";
-    else if (error.status === 401) askForKey();
+    else if (error.status === 401) askForKey(error);
     else form.showError(error instanceof TypeError ? "The server cannot be reached: is it running?" : error.message);
   } finally {
     running = null;
@@ -242,7 +245,8 @@ $("key-button").addEventListener("click", askForKey);
 $("key-form").addEventListener("submit", (event) => {
   if (event.submitter?.id === "key-forget") key.set("");
   else if ($("key").value.trim()) key.set($("key").value.trim());
-  connect();
+  if (withoutKey) location.assign(withoutKey); // with the key that is kept now
+  else connect();
 });
 
 form.choose("txt2img");

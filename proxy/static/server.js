@@ -1,6 +1,11 @@
 // The server as the page sees it. Every address is relative, so that the page also works under /k/<key>/.
 
 const KEY = "sd-api-key";
+const here = new URL(".", document.baseURI);
+const inAddress = here.pathname.match(/^(.*\/)k\/[^/]+\/$/);
+
+/** The page's address without the key in it; null where there is none. A key in it is newer than one that is kept. */
+export const withoutKey = inAddress && new URL(inAddress[1], here);
 
 export const key = {
   get: () => localStorage.getItem(KEY) ?? "",
@@ -15,7 +20,7 @@ export class Failure extends Error {
 }
 
 function headers(more = {}) {
-  return key.get() ? { ...more, "X-API-Key": key.get() } : more;
+  return key.get() && !withoutKey ? { ...more, "X-API-Key": key.get() } : more;
 }
 
 async function refusal(response) {
@@ -70,11 +75,9 @@ function quoted(text) {
 
 /** The curl command that sends the same form. A key stays out of it. */
 export function curl(path, form) {
-  const here = new URL(".", document.baseURI);
-  const inPath = here.pathname.match(/^(.*\/)k\/[^/]+\/$/);
-  const url = new URL(path, inPath ? new URL(inPath[1], here) : here);
+  const url = new URL(path, withoutKey ?? here);
   const parts = [`curl -s ${quoted(url)}`];
-  if (inPath || key.get()) parts.push('-H "X-API-Key: $SD_API_KEY"');
+  if (withoutKey || key.get()) parts.push('-H "X-API-Key: $SD_API_KEY"');
   for (const [name, value] of form) {
     if (name === "preview") continue;
     parts.push(value instanceof Blob ? `-F ${name}=@${name}.png` : `--form-string ${quoted(`${name}=${value}`)}`);

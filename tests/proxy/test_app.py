@@ -1,6 +1,7 @@
 """The proxy in front of a TorchServe that is played by a transport; the real one comes in the end-to-end tests."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -70,15 +71,22 @@ async def test_the_body_goes_through_unchanged_with_its_type_in_a_header() -> No
 
     async with client(respond, deadline_s=60.0) as http:
         await http.post(
-            "/img2img", content=b"prompt=%zz", headers={"Content-Type": "text/odd", "X-Request-Id": "größe".encode()}
+            "/img2img", content=b"prompt=%zz", headers={"Content-Type": "text/odd", "X-Request-Id": "request-1"}
         )
     request = seen[-1]
     assert (request.url.path, request.content) == ("/predictions/img2img", b"prompt=%zz")
     assert request.headers["content-type"] == "application/octet-stream"
     assert request.headers["x-form-type"] == "text/odd"
     assert request.headers["x-task"] == "img2img"
-    assert (b"X-Request-Id", "größe".encode()) in request.headers.raw
+    assert request.headers["x-request-id"] == "request-1"
     assert float(request.headers["x-deadline"]) > 1e9
+
+
+@pytest.mark.parametrize("sent", ["größe".encode(), b"a\x01<script>", b"x" * 129, b""])
+async def test_an_id_that_is_none_is_replaced(sent: bytes) -> None:
+    async with client(serving(RESULT)) as http:
+        answer = await http.get("/healthz", headers={"X-Request-Id": sent})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
 
 
 async def test_events_for_a_client_that_asks_for_them() -> None:
@@ -210,19 +218,22 @@ async def test_bytes_in_flight_are_bounded_together() -> None:
     def respond(request: httpx.Request) -> httpx.Response:
         return management(request) if request.url.port == 8081 else httpx.Response(200, content=slow())
 
-    statuses: list[int] = []
-    async with client(respond, max_bytes_in_flight=2500) as http:
+    statuses: list[tuple[str, int]] = []
+    async with client(respond, max_bytes_in_flight=2500, api_key="a,b,c") as http:
 
-        async def post() -> None:
-            statuses.append((await http.post("/txt2img", content=b"x" * 1000)).status_code)
-            if statuses == [503, 503]:
+        async def post(key: str) -> None:
+            headers = {"X-API-Key": key}
+            statuses.append((key, (await http.post("/txt2img", content=b"x" * 1000, headers=headers)).status_code))
+            if len(statuses) == 2:
                 release.set()
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(4):
-                tasks.start_soon(post)
-        assert sorted(statuses) == [200, 200, 503, 503]
-        assert (await http.post("/txt2img", content=b"x" * 1000)).status_code == 200
+            for key in ("a", "a", "b", "c"):
+                tasks.start_soon(post, key)
+        # half of it is for one client
+        assert sorted(statuses) == [("a", 200), ("a", 429), ("b", 200), ("c", 503)]
+        await post("c")
+        assert statuses[-1] == ("c", 200)
 
 
 async def test_a_deadline_is_a_504_though_the_worker_says_nothing() -> None:

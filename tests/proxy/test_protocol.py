@@ -165,6 +165,42 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
                 await anyio.sleep(0.01)
 
 
+async def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "READ_S", 0.2)
+    large = b'{"result": {"x": "%s"}}\n' % (b"x" * 30_000_000)
+    async with listening(large) as server, await server.connect() as stream:
+        await stream.send(HEAD + b"Content-Length: 8\r\n\r\nprompt=x")
+        received = 0
+        while received < 30_000_000:
+            received += len(await stream.receive(1_000_000))
+            await anyio.sleep(0.02)
+
+
+async def test_who_sends_another_request_in_place_of_reading_is_given_up_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "READ_S", 0.2)
+    large = b'{"result": {"x": "%s"}}\n' % (b"x" * 50_000_000)
+    async with listening(large) as server, await server.connect() as stream:
+        await stream.send(HEAD + b"Content-Length: 8\r\n\r\nprompt=x")
+        while not server.predictions:
+            await anyio.sleep(0.01)
+        await stream.send(HEAD + b"Content-Length: 8\r\n\r\nprompt=x")
+        in_flight = server.app.state.counts.in_flight._value.get
+        with anyio.fail_after(HANGS_S):
+            while in_flight():
+                await anyio.sleep(0.01)
+
+
+async def test_a_body_that_nobody_wants_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.2)
+    async with listening() as server, await server.connect() as stream:
+        await stream.send(b"GET /none HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+        assert (await stream.receive()).startswith(b"HTTP/1.1 404")
+        await stream.send(b"x")
+        assert await everything(stream) == b""
+
+
 async def test_there_are_not_more_connections_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
     async with listening() as server, await server.connect(), await server.connect():
