@@ -113,7 +113,8 @@ def test_words_become_a_picture_that_the_seed_brings_back(page: Page, server: Ru
     first = pixels(page, "#picture")
     page.locator("#result-seed").click()
     draw(page, "a red apple", num_inference_steps=4)
-    assert np.array_equal(pixels(page, "#picture"), first)
+    # it was drawn beside another one, now it is alone
+    assert np.abs(pixels(page, "#picture").astype(int) - first.astype(int)).max() <= 2
 
 
 def test_progress_and_previews_arrive_and_cancel_stops_it(page: Page) -> None:
