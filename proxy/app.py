@@ -95,4 +95,6 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 async def _fault(request: Request, error: Exception) -> Response:
     """A fault of ours: the log has the trace, the client gets a sentence."""
-    return Failure(500, "A fault of the server, which its log describes.").response(answers_200(request))
+    answer = Failure(500, "A fault of the server, which its log describes.").response(answers_200(request))
+    answer.headers["X-Request-Id"] = request.state.request_id.decode()  # past Telemetry, which adds it to all others
+    return answer

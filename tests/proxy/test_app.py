@@ -313,7 +313,7 @@ async def test_a_fault_of_ours_is_still_json(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("proxy.routes.Generated", broken)
         answer = await http.post("/txt2img", content=b"x")
     assert answer.status_code == 500 and "secret" not in json.dumps(answer.json())
-    assert answer.json()["status"] == "failure"
+    assert answer.json()["status"] == "failure" and answer.headers["x-request-id"]
 
 
 async def test_a_body_that_stalls_is_given_up_and_holds_no_room_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
