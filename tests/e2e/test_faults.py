@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,9 +136,14 @@ def test_a_damaged_archive_is_refused_under_load(instance: Running) -> None:
     assert [model["modelName"] for model in registered] == ["stable-diffusion"]
 
 
-def test_a_full_disk_fails_no_request(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
+@pytest.fixture
+def small() -> Iterator[Path]:
+    """A folder with a short path: TorchServe's sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="sd-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def test_a_full_disk_fails_no_request(tmp_path: Path, small: Path) -> None:
     # a file system of its own for the server, which others see below /proc
     within = [
         "unshare",
