@@ -95,7 +95,9 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
 
 
 def test_it_starts_in_order_and_finishes_what_it_draws(containers: Containers, tmp_path: Path) -> None:
-    torchserve = containers.start(containers.torchserve, OMP_NUM_THREADS="2")
+    torchserve = containers.start(
+        containers.torchserve, OMP_NUM_THREADS="2", SD_MODEL=str(HOME / "models" / "embedded")
+    )
     wait_for(lambda: containers.passes(containers.torchserve["startupProbe"]) or torchserve.poll() is not None)
     assert torchserve.poll() is None, (tmp_path / "torchserve.out").read_text()
     assert containers.passes(containers.torchserve["livenessProbe"])
