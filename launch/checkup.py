@@ -65,9 +65,11 @@ class Checkup:
         return "there is one for the model hub" if token else "none: models that want one cannot be downloaded"
 
     def model(self) -> str:
+        """Downloads a hub model's files where they are missing, as the server would."""
         try:
             source = resolve_model(self._options.model, HOME, os.environ)
-            path = fetch(source, HOME, {**os.environ, "HF_HUB_OFFLINE": "1"}, False, self._settings["allow_pickle"])
+            half = self._find_device().dtype != "float32"
+            path = fetch(source, HOME, os.environ, half, self._settings["allow_pickle"])
         except ModelError as error:
             raise Trouble(str(error)) from None
         return f"{source.location} ({source.reason}), at {path}"

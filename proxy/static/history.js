@@ -1,4 +1,4 @@
-// Earlier pictures, in this browser's IndexedDB. Where it has none (a private window), they last as long as the page.
+// Earlier pictures, in this browser's IndexedDB. Where it has none (a private window), none are kept.
 
 const STORE = "pictures";
 const KEPT = 200;

@@ -57,9 +57,8 @@ async function draw() {
     }
     connectedModels(path);
   } catch (error) {
-    if (controller.signal.aborted) $("steps").textContent = "Cancelled.";
-    else if (error.status === 401) askForKey(error);
-    else form.showError(error instanceof TypeError ? "The server cannot be reached: is it running?" : error.message);
+    if (error.status === 401) askForKey(error);
+    else if (!controller.signal.aborted) form.showError(error instanceof TypeError ? "The server cannot be reached: is it running?" : error.message);
   } finally {
     running = null;
     $("progress").hidden = $("preview-picture").hidden = true;
