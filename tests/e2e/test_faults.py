@@ -108,7 +108,12 @@ def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_ba
     with running(tmp_path, "--archives", "combined", "--model", str(model)) as instance:
         model.rename(tmp_path / "away")
         assert instance.images("txt2img", num_inference_steps=2)  # its files are open
-        instance.workers()[0].kill()
+        before = instance.activity("txt2img")["unet_forwards"]
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            answers = [pool.submit(ask, instance) for _ in range(CLIENTS)]
+            wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > before, 60)
+            instance.workers()[0].kill()
+            assert {answer.result(timeout=60) for answer in answers} == {503}
         wait_for(lambda: not is_whole(instance), 60)
         with ThreadPoolExecutor(CLIENTS) as pool:
             assert {*pool.map(lambda _: ask(instance), range(CLIENTS))} == {503}
