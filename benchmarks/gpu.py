@@ -27,9 +27,9 @@ from benchmarks.true_shapes import make
 from handlers.cuda_graphs import GraphedForward
 from handlers.device import choose_dtype
 from handlers.generation import generator
+from handlers.merging import forward, merge
 from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.stable_diffusion import CombinedHandler
-from handlers.step_batcher import forward, merge
 from tests.e2e.running import running
 from tests.frontend import Context, Frontend
 from tests.samples import decode

@@ -11,9 +11,9 @@ from benchmarks.workload import text_to_image
 from handlers.archive import HOME
 from handlers.config import HandlerConfig
 from handlers.device import choose_dtype
+from handlers.merging import forward, merge
 from handlers.pipeline_job import PipelineJob
 from handlers.pipelines import CONFIGS, load_pipelines
-from handlers.step_batcher import forward, merge
 
 
 class InProcess:

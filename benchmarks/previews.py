@@ -12,10 +12,10 @@ from PIL import Image
 from handlers.archive import HOME
 from handlers.config import HandlerConfig
 from handlers.generation import generator
-from handlers.pipeline_job import PipelineJob
+from handlers.merging import forward
+from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import CONFIGS, load_pipelines
 from handlers.previews import fit_preview
-from handlers.step_batcher import forward
 
 GUIDANCE = 3.5
 
@@ -36,7 +36,7 @@ def main() -> None:
     job.start()
     seconds: dict[str, list[float]] = {"step": [], "look": [], "draw": []}
     previews = []
-    while job.call is not None:
+    while isinstance(job.call, UNetCall):
         times = [time.perf_counter()]
         output = forward(job.call)
         times.append(time.perf_counter())
@@ -47,6 +47,8 @@ def main() -> None:
         for name, begin, end in zip(seconds, times, times[1:], strict=False):
             seconds[name].append(end - begin)
         job.advance(output)
+    assert job.call is not None
+    job.advance(forward(job.call))
     step, look, draw = (median(seconds[name]) for name in seconds)
     print(f"a UNet step {step * 1000:.1f} ms; a preview {look * 1000:.2f} ms in the engine's thread "
           f"({look / step:.1%} of the step) and {draw * 1000:.2f} ms beside it ({draw / step:.1%})")  # fmt: skip

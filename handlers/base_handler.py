@@ -17,18 +17,21 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.cuda_graphs import GraphedForward
+from handlers.decoder import Decoder
 from handlers.device import choose_device, choose_dtype
 from handlers.engine import Engine
 from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
 from handlers.generation import Generation
 from handlers.memory import Memory
+from handlers.merging import forward
 from handlers.openvino import OpenVINOForward
 from handlers.pipeline_job import UNetCall
 from handlers.pipelines import CONFIGS, Served, load_pipelines, serve
 from handlers.request import GenerationRequest, parse_request, read_fields
+from handlers.side_stream import SideStream
 from handlers.sources import fetch, project_home, resolve_model
 from handlers.stages import Stages
-from handlers.step_batcher import RowLimit, StepBatcher, forward
+from handlers.step_batcher import RowLimit, StepBatcher
 from handlers.warm_up import warm_up
 
 CONTENT_TYPE = "application/x-ndjson"
@@ -52,7 +55,7 @@ class StableDiffusionHandler:
         # TorchServe's worker logs two lines a call, which its frontend parses one by one
         logging.getLogger().setLevel(logging.WARNING)
 
-    def _load(self, context: Any) -> StepBatcher:
+    def _load(self, context: Any) -> tuple[StepBatcher, Decoder]:
         self.config = HandlerConfig.from_mapping((context.model_yaml_config or {}).get("handler", {}))
         self.device = choose_device(self.config.device, context.system_properties.get("gpu_id"))
         self.dtype = choose_dtype(self.config.dtype, self.device)
@@ -73,13 +76,16 @@ class StableDiffusionHandler:
         self.memory = Memory(self.device, measured.native_area, measured.row_bytes, measured.image_bytes)
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
         run: Callable[[UNetCall], Any] = forward
+        decoder = Decoder(self.memory)
         if self.config.cuda_graphs and self.device.type == "cuda" and measured.call is not None:
             run = GraphedForward()
             run.prepare(measured.call, limit.rows)
+            if not self.config.low_memory:  # where modules come and go in the order of their calls
+                decoder.stream = SideStream(self.device)
         elif self.config.openvino and measured.call is not None:
             run = OpenVINOForward(self.threads)
             run(measured.call)  # converts it, before anybody waits for it
-        return StepBatcher(limit, self.memory, partial(self._timed_forward, run))
+        return StepBatcher(limit, self.memory, partial(self._timed_forward, run)), decoder
 
     def _timed_forward(self, run: Callable[[UNetCall], Any], call: UNetCall) -> Any:
         with self.stages.timed("unet"):

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from handlers.merging import forward, merge, merge_key
 from handlers.pipeline_job import UNetCall
-from handlers.step_batcher import forward, merge, merge_key
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from handlers.cores import Cores
-from handlers.errors import InternalError, NotFinite, OutOfMemory
+from handlers.decoder import Decoder
+from handlers.errors import InternalError, OutOfMemory
 from handlers.generation import Generation
 from handlers.step_batcher import Slot, StepBatcher
 
@@ -37,7 +39,7 @@ class Engine:
         load: loads the model, in the engine's thread. The constructor returns when it has, and raises what it raises.
     """
 
-    def __init__(self, load: Callable[[], StepBatcher]) -> None:
+    def __init__(self, load: Callable[[], tuple[StepBatcher, Decoder]]) -> None:
         self._inbox: SimpleQueue[Callable[[], Any]] = SimpleQueue()
         self._generations: list[Generation] = []
         self._news = threading.Event()  # something to say, since the last `wait`
@@ -53,7 +55,7 @@ class Engine:
 
     def open(self, generation: Generation) -> None:
         """Takes on a request, which it works on until the request has its ending or is cancelled."""
-        generation.when_pool_is_done = self._wake
+        generation.when_pool_is_done = partial(self._take_up, generation)
         self._inbox.put(lambda: self._generations.append(generation))
 
     def cancel(self, generation: Generation) -> None:
@@ -88,13 +90,20 @@ class Engine:
         self._last_return = time.monotonic()
         self._attended_until = self._last_return + LEASE_S
 
+    def _take_up(self, generation: Generation) -> None:
+        """Called by the pool when it has done something for `generation`."""
+        if generation.ending is not None:
+            self._answered = True
+            self._news.set()
+        self._wake()
+
     def _wake(self) -> None:
         self._inbox.put(lambda: None)
 
-    def _run(self, load: Callable[[], StepBatcher], loaded: Future[None]) -> None:
+    def _run(self, load: Callable[[], tuple[StepBatcher, Decoder]], loaded: Future[None]) -> None:
         try:
             self._cores.share()  # as a rule with the workers of the other tasks, which start at the same time
-            self.batcher = load()
+            self.batcher, self.decoder = load()
         except BaseException as error:
             loaded.set_exception(error)
             return
@@ -148,12 +157,11 @@ class Engine:
     def _tick(self) -> bool:
         """Moves everybody on by one step at most. Returns whether there is more to do at once."""
         self._poll()
-        # one VAE call a tick and a few text encodings, so that nobody's next step waits for more; decoding goes first
-        vae_free = not self._finish_one_job()
-        starting = [slot for slot in self._running() if not slot.job.started]
-        for slot in starting[:STARTS]:
-            if vae_free or not slot.job.has_image:
-                vae_free = vae_free and not slot.job.has_image
+        # one init image and a few text encodings, and one decoding, so that nobody's next step waits for more
+        encoded = False
+        for slot in [slot for slot in self._running() if not slot.job.started][:STARTS]:
+            if not (encoded and slot.job.has_image):
+                encoded = encoded or slot.job.has_image
                 self._begin(slot)
         if self._generations:
             self._cores.share()
@@ -164,14 +172,10 @@ class Engine:
                 slot.job.cancel(outcome)
                 continue
             slot.owner.preview(slot, outcome)
-            if slot.job.at_last_call:
-                slot.held_output = outcome
-            else:
-                slot.job.advance(outcome)
+            slot.job.advance(outcome)
         if waiting:
             self._step_seconds += 0.2 * (time.monotonic() - begin - self._step_seconds)
-        if vae_free:
-            self._finish_one_job()
+        self.decoder.step(self._running(), may_wait=not waiting)
         self._poll()
         if time.monotonic() > self._last_return + ROUND_TRIP_S[0] and any(g.has_progress for g in self._generations):
             self._news.set()
@@ -191,15 +195,3 @@ class Engine:
 
     def _running(self) -> list[Slot]:
         return [slot for generation in self._generations for slot in generation.slots if not slot.job.ended]
-
-    def _finish_one_job(self) -> bool:
-        """Lets the job that has waited longest decode its image. Returns whether there was one."""
-        held = [slot for slot in self._running() if slot.held_output is not None]
-        if held:
-            slot = min(held, key=lambda slot: slot.last_step)
-            output, slot.held_output = slot.held_output, None
-            if output[0].isfinite().all():
-                slot.job.advance(output)
-            else:  # its picture would be black, as if the safety checker had flagged it
-                slot.job.cancel(NotFinite())
-        return bool(held)

@@ -1,11 +1,13 @@
 """One open request from its bytes to its answer: parsed in a pool, drawn by its jobs, encoded in the pool.
 
-The engine's thread moves it on; the thread of TorchServe's calls reads `ending`, `error` and `progress` alone.
+The engine's thread moves it on, but the pool ends it with its last image, for which no step is waited for. The thread
+of TorchServe's calls reads `ending`, `error` and `progress` alone.
 """
 
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +20,7 @@ from PIL import Image
 from handlers import images
 from handlers.device import is_out_of_memory
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, OutOfMemory, RequestError, error_line
-from handlers.pipeline_job import PipelineJob
+from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import scheduler
 from handlers.previews import PreviewMap, every
 from handlers.request import GenerationRequest
@@ -65,7 +67,8 @@ class Generation:
         self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = self._in_pool(
             self._prepare, parse
         )
-        self._encoding: dict[Slot, Future[bytes]] = {}
+        self._encoding: dict[Slot, Future[None]] = {}
+        self._encoded: dict[int, bytes] = {}  # by the number of the image
         self._request: GenerationRequest | None = None
         self._wants_progress = wants_progress
         self._progress = 0, 0  # steps done, steps in all
@@ -77,6 +80,7 @@ class Generation:
         self.last_step = 0
         self.ending: bytes | None = None  # the last line, once there is one
         self.error: RequestError | None = None  # what it failed with
+        self._conclusion = threading.Lock()
 
     def _in_pool(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future = self._pool.submit(work, *arguments)
@@ -101,6 +105,10 @@ class Generation:
                 (self._request, arguments), self._preparing = self._preparing.result(), None
                 self._admit(self._request)
                 self._create_jobs(self._request, arguments)
+            self._progress = min(
+                ((slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps),
+                default=(0, 0),
+            )
             for index, slot in enumerate(self.slots):
                 if isinstance(slot.job.error, ValueError) and not slot.job.total_steps:
                     # what the pipeline checks before it draws: a combination that this model cannot do
@@ -109,22 +117,22 @@ class Generation:
                     raise slot.job.error
                 if slot.job.ended and slot not in self._encoding:
                     self._encoding[slot] = self._in_pool(self._encode, index, slot.job.result)
-            self._progress = min(
-                ((slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps),
-                default=(0, 0),
-            )
-            encoding = self._encoding.values()
-            if self.slots and len(encoding) == len(self.slots) and all(future.done() for future in encoding):
-                encoded = b", ".join(self._encoding[slot].result() for slot in self.slots)
-                self.ending = b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n"
+            for future in self._encoding.values():
+                if future.done():
+                    future.result()  # raises what it raised
         except BaseException as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Ends the request with what the pool or a pipeline raised."""
         self.cancel()
-        self.error = self._as_request_error(error)
-        self.ending = error_line(self.error)
+        failure = self._as_request_error(error)
+        self._conclude(error_line(failure), failure)
+
+    def _conclude(self, ending: bytes, error: RequestError | None = None) -> None:
+        with self._conclusion:  # the last image and the deadline may come at once
+            if self.ending is None:
+                self.error, self.ending = error, ending  # in this order, for who looks at the ending first
 
     def cancel(self) -> None:
         """Ends every job; nobody waits for the picture any more."""
@@ -155,7 +163,8 @@ class Generation:
     def preview(self, slot: Slot, output: Any) -> None:
         """Has the pool draw, every few steps of the first picture, what the UNet's `output` for it shows so far."""
         request, shown, call = self._request, self._preview_map, slot.job.call
-        if shown is None or call is None or not self._wants_progress or request is None or not request.preview:
+        wanted = self._wants_progress and request is not None and request.preview
+        if shown is None or request is None or not wanted or not isinstance(call, UNetCall):
             return
         due = slot.job.steps_done % every(slot.job.total_steps) == 0
         # a pool that is behind gets no second one
@@ -172,8 +181,8 @@ class Generation:
             job = PipelineJob(self._pipeline, {**arguments, "generator": generator(request.seed + i)}, own)
             self.slots.append(Slot(job, owner=self))
 
-    def _encode(self, index: int, output: Any) -> bytes:
-        """Image `index` of the contract's answer as JSON, from the pipeline's output."""
+    def _encode(self, index: int, output: Any) -> None:
+        """Makes image `index` of the contract's answer from the pipeline's output; the last one ends the request."""
         request = self._request
         assert request is not None
         # pipelines without a checker of their own (SDXL) have no such attribute
@@ -190,7 +199,10 @@ class Generation:
             "mime_type": "image/png",
             "nsfw": flagged,
         }
-        return json.dumps(answer).encode()
+        self._encoded[index] = json.dumps(answer).encode()
+        if len(self._encoded) == request.num_outputs:
+            encoded = b", ".join(self._encoded[i] for i in range(request.num_outputs))
+            self._conclude(b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n")
 
     def _as_request_error(self, error: BaseException) -> RequestError:
         """The request's failure for what the pool or a pipeline raised; the log gets what the client need not see."""

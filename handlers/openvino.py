@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from handlers.errors import ModelError
+from handlers.merging import forward
 from handlers.pipeline_job import UNetCall
-from handlers.step_batcher import forward
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A stock diffusers pipeline as a coroutine that pauses at every UNet call.
+"""A stock diffusers pipeline as a coroutine that pauses at every UNet call, and before its VAE decodes the picture.
 
 The pipeline's own `__call__` runs unmodified in a greenlet: either the owner runs or one of its jobs, so what the
 jobs share (tokenizer, text encoder, VAE) is never raced. Not in a thread each: OpenMP keeps a team of workers for
@@ -28,6 +28,9 @@ class UNetCall:
     sample: Any
     timestep: Any
     kwargs: Mapping[str, Any]
+
+    def run(self) -> Any:
+        return self.unet(self.sample, self.timestep, **self.kwargs)
 
     @property
     def rows(self) -> int:
@@ -62,6 +65,30 @@ class UNetCall:
         return UNetCall(self.unet, put(self.sample), put(self.timestep), put(self.kwargs))
 
 
+@dataclass(frozen=True)
+class DecodeCall:
+    """One paused call of a VAE's `decode`; `latents` is (rows, channels, latent height, latent width)."""
+
+    vae: Any
+    latents: torch.Tensor
+    kwargs: Mapping[str, Any]
+
+    def run(self) -> Any:
+        return self.vae.decode(self.latents, **self.kwargs)
+
+    @property
+    def rows(self) -> int:
+        return int(self.latents.shape[0])
+
+    @property
+    def area(self) -> int:
+        """The latent pixels of a row."""
+        return int(self.latents.shape[-1] * self.latents.shape[-2])
+
+
+Call = UNetCall | DecodeCall
+
+
 class PausingUNet:
     """Stands in for a pipeline's UNet: a call pauses the job, every other attribute is the real module's."""
 
@@ -76,15 +103,28 @@ class PausingUNet:
         return getattr(self._unet, name)
 
 
+def _pausing_vae(vae: Any, job: "PipelineJob") -> Any:
+    """A VAE on the same weights whose `decode` pauses the job; a module, since pipelines ask theirs for the device."""
+
+    def decode(latents: torch.Tensor, **kwargs: Any) -> Any:
+        return job._pause(DecodeCall(vae, latents.to(vae.dtype), kwargs))
+
+    own = copy.copy(vae)
+    own.encode, own.decode = vae.encode, decode
+    if vae.dtype == torch.float32:  # stays so, whatever a pipeline would turn it to: others use it at their pauses
+        own.to = lambda *_, **__: own
+    return own
+
+
 class PipelineJob:
-    """One image: `advance` runs the pipeline up to its next UNet call, or to its end.
+    """One image: `advance` runs the pipeline up to its next UNet call, to the VAE's decoding, or to its end.
 
     Args:
         arguments: of the pipeline's `__call__`.
         scheduler: the job's own, in place of a copy of the pipeline's.
 
     Attributes:
-        call: what the UNet is asked for at this pause; None before the start and after the end.
+        call: what the UNet or the VAE is asked for at this pause; None before the start and after the end.
         steps_done, total_steps: UNet calls answered, and UNet calls in all (0 until the first).
         result: the pipeline's output, once `ended` without an `error`.
         error: what the pipeline raised.
@@ -94,11 +134,13 @@ class PipelineJob:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
         own = _with_timesteps_on_cpu(scheduler or copy.deepcopy(pipeline.scheduler))
-        self._pipeline.__dict__.update(scheduler=own, unet=PausingUNet(pipeline.unet, self))
+        self._pipeline.__dict__.update(
+            scheduler=own, unet=PausingUNet(pipeline.unet, self), vae=_pausing_vae(pipeline.vae, self)
+        )
         self._arguments = arguments
         self.has_image = "image" in arguments  # its start encodes an image with the VAE
         self._greenlet = greenlet(self._run)
-        self.call: UNetCall | None = None
+        self.call: Call | None = None
         self.steps_done = 0
         self.total_steps = 0
         self.ended = False
@@ -109,18 +151,13 @@ class PipelineJob:
     def started(self) -> bool:
         return self._greenlet.dead or bool(self._greenlet)
 
-    @property
-    def at_last_call(self) -> bool:
-        """Whether the next `advance` leaves the denoising loop: it decodes the image and runs the safety checker."""
-        return self.call is not None and self.steps_done + 1 >= self.total_steps
-
     def start(self) -> None:
         """Runs the pipeline to its first UNet call: encodes the prompt and, where there is one, the init image."""
         self._continue(self._greenlet.switch)
 
     def advance(self, output: Any) -> None:
-        """Answers the paused UNet call with `output` and runs on to the next one, or to the end."""
-        self.steps_done += 1
+        """Answers the paused call with `output` and runs on to the next one, or to the end."""
+        self.steps_done += isinstance(self.call, UNetCall)
         self._continue(self._greenlet.switch, output)
 
     def cancel(self, error: BaseException | None = None) -> None:
@@ -138,7 +175,7 @@ class PipelineJob:
         with torch.no_grad():
             switch(*arguments)
 
-    def _pause(self, call: UNetCall) -> Any:
+    def _pause(self, call: Call) -> Any:
         if not self.total_steps:
             self.total_steps = self._pipeline.num_timesteps
         self.call = call

@@ -81,6 +81,9 @@ def load_pipelines(
         raise
     except Exception as error:  # a damaged or strange model fails in as many ways as there are loaders
         raise ModelError(f"The model {path} cannot be loaded: {error}") from error
+    if dtype == torch.float16 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
+        # SDXL's overflows in half precision. Pipelines turn it to float32 for a call and back, where others wait for it
+        first.vae.to(torch.float32)
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
     if getattr(first, "safety_checker", None) is None:

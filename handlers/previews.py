@@ -82,24 +82,16 @@ def fit_preview(pipeline: Any) -> PreviewMap | None:
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         return None
-    dtype = vae.dtype
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     colours = np.random.default_rng(0).integers(0, 256, (SIDE // PATCH, SIDE // PATCH, 3), dtype=np.uint8)
     patches = Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     picture = torch.from_numpy(np.asarray(patches).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    if upcast:  # SDXL's overflows in half precision, so the pipeline does the same around its own calls
-        vae.to(torch.float32)
-    try:
-        with torch.no_grad():
-            device = pipeline._execution_device
-            encoded = vae.encode(picture.to(device, vae.dtype)).latent_dist.mode()
-            noise = torch.randn(encoded.shape, generator=torch.Generator().manual_seed(0)) / vae.config.scaling_factor
-            latents = torch.cat([encoded, noise.to(encoded) + shift])
-            decoded = vae.decode(latents).sample.float().cpu()
-    finally:
-        if upcast:
-            vae.to(dtype)
+    with torch.no_grad():
+        device = pipeline._execution_device
+        encoded = vae.encode(picture.to(device, vae.dtype)).latent_dist.mode()
+        noise = torch.randn(encoded.shape, generator=torch.Generator().manual_seed(0)) / vae.config.scaling_factor
+        latents = torch.cat([encoded, noise.to(encoded) + shift])
+        decoded = vae.decode(latents).sample.float().cpu()
     pictures, channels, height, width = latents.shape
     small = torch.nn.functional.adaptive_avg_pool2d(decoded, (height, width))
     known = (latents.float().cpu() - shift) * vae.config.scaling_factor

@@ -11,10 +11,10 @@ from PIL import Image
 from handlers.device import Peak, first_size
 from handlers.errors import ModelError
 from handlers.generation import generator, pipeline_arguments
+from handlers.merging import forward
 from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import Served
 from handlers.request import GenerationRequest
-from handlers.step_batcher import forward
 
 STEPS = 3
 
@@ -47,16 +47,19 @@ def warm_up(served: Mapping[str, Served], device: torch.device) -> Measured:
         arguments = pipeline_arguments(_request(task, size, defaults.guidance_scale), pipeline)
         job = PipelineJob(pipeline, {**arguments, "generator": generator(1)})
         job.start()
-        while job.call is not None:
-            measured.call = measured.call or job.call
-            rows, begin = job.call.rows, time.perf_counter()
+        while (call := job.call) is not None:
+            begin = time.perf_counter()
             with Peak(device) as peak:
-                output = forward(job.call)
+                output = forward(call)
                 output[0].cpu()  # waits for the device
-            # the first ones are slow
-            seconds = (time.perf_counter() - begin) / rows / share
-            measured.seconds_per_row = min(measured.seconds_per_row, seconds)
-            measured.row_bytes = max(measured.row_bytes, int(peak.bytes / rows / share))
+            if isinstance(call, UNetCall):
+                measured.call = measured.call or call
+                # the first ones are slow
+                seconds = (time.perf_counter() - begin) / call.rows / share
+                measured.seconds_per_row = min(measured.seconds_per_row, seconds)
+                measured.row_bytes = max(measured.row_bytes, int(peak.bytes / call.rows / share))
+            else:
+                measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))
             with Peak(device) as peak:
                 job.advance(output)
             measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))

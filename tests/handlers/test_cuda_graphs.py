@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from handlers.cuda_graphs import MAX_GRAPHS, SIZES, GraphedForward
+from handlers.merging import forward, merge
 from handlers.pipeline_job import UNetCall
-from handlers.step_batcher import forward, merge
 from tests import tiny_models
 from tests.handlers.test_pipelines import a_request, drawn_alone, drawn_together, load
 

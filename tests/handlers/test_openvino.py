@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from handlers.errors import ModelError
+from handlers.merging import forward
 from handlers.openvino import OpenVINOForward
 from handlers.pipeline_job import UNetCall
-from handlers.step_batcher import forward
 from tests import tiny_models
 from tests.frontend import Context, Frontend
 from tests.handlers.test_pipelines import a_request, drawn_alone, drawn_together, load

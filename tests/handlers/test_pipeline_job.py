@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.pipeline_job import Cancelled, PipelineJob
-from handlers.step_batcher import forward
+from handlers.merging import forward
+from handlers.pipeline_job import Cancelled, DecodeCall, PipelineJob, UNetCall
 from tests.samples import half_mask, picture
 
 EXTRA: dict[str, dict[str, Any]] = {
@@ -61,10 +61,10 @@ def test_steps_are_counted_from_the_pipeline_and_not_from_the_field(pipelines: d
     assert not job.started and job.has_image
     job.start()
     assert job.total_steps == 5  # strength 0.5 of 10
-    for _ in range(4):
-        assert job.call is not None and not job.at_last_call
+    for _ in range(5):
+        assert isinstance(job.call, UNetCall)
         job.advance(forward(job.call))
-    assert job.at_last_call
+    assert isinstance(job.call, DecodeCall) and job.steps_done == 5
     job.cancel()
 
 

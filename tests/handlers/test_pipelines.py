@@ -15,14 +15,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from handlers.config import HandlerConfig
+from handlers.decoder import Decoder
 from handlers.errors import ModelError
 from handlers.generation import generator, pipeline_arguments
 from handlers.memory import Memory
+from handlers.merging import forward
 from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import _check_family, load_pipelines, model_defaults, scheduler, schedulers
 from handlers.request import TASKS, GenerationRequest, ModelDefaults
 from handlers.sources import loras
-from handlers.step_batcher import RowLimit, Slot, StepBatcher, forward
+from handlers.step_batcher import RowLimit, Slot, StepBatcher
 from tests import tiny_models
 from tests.conftest import CONFIGS, EMBEDDED, SIDE
 from tests.samples import picture
@@ -58,10 +60,12 @@ def drawn_together(
         arguments = pipeline_arguments(request, pipeline) | {"generator": generator(request.seed)}
         slots.append(Slot(PipelineJob(pipeline, arguments), owner=SimpleNamespace(last_step=0)))
         slots[-1].job.start()
-    while waiting := [slot for slot in slots if slot.waits_for_unet]:
-        for slot, outcome in batcher.step(waiting):
+    decoder = Decoder(batcher.memory)
+    while not all(slot.job.ended for slot in slots):
+        for slot, outcome in batcher.step([slot for slot in slots if slot.waits_for_unet]):
             assert not isinstance(outcome, Exception), outcome
             slot.job.advance(outcome)
+        decoder.step(slots, may_wait=True)
     assert [slot.job.error for slot in slots] == [None] * len(slots)
     return [slot.job.result.images[0] for slot in slots], batcher.activity.merged_forwards
 
@@ -222,7 +226,7 @@ def test_every_scheduler_that_is_offered_draws(pipelines: dict[str, Any]) -> Non
         job = PipelineJob(pipeline, arguments, scheduler(pipeline, name))
         job.start()
         while job.call is not None:
-            job.advance(job.call.unet(job.call.sample, job.call.timestep, **job.call.kwargs))
+            job.advance(forward(job.call))
         assert job.error is None, (name, job.error)
         # not the same picture, but one of the same colours
         colours = np.asarray(job.result.images[0], dtype=int).mean((0, 1)) - usual.mean((0, 1))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from handlers.memory import Memory
+from handlers.merging import merge, merge_key, split
 from handlers.pipeline_job import UNetCall
-from handlers.step_batcher import ROWS, TICK_SECONDS, RowLimit, Slot, StepBatcher, merge, merge_key, schedule, split
+from handlers.step_batcher import ROWS, TICK_SECONDS, RowLimit, Slot, StepBatcher, schedule
 
 
 @dataclass
