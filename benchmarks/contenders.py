@@ -83,7 +83,10 @@ class Contender:
 
 
 def in_each(contenders: list[Contender], work: Callable[[Contender], Any]) -> dict[str, Any]:
-    """What `work` gives for each by name, one after the other; a peer that fails is told of and taken off the list."""
+    """What `work` gives for each by name, one after the other; a peer that fails is told of and taken off the list.
+
+    Who was first is last the next time: on this machine the first of a round had an advantage of 5 to 10 %.
+    """
     results = {}
     for contender in list(contenders):
         try:
@@ -94,6 +97,7 @@ def in_each(contenders: list[Contender], work: Callable[[Contender], Any]) -> di
                 raise
             row(contender.name, f"not measured any further: {error!r}")
             contenders.remove(contender)
+    contenders.append(contenders.pop(0))
     return results
 
 

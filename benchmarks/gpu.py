@@ -116,6 +116,9 @@ class Bench:
             except RuntimeError as error:
                 self.row(f"{name} attention", f"cannot: {str(error).splitlines()[0]}")
         unet = self.call.unet.to(memory_format=torch.channels_last)
+        normalized = unet.conv_norm_out(torch.ones_like(unet.conv_in(self.call.sample)))
+        keeps = normalized.is_contiguous(memory_format=torch.channels_last)
+        self.row("torch's GroupNorm in channels-last", "keeps the layout" if keeps else "gives it up")
         for pictures in (1, 8):
             self.step("channels-last, eager", forward, merge([self.call] * pictures))
             if self.on_card:
@@ -127,10 +130,11 @@ class Bench:
 
     def engine(self) -> None:
         """The handler without HTTP: its images against plain diffusers', and images a second."""
-        for graphs in (False, True) if self.on_card else (False,):
-            name = "engine with graphs" if graphs else "engine"
+        for graphs, channels_last in ((False, False), (True, False), (True, True))[: 3 if self.on_card else 1]:
+            name = "engine" + " with graphs" * graphs + ", channels-last" * channels_last
             handler = CombinedHandler()
-            handler.initialize(Context(model=str(self.model), device=self.options.device, cuda_graphs=graphs))
+            settings = {"cuda_graphs": graphs, "channels_last": channels_last}
+            handler.initialize(Context(model=str(self.model), device=self.options.device, **settings))
             frontend = Frontend(handler)
 
             def draw(pictures: int, frontend: Frontend = frontend) -> np.ndarray:

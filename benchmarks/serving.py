@@ -63,12 +63,12 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
             memory = Memory(server, others)
             memory.take("before the load")
             measured = {
-                clients: closed_loops(contenders, in_process, clients, SIDE, STEPS, max(1, rounds // 6))
+                clients: closed_loops(contenders, in_process, clients, SIDE, STEPS, max(1, rounds // 4))
                 for clients in ((1, 4, 8) if quick else (1, 2, 4, 8, 16))
             }
             memory.take("after the closed loops")
             requests = mixed(16 if quick else 60)
-            rate = capacity(contenders[0], requests)
+            rate = capacity(ours, requests)
             for share in (0.8, 1.2) if quick else (0.5, 0.8, 1.0, 1.2):
                 arriving(contenders, requests, share, rate)
                 memory.take(f"at {share:.1f}")

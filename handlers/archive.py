@@ -91,6 +91,7 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (default: %(default)s)")
     parser.add_argument("--low-memory", action="store_true", help="keep only the UNet on the card")
     parser.add_argument("--cuda-graphs", action="store_true", help="run the UNet as CUDA graphs on a card")
+    parser.add_argument("--channels-last", action="store_true", help="keep the UNet and the VAE in that layout")
     parser.add_argument("--openvino", action="store_true", help="run the UNet in OpenVINO on a CPU")
     parser.add_argument("--allow-pickle", action="store_true", help="load weights that can run any program, too")
 
@@ -108,6 +109,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": options.dtype,
         "low_memory": options.low_memory,
         "cuda_graphs": options.cuda_graphs,
+        "channels_last": options.channels_last,
         "openvino": options.openvino,
         "allow_pickle": options.allow_pickle,
     }

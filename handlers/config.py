@@ -33,7 +33,10 @@ class HandlerConfig:
     low_memory: bool = _key(
         False, "Keep only the UNet on the card; text encoders and VAE come in for their call, the VAE in tiles."
     )
-    cuda_graphs: bool = _key(False, "On a card, run the UNet as CUDA graphs. Not run on a card so far.")
+    cuda_graphs: bool = _key(
+        False, "On a card, run the UNet as CUDA graphs, and the VAE beside it. Not run on a card so far."
+    )
+    channels_last: bool = _key(False, "Keep the UNet and the VAE in the channels-last layout.")
     openvino: bool = _key(False, "On a CPU, run the UNet in OpenVINO, a package to install besides.")
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")

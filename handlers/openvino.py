@@ -31,8 +31,11 @@ class OpenVINOForward:
             raise ModelError("--openvino needs a package more: .venv/bin/pip install openvino") from None
         self._openvino = openvino
         self._settings = {
-            "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
-        }  # fmt: skip
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # the workers would pin their threads to the same cores
+        }
         self._compiled: dict[Hashable, Any] = {}  # None: it could not be
 
     def __call__(self, call: UNetCall) -> Any:

@@ -84,6 +84,9 @@ def load_pipelines(
     if dtype == torch.float16 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
         # SDXL's overflows in half precision. Pipelines turn it to float32 for a call and back, where others wait for it
         first.vae.to(torch.float32)
+    if config.channels_last:
+        for module in (first.unet, first.vae):
+            module.to(memory_format=torch.channels_last)
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
     if getattr(first, "safety_checker", None) is None:

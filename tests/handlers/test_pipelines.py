@@ -254,3 +254,12 @@ def test_a_model_without_a_unet_is_a_sentence(tmp_path: Path) -> None:
         load(tmp_path, "txt2img")
     with pytest.raises(ModelError, match="x is a SimpleNamespace, which has no UNet"):
         _check_family(SimpleNamespace(transformer=None), ["txt2img"], "x")
+
+
+def test_channels_last_draws_the_same_pictures(pipelines: dict[str, Any]) -> None:
+    other = load(EMBEDDED, channels_last=True)
+    request = a_request("img2img", "a house", 1, 5, 3.5)
+    for module in (other["img2img"].unet.conv_in, other["img2img"].vae.decoder.conv_in):
+        assert module.weight.is_contiguous(memory_format=torch.channels_last)
+    images = [np.asarray(drawn_together(each, [request])[0][0], dtype=int) for each in (other, pipelines)]
+    assert np.abs(images[0] - images[1]).max() <= 2
