@@ -115,8 +115,9 @@ def closed_loops(
     """So many clients, all of them asking for the same size and steps, which is what static batching is best at."""
     requests = uniform(REQUESTS * clients, size, steps)
     loads, plain = Loads([]), []
-    for _ in range(rounds):
-        loads.rounds.append(in_each(contenders, lambda contender: closed_loop(contender, requests, clients)))
+    for turn in range(rounds):
+        first = turn % len(contenders)
+        loads.rounds.append(in_each(contenders, lambda contender: closed_loop(contender, requests, clients), first))
         took = seconds(lambda: [in_process.draw(size, steps) for _ in range(PLAIN_IMAGES)])
         plain.append(PLAIN_IMAGES / took)
     what = f"{clients} {'client' if clients == 1 else 'clients'}, {size} px, {steps} steps"

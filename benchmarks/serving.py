@@ -7,7 +7,7 @@ servers the same settings of malloc. All get the same requests, and the peers ar
 Prompts are new in each request, but for a few of the mixed list, so nobody profits from having encoded one before.
 A peer that is missing or fails is said so.
 
-The whole run takes about half an hour on two cores, `--quick` six minutes.
+The whole run takes about forty minutes on two cores, `--quick` six.
 """
 
 import argparse
@@ -63,11 +63,11 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
             memory = Memory(server, others)
             memory.take("before the load")
             measured = {
-                clients: closed_loops(contenders, in_process, clients, SIDE, STEPS, max(1, rounds // 4))
+                clients: closed_loops(contenders, in_process, clients, SIDE, STEPS, max(1, rounds // 3))
                 for clients in ((1, 4, 8) if quick else (1, 2, 4, 8, 16))
             }
             memory.take("after the closed loops")
-            requests = mixed(16 if quick else 60)
+            requests = mixed(16 if quick else 48)
             rate = capacity(ours, requests)
             for share in (0.8, 1.2) if quick else (0.5, 0.8, 1.0, 1.2):
                 arriving(contenders, requests, share, rate)

@@ -28,7 +28,7 @@ from handlers.openvino import OpenVINOForward
 from handlers.pipeline_job import UNetCall
 from handlers.pipelines import CONFIGS, Served, load_pipelines, serve
 from handlers.request import GenerationRequest, parse_request, read_fields
-from handlers.side_stream import SideStream
+from handlers.side_stream import NoSideStream, SideStream
 from handlers.sources import fetch, project_home, resolve_model
 from handlers.stages import Stages
 from handlers.step_batcher import RowLimit, StepBatcher
@@ -73,19 +73,21 @@ class StableDiffusionHandler:
         measured = warm_up(self.served, self.device)
         self.stages.reset()
         limit = RowLimit(measured.seconds_per_row, self.device.type == "cpu", self.config.max_batch_rows)
-        self.memory = Memory(self.device, measured.native_area, measured.row_bytes, measured.image_bytes)
+        graphed = self.config.cuda_graphs and self.device.type == "cuda"
+        # in low-memory mode, modules come and go in the order of their calls
+        stream = SideStream(self.device) if graphed and not self.config.low_memory else NoSideStream()
+        self.memory = Memory(
+            self.device, measured.native_area, measured.row_bytes, measured.image_bytes, isinstance(stream, SideStream)
+        )
         self.pool = ThreadPoolExecutor(self.config.codec_threads, thread_name_prefix="codec")
         run: Callable[[UNetCall], Any] = forward
-        decoder = Decoder(self.memory)
-        if self.config.cuda_graphs and self.device.type == "cuda" and measured.call is not None:
+        if graphed and measured.call is not None:
             run = GraphedForward()
             run.prepare(measured.call, limit.rows)
-            if not self.config.low_memory:  # where modules come and go in the order of their calls
-                decoder.stream = SideStream(self.device)
         elif self.config.openvino and measured.call is not None:
             run = OpenVINOForward(self.threads)
             run(measured.call)  # converts it, before anybody waits for it
-        return StepBatcher(limit, self.memory, partial(self._timed_forward, run)), decoder
+        return StepBatcher(limit, self.memory, partial(self._timed_forward, run)), Decoder(self.memory, stream)
 
     def _timed_forward(self, run: Callable[[UNetCall], Any], call: UNetCall) -> Any:
         with self.stages.timed("unet"):

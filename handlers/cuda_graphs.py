@@ -49,7 +49,7 @@ class CudaGraph:
 
 
 class GraphedForward:
-    """Stands in for `step_batcher.forward`. A call that no graph can be made of runs as it is."""
+    """Stands in for `merging.forward`. A call that no graph can be made of runs as it is."""
 
     def __init__(self, make_graph: Callable[[], Graph] = CudaGraph) -> None:
         self._make_graph = make_graph

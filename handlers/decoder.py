@@ -1,18 +1,21 @@
 """The VAE's decodings: pictures of one size in one call, and on a card beside the steps of the others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from handlers.errors import NotFinite
 from handlers.memory import Memory
 from handlers.merging import forward, merge, split
-from handlers.pipeline_job import DecodeCall
+from handlers.pipeline_job import DecodeCall, UNetCall
 from handlers.side_stream import Mark, NoSideStream, SideStream
 from handlers.step_batcher import Outcome, Slot, calls_of, schedule, together_or_alone
 
-AREA = 32 * 32  # latent pixels of one call: more at a time are no quicker, and the next step would wait for them
+# Of one call, in latent pixels and in pictures: more at a time are no quicker, and the next step would wait for them,
+# and for the safety checker, which looks at each by itself
+AREA = 32 * 32
+PICTURES = 4
 
 
 @dataclass
@@ -20,8 +23,8 @@ class _Queued:
     """A call that was queued on the device. `calls` keeps its latents alive: another stream may still read them."""
 
     outcomes: list[Outcome]
-    calls: list[DecodeCall]
-    finite: list[torch.Tensor]  # (1,) each
+    calls: list[UNetCall | DecodeCall]
+    finite: list[torch.Tensor]  # () each
     mark: Mark
 
 
@@ -30,10 +33,10 @@ class Decoder:
     """Decodes for the jobs that wait for the VAE, in turns."""
 
     memory: Memory
-    stream: NoSideStream | SideStream = field(default_factory=NoSideStream)
+    stream: NoSideStream | SideStream
     _queued: _Queued | None = None
 
-    def step(self, slots: Sequence[Slot], may_wait: bool) -> None:
+    def decode_some(self, slots: Sequence[Slot], may_wait: bool) -> None:
         """One call for some of `slots` that wait for the VAE; whose picture is decoded runs on to its end.
 
         Args:
@@ -42,15 +45,15 @@ class Decoder:
         self._finish(may_wait)
         waiting = [slot for slot in slots if slot.waits_for_vae]
         if waiting and self._queued is None:
-            self._queue(schedule(waiting, 1, AREA))
+            self._queue(schedule(waiting, 1, AREA)[:PICTURES])
             self._finish(may_wait)
 
     def _queue(self, slots: Sequence[Slot]) -> None:
-        calls = [call for call in calls_of(slots) if isinstance(call, DecodeCall)]
+        calls = calls_of(slots)
         self.stream.catch_up()
         with self.stream.beside():
             outcomes = together_or_alone(slots, self._decode, self.memory)
-            finite = [call.latents.isfinite().all() for call in calls]
+            finite = [call.sample.isfinite().all() for call in calls]
             self._queued = _Queued(outcomes, calls, finite, self.stream.mark())
 
     def _decode(self, slots: Sequence[Slot]) -> list[Outcome]:

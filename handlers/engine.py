@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -55,7 +54,7 @@ class Engine:
 
     def open(self, generation: Generation) -> None:
         """Takes on a request, which it works on until the request has its ending or is cancelled."""
-        generation.when_pool_is_done = partial(self._take_up, generation)
+        generation.when_pool_is_done = self._announce
         self._inbox.put(lambda: self._generations.append(generation))
 
     def cancel(self, generation: Generation) -> None:
@@ -90,7 +89,7 @@ class Engine:
         self._last_return = time.monotonic()
         self._attended_until = self._last_return + LEASE_S
 
-    def _take_up(self, generation: Generation) -> None:
+    def _announce(self, generation: Generation) -> None:
         """Called by the pool when it has done something for `generation`."""
         if generation.ending is not None:
             self._answered = True
@@ -148,11 +147,12 @@ class Engine:
         ended = [generation for generation in self._generations if generation.ending is not None]
         if not ended:
             return
-        self._answered = True
         self._generations = [generation for generation in self._generations if generation.ending is None]
         if any(isinstance(generation.error, OutOfMemory) for generation in ended):
             self.batcher.memory.release()
-        self._news.set()
+        if any(generation.error is not None for generation in ended):  # pictures were announced by the pool
+            self._answered = True
+            self._news.set()
 
     def _tick(self) -> bool:
         """Moves everybody on by one step at most. Returns whether there is more to do at once."""
@@ -175,7 +175,7 @@ class Engine:
             slot.job.advance(outcome)
         if waiting:
             self._step_seconds += 0.2 * (time.monotonic() - begin - self._step_seconds)
-        self.decoder.step(self._running(), may_wait=not waiting)
+        self.decoder.decode_some(self._running(), may_wait=not waiting)
         self._poll()
         if time.monotonic() > self._last_return + ROUND_TRIP_S[0] and any(g.has_progress for g in self._generations):
             self._news.set()

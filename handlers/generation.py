@@ -63,7 +63,7 @@ class Generation:
         self._pipeline = pipeline
         self._stages = stages
         self._deadline = deadline
-        self.when_pool_is_done: Callable[[], None] = lambda: None
+        self.when_pool_is_done: Callable[[Generation], None] = lambda _: None
         self._preparing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = self._in_pool(
             self._prepare, parse
         )
@@ -84,7 +84,7 @@ class Generation:
 
     def _in_pool(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future = self._pool.submit(work, *arguments)
-        future.add_done_callback(lambda _: self.when_pool_is_done())
+        future.add_done_callback(lambda _: self.when_pool_is_done(self))
         return future
 
     def _prepare(self, parse: Callable[[], GenerationRequest]) -> tuple[GenerationRequest, Mapping[str, Any]]:
@@ -93,7 +93,7 @@ class Generation:
             return request, pipeline_arguments(request, self._pipeline)
 
     def poll(self) -> None:
-        """Takes up what the pool and the jobs have finished; ends the request once all is there or something failed."""
+        """Takes up what the pool and the jobs have finished; ends the request if something failed."""
         if self.ending is not None:
             return
         try:
@@ -116,7 +116,7 @@ class Generation:
                 if slot.job.error is not None:
                     raise slot.job.error
                 if slot.job.ended and slot not in self._encoding:
-                    self._encoding[slot] = self._in_pool(self._encode, index, slot.job.result)
+                    self._encoding[slot] = self._in_pool(self._finish_image, index, slot.job.result)
             for future in self._encoding.values():
                 if future.done():
                     future.result()  # raises what it raised
@@ -181,10 +181,16 @@ class Generation:
             job = PipelineJob(self._pipeline, {**arguments, "generator": generator(request.seed + i)}, own)
             self.slots.append(Slot(job, owner=self))
 
-    def _encode(self, index: int, output: Any) -> None:
-        """Makes image `index` of the contract's answer from the pipeline's output; the last one ends the request."""
-        request = self._request
-        assert request is not None
+    def _finish_image(self, index: int, output: Any) -> None:
+        """Encodes image `index`; the last one ends the request."""
+        assert self._request is not None
+        self._encoded[index] = self._encode(self._request, index, output)
+        if len(self._encoded) == self._request.num_outputs:
+            encoded = b", ".join(image for _, image in sorted(self._encoded.items()))
+            self._conclude(b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n")
+
+    def _encode(self, request: GenerationRequest, index: int, output: Any) -> bytes:
+        """Image `index` of the contract's answer as JSON, from the pipeline's output."""
         # pipelines without a checker of their own (SDXL) have no such attribute
         flagged = bool((getattr(output, "nsfw_content_detected", None) or [False])[0])
         image = images.fit(output.images[0], request.answer_size)
@@ -199,10 +205,7 @@ class Generation:
             "mime_type": "image/png",
             "nsfw": flagged,
         }
-        self._encoded[index] = json.dumps(answer).encode()
-        if len(self._encoded) == request.num_outputs:
-            encoded = b", ".join(self._encoded[i] for i in range(request.num_outputs))
-            self._conclude(b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n")
+        return json.dumps(answer).encode()
 
     def _as_request_error(self, error: BaseException) -> RequestError:
         """The request's failure for what the pool or a pipeline raised; the log gets what the client need not see."""

@@ -38,7 +38,7 @@ class GuestRoom:
 
     def empty(self) -> None:
         for tensor, data in self._at_home:
-            tensor.data = data.to(tensor.dtype)  # in bfloat16, SDXL turns its VAE to float32 for a call, and back
+            tensor.data = data
         self._guest, self._at_home = None, []
 
 

@@ -20,12 +20,14 @@ class Memory:
         native_area: latent pixels of a picture of native size.
         row_bytes: what one row of a UNet forward takes at native size, beyond the weights.
         image_bytes: what decoding a picture of native size takes.
+        decodes_beside: whether that happens while a forward runs.
     """
 
     device: torch.device
     native_area: int
     row_bytes: int = 0
     image_bytes: int = 0
+    decodes_beside: bool = False
 
     def rows(self) -> int | None:
         """How many rows of native size one forward may have; None if there is no telling."""
@@ -38,7 +40,9 @@ class Memory:
         if available is None:
             return
         area = request.width * request.height / vae_scale_factor**2
-        needed = max(ROWS * self.row_bytes, self.image_bytes) * area / self.native_area
+        forward_bytes = ROWS * self.row_bytes
+        native = forward_bytes + self.image_bytes if self.decodes_beside else max(forward_bytes, self.image_bytes)
+        needed = native * area / self.native_area
         if needed > available:
             shrink = (SHARE * available / needed) ** 0.5
             fits = [max(64, int(side * shrink) // 64 * 64) for side in (request.width, request.height)]

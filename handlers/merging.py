@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from handlers.pipeline_job import Call, DecodeCall
+from handlers.pipeline_job import Call, DecodeCall, UNetCall
 
 # VAEs that decode each picture by itself and use no generator, so that their calls merge whatever theirs are
 DETERMINISTIC = ("AutoencoderKL", "AutoencoderTiny")
@@ -26,12 +26,12 @@ def _signature(value: Any) -> Hashable:
     return ("opaque", id(value))
 
 
-def merge_key(call: Call) -> tuple[Any, ...]:
+def merge_key(call: UNetCall | DecodeCall) -> tuple[Any, ...]:
     """Calls with equal keys can run in one."""
     if isinstance(call, DecodeCall):
         options = {name: value for name, value in call.kwargs.items() if name != "generator" and value is not None}
         mergeable = type(call.vae).__name__ in DETERMINISTIC and options.keys() <= {"return_dict"}
-        return (id(call.vae), _signature(call.latents), _signature(options), None if mergeable else id(call))
+        return (id(call.vae), _signature(call.sample), _signature(options), None if mergeable else id(call))
     sample = call.sample
     mergeable = all(
         tensor.dim() > 0 and tensor.shape[0] == call.rows
@@ -63,12 +63,13 @@ def merge(calls: Sequence[Any]) -> Any:
     first = calls[0]
     if len(calls) == 1:
         return first
+    sample = torch.cat([call.sample for call in calls])
     if isinstance(first, DecodeCall):
-        return replace(first, latents=torch.cat([call.latents for call in calls]))
+        return replace(first, sample=sample)
     # each row gets its own job's timestep: (rows,)
     timestep = torch.cat([call.with_timesteps().timestep for call in calls])
     kwargs = {name: _concatenate([call.kwargs[name] for call in calls]) for name in first.kwargs}
-    return replace(first, sample=torch.cat([call.sample for call in calls]), timestep=timestep, kwargs=kwargs)
+    return replace(first, sample=sample, timestep=timestep, kwargs=kwargs)
 
 
 def split(output: Any, calls: Sequence[Call]) -> list[Any]:

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class OpenVINOForward:
-    """Stands in for `step_batcher.forward`. A call that cannot be converted runs in torch.
+    """Stands in for `merging.forward`. A call that cannot be converted runs in torch.
 
     Its numbers differ from torch's in the last digits, so a picture is not bit by bit the plain pipeline's.
 

@@ -20,17 +20,11 @@ class Cancelled(BaseException):
     """Raised inside a job's pipeline to end it. No `except Exception` on the way may stop it."""
 
 
-@dataclass(frozen=True)
-class UNetCall:
-    """One paused call of `unet`; `sample` is (rows, channels, latent height, latent width)."""
+class Call:
+    """One paused call; `sample` is (rows, channels, latent height, latent width)."""
 
-    unet: Any
     sample: Any
-    timestep: Any
     kwargs: Mapping[str, Any]
-
-    def run(self) -> Any:
-        return self.unet(self.sample, self.timestep, **self.kwargs)
 
     @property
     def rows(self) -> int:
@@ -41,10 +35,30 @@ class UNetCall:
         """The latent pixels of a row."""
         return int(self.sample.shape[-1] * self.sample.shape[-2])
 
+    def run(self) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class UNetCall(Call):
+    """Of a UNet."""
+
+    unet: Any
+    sample: Any
+    timestep: Any
+    kwargs: Mapping[str, Any]
+
+    def run(self) -> Any:
+        return self.unet(self.sample, self.timestep, **self.kwargs)
+
     def with_timesteps(self) -> "UNetCall":
         """The call with a timestep for each row, on the sample's device."""
-        timestep = torch.as_tensor(self.timestep, device=self.sample.device).expand(self.rows)
-        return replace(self, timestep=timestep)
+        timestep = torch.as_tensor(self.timestep)
+        if timestep.device == self.sample.device:
+            return replace(self, timestep=timestep.expand(self.rows))
+        # filled in there: a copy would wait for the card
+        filled = torch.full((self.rows,), timestep.item(), dtype=timestep.dtype, device=self.sample.device)
+        return replace(self, timestep=filled)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """All tensors, always in the same order."""
@@ -66,27 +80,15 @@ class UNetCall:
 
 
 @dataclass(frozen=True)
-class DecodeCall:
-    """One paused call of a VAE's `decode`; `latents` is (rows, channels, latent height, latent width)."""
+class DecodeCall(Call):
+    """Of a VAE's `decode`."""
 
     vae: Any
-    latents: torch.Tensor
+    sample: Any
     kwargs: Mapping[str, Any]
 
     def run(self) -> Any:
-        return self.vae.decode(self.latents, **self.kwargs)
-
-    @property
-    def rows(self) -> int:
-        return int(self.latents.shape[0])
-
-    @property
-    def area(self) -> int:
-        """The latent pixels of a row."""
-        return int(self.latents.shape[-1] * self.latents.shape[-2])
-
-
-Call = UNetCall | DecodeCall
+        return self.vae.decode(self.sample, **self.kwargs)
 
 
 class PausingUNet:
@@ -140,7 +142,7 @@ class PipelineJob:
         self._arguments = arguments
         self.has_image = "image" in arguments  # its start encodes an image with the VAE
         self._greenlet = greenlet(self._run)
-        self.call: Call | None = None
+        self.call: UNetCall | DecodeCall | None = None
         self.steps_done = 0
         self.total_steps = 0
         self.ended = False
@@ -175,7 +177,7 @@ class PipelineJob:
         with torch.no_grad():
             switch(*arguments)
 
-    def _pause(self, call: Call) -> Any:
+    def _pause(self, call: UNetCall | DecodeCall) -> Any:
         if not self.total_steps:
             self.total_steps = self._pipeline.num_timesteps
         self.call = call
@@ -188,7 +190,9 @@ class PipelineJob:
             self.error = error
         finally:
             self.ended = True
-            self._pipeline.scheduler.__dict__.pop("set_timesteps", None)  # it would hold itself for the collector
+            # they would hold themselves, and this job, for the collector
+            self._pipeline.scheduler.__dict__.pop("set_timesteps", None)
+            self._pipeline.vae.__dict__.pop("to", None)
             del self._pipeline, self._arguments
 
 

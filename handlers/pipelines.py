@@ -77,16 +77,16 @@ def load_pipelines(
         else:
             first.to(device)
         pipelines = {task: _of_task(task, first, dtype) for task in tasks}
+        if dtype != torch.float32 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
+            # SDXL's overflows in half precision: its pipelines turn it to float32 and back while others wait for it
+            first.vae.to(torch.float32)
+        if config.channels_last:
+            for module in (first.unet, first.vae):
+                module.to(memory_format=torch.channels_last)
     except ModelError:
         raise
     except Exception as error:  # a damaged or strange model fails in as many ways as there are loaders
         raise ModelError(f"The model {path} cannot be loaded: {error}") from error
-    if dtype == torch.float16 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
-        # SDXL's overflows in half precision. Pipelines turn it to float32 for a call and back, where others wait for it
-        first.vae.to(torch.float32)
-    if config.channels_last:
-        for module in (first.unet, first.vae):
-            module.to(memory_format=torch.channels_last)
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
     if getattr(first, "safety_checker", None) is None:

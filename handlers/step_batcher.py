@@ -1,6 +1,6 @@
 """One merged UNet forward a step for all running jobs.
 
-`schedule` decides whose calls go into the next forward.
+`schedule` decides whose calls go into the next forward, or into the VAE's next call (handlers/decoder.py).
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import Any
 from handlers.device import is_out_of_memory
 from handlers.memory import Memory
 from handlers.merging import forward, merge, merge_key, split
-from handlers.pipeline_job import Call, DecodeCall, PipelineJob, UNetCall
+from handlers.pipeline_job import DecodeCall, PipelineJob, UNetCall
 
 TICK_SECONDS = 0.25  # how long one merged forward may take: what a new request waits at most for its first step
 ROWS = (2, 32)  # a guided image's rows; and more rows than any device that was measured gains from
@@ -54,7 +54,7 @@ class Activity:
     queue_seconds: float = 0.0  # that those waited for their first step
 
 
-def calls_of(slots: Sequence[Slot]) -> list[Call]:
+def calls_of(slots: Sequence[Slot]) -> list[UNetCall | DecodeCall]:
     """What the jobs of `slots`, all of them paused, wait for."""
     return [slot.job.call for slot in slots if slot.job.call is not None]
 

@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("port", type=int)
-    parser.add_argument("--threads", type=int, default=4, help="waitress's (default: %(default)s, as its own)")
+    parser.add_argument("--threads", type=int, default=1, help="of waitress (default: %(default)s)")
     options = parser.parse_args()
     serve(make_app(options.model), host="127.0.0.1", port=options.port, threads=options.threads)
 

@@ -17,6 +17,7 @@ from handlers.memory import Memory
 from handlers.merging import forward
 from handlers.pipeline_job import DecodeCall, PipelineJob
 from handlers.pipelines import load_pipelines
+from handlers.side_stream import NoSideStream
 from handlers.step_batcher import Slot
 from tests import tiny_models
 from tests.handlers.test_pipelines import (
@@ -70,13 +71,13 @@ def slot(vae: Any, value: float = 1.0, side: int = 8, **kwargs: Any) -> Any:
 
 
 def decoder(stream: Any = None) -> Decoder:
-    return Decoder(Memory(CPU, 64), **({"stream": stream} if stream else {}))
+    return Decoder(Memory(CPU, 64), stream or NoSideStream())
 
 
 def test_pictures_of_one_size_are_decoded_in_one_call() -> None:
     vae = AutoencoderKL()
     slots = [slot(vae, value) for value in (1.0, 2.0, 3.0)]
-    decoder().step(slots, may_wait=False)
+    decoder().decode_some(slots, may_wait=False)
     assert vae.shapes == [(3, 4, 8, 8)]
     assert [float(each.job.output[0].mean()) for each in slots] == [2.0, 4.0, 6.0]
 
@@ -86,7 +87,7 @@ def test_large_pictures_and_those_of_their_own_kind_are_decoded_alone_in_turns()
     slots = [slot(vae, side=SIDE), slot(vae, side=SIDE), slot(vae, mask=torch.ones(1)), slot(vae, side=2 * SIDE)]
     one = decoder()
     for done in range(1, 5):
-        one.step(slots, may_wait=False)
+        one.decode_some(slots, may_wait=False)
         assert sum(each.job.ended for each in slots) == done
     assert {shape[0] for shape in vae.shapes} == {1}
 
@@ -97,14 +98,14 @@ def test_a_vae_that_draws_by_chance_gets_each_generator_alone() -> None:
 
     vae = ConsistencyDecoderVAE()
     slots = [slot(vae), slot(vae)]
-    decoder().step(slots, may_wait=False)
+    decoder().decode_some(slots, may_wait=False)
     assert vae.shapes == [(1, 4, 8, 8)] and [each.job.ended for each in slots] == [True, False]
 
 
 def test_what_has_no_room_together_is_decoded_one_by_one() -> None:
     vae = AutoencoderKL(too_many=2)
     slots = [slot(vae), slot(vae)]
-    decoder().step(slots, may_wait=False)
+    decoder().decode_some(slots, may_wait=False)
     assert [shape[0] for shape in vae.shapes] == [2, 1, 1]
     assert all(each.job.output is not None for each in slots)
 
@@ -112,7 +113,7 @@ def test_what_has_no_room_together_is_decoded_one_by_one() -> None:
 def test_numbers_that_overflow_end_their_job_alone() -> None:
     vae = AutoencoderKL()
     slots = [slot(vae), slot(vae, value=float("nan"))]
-    decoder().step(slots, may_wait=False)
+    decoder().decode_some(slots, may_wait=False)
     assert slots[0].job.output is not None and isinstance(slots[1].job.error, NotFinite)
 
 
@@ -143,27 +144,27 @@ class Slow:
 def test_steps_go_on_while_a_card_decodes() -> None:
     vae, stream = AutoencoderKL(), Slow()
     one, slots = decoder(stream), [slot(vae), slot(vae)]
-    one.step(slots[:1], may_wait=False)
-    one.step(slots, may_wait=False)  # the second one has to wait for its turn
+    one.decode_some(slots[:1], may_wait=False)
+    one.decode_some(slots, may_wait=False)  # the second one has to wait for its turn
     assert stream.said == ["catches up", "beside"] and not slots[0].job.ended and vae.shapes == [(1, 4, 8, 8)]
     stream.done = True
-    one.step(slots, may_wait=False)
+    one.decode_some(slots, may_wait=False)
     assert slots[0].job.output is not None and len(vae.shapes) == 2 and stream.waited == 0
 
 
 def test_with_nothing_else_to_do_it_waits_for_the_card() -> None:
     stream, waiting = Slow(), slot(AutoencoderKL())
-    decoder(stream).step([waiting], may_wait=True)
+    decoder(stream).decode_some([waiting], may_wait=True)
     assert waiting.job.output is not None and stream.waited == 1
 
 
 def test_who_goes_away_while_a_card_decodes_is_left_in_peace() -> None:
     stream, gone = Slow(), slot(AutoencoderKL())
     one = decoder(stream)
-    one.step([gone], may_wait=False)
+    one.decode_some([gone], may_wait=False)
     gone.job.cancel()
     stream.done = True
-    one.step([], may_wait=False)
+    one.decode_some([], may_wait=False)
     assert gone.job.output is None
 
 
@@ -192,7 +193,7 @@ def test_the_vae_of_sdxl_serves_a_start_while_another_waits_for_it(dtype: torch.
             jobs[-1].advance(forward(jobs[-1].call))
     for job, request in zip(jobs, requests, strict=True):
         assert isinstance(job.call, DecodeCall), job.error
-        assert job.call.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+        assert job.call.vae.dtype == torch.float32
         job.advance(forward(job.call))
         assert job.error is None
         alone = np.asarray(drawn_alone(plain, request), dtype=int)

@@ -23,6 +23,7 @@ from handlers.merging import forward
 from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import _check_family, load_pipelines, model_defaults, scheduler, schedulers
 from handlers.request import TASKS, GenerationRequest, ModelDefaults
+from handlers.side_stream import NoSideStream
 from handlers.sources import loras
 from handlers.step_batcher import RowLimit, Slot, StepBatcher
 from tests import tiny_models
@@ -60,12 +61,12 @@ def drawn_together(
         arguments = pipeline_arguments(request, pipeline) | {"generator": generator(request.seed)}
         slots.append(Slot(PipelineJob(pipeline, arguments), owner=SimpleNamespace(last_step=0)))
         slots[-1].job.start()
-    decoder = Decoder(batcher.memory)
+    decoder = Decoder(batcher.memory, NoSideStream())
     while not all(slot.job.ended for slot in slots):
         for slot, outcome in batcher.step([slot for slot in slots if slot.waits_for_unet]):
             assert not isinstance(outcome, Exception), outcome
             slot.job.advance(outcome)
-        decoder.step(slots, may_wait=True)
+        decoder.decode_some(slots, may_wait=True)
     assert [slot.job.error for slot in slots] == [None] * len(slots)
     return [slot.job.result.images[0] for slot in slots], batcher.activity.merged_forwards
 
