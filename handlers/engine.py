@@ -55,6 +55,7 @@ class Engine:
     def open(self, generation: Generation) -> None:
         """Takes on a request, which it works on until the request has its ending or is cancelled."""
         generation.when_pool_is_done = self._announce
+        self._answered = False  # here is the next one
         self._inbox.put(lambda: self._generations.append(generation))
 
     def cancel(self, generation: Generation) -> None:

@@ -49,7 +49,9 @@ class UNetCall(Call):
     kwargs: Mapping[str, Any]
 
     def run(self) -> Any:
-        return self.unet(self.sample, self.timestep, **self.kwargs)
+        # off the CPU the UNet would copy the timestep to the sample's device, and wait for it
+        timestep = self.timestep if self.sample.device.type == "cpu" else self.with_timesteps().timestep
+        return self.unet(self.sample, timestep, **self.kwargs)
 
     def with_timesteps(self) -> "UNetCall":
         """The call with a timestep for each row, on the sample's device."""

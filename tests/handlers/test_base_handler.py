@@ -324,3 +324,22 @@ def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_drawn(
     name = frontend.send(num_inference_steps=2)
     frontend.run()
     assert frontend.result(name)["status"] == "success"
+
+
+def test_a_picture_does_not_wait_for_the_step_of_others(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = frontend.handler.served["txt2img"].pipeline.unet
+    forward, may_go_on = unet.forward, threading.Event()
+
+    def slow(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(sample) == 2:  # the longer one is alone
+            may_go_on.wait(60)
+        return forward(sample, *arguments, **options)
+
+    monkeypatch.setattr(unet, "forward", slow)
+    with frontend.engine_held():
+        short, longer = frontend.send(num_inference_steps=2), frontend.send(num_inference_steps=9)
+    frontend.run_until(lambda: frontend.order)
+    assert frontend.order == [short] and not may_go_on.is_set()
+    may_go_on.set()
+    frontend.run()
+    assert frontend.result(longer)["status"] == "success"
