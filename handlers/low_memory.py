@@ -38,7 +38,7 @@ class GuestRoom:
 
     def empty(self) -> None:
         for tensor, data in self._at_home:
-            tensor.data = data
+            tensor.data = data.to(tensor.dtype)  # in the format that it may have been turned to meanwhile
         self._guest, self._at_home = None, []
 
 
