@@ -137,7 +137,7 @@ class StepBatcher:
 
     limit: RowLimit
     memory: Memory
-    run: Callable[[Any], Any] = forward
+    run: Callable[[UNetCall], Any] = forward
     activity: Activity = field(default_factory=Activity)
     _step: int = 0
 

@@ -46,6 +46,17 @@ def test_a_picture_without_room_is_refused_with_one_that_has_it(free: list[int |
     MEASURED.admit(a_request(1024), 8)
 
 
+def test_where_decoding_runs_beside_a_forward_there_must_be_room_for_both(free: list[int | None]) -> None:
+    needed = 2 * MEASURED.row_bytes + MEASURED.image_bytes
+    free[0] = needed - 1
+    MEASURED.admit(a_request(512), 8)
+    beside = dataclasses.replace(MEASURED, decodes_beside=True)
+    with pytest.raises(OutOfMemory):
+        beside.admit(a_request(512), 8)
+    free[0] = needed
+    beside.admit(a_request(512), 8)
+
+
 def test_without_a_measurement_everything_is_let_in(free: list[int | None]) -> None:
     unmeasured = dataclasses.replace(MEASURED, row_bytes=0, image_bytes=0)
     assert unmeasured.rows() is None

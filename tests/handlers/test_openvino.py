@@ -38,6 +38,8 @@ def test_one_conversion_is_for_all_sizes(unet: Any) -> None:
         one = call(unet, rows, size)
         assert run(one).sample.numpy() == pytest.approx(forward(one).sample.numpy(), abs=1e-3)
     assert len(run._compiled) == 1 and (kept == before).all()
+    (compiled,) = run._compiled.values()
+    assert not compiled.get_property("ENABLE_CPU_PINNING")  # several workers would pin theirs to the same cores
     as_tuple = call(unet, 2, (8, 8), return_dict=False)
     assert run(as_tuple)[0].numpy() == pytest.approx(forward(as_tuple)[0].numpy(), abs=1e-3)
 

@@ -121,3 +121,14 @@ def test_the_shared_pipeline_is_left_as_it_was(pipelines: dict[str, Any]) -> Non
     scheduler.set_timesteps(33)
     run(PipelineJob(pipeline, arguments("txt2img")))
     assert pipeline.unet is unet and pipeline.scheduler is scheduler and scheduler.num_inference_steps == 33
+
+
+def test_off_the_cpu_a_timestep_is_made_there_and_not_copied() -> None:
+    """A copy would wait for the card; the meta device, which holds no numbers, takes its place."""
+    asked: list[torch.Tensor] = []
+    call = UNetCall(lambda sample, timestep: asked.append(timestep), torch.ones(2, 4, 8, 8, device="meta"),
+                    torch.tensor(7.5), {})  # fmt: skip
+    call.run()
+    assert (asked[0].device.type, tuple(asked[0].shape), asked[0].dtype) == ("meta", (2,), torch.float32)
+    on_cpu = UNetCall(None, torch.ones(2, 4, 8, 8), torch.tensor(7.5), {}).with_timesteps().timestep
+    assert on_cpu.tolist() == [7.5, 7.5]
