@@ -15,7 +15,7 @@ import psutil
 from benchmarks.contenders import Contender
 from benchmarks.timing import ratio, row
 from handlers.archive import HOME
-from handlers.request import TASKS
+from handlers.wire import TASKS
 from launch.machine import free_ports, java_home, write_config
 from tests.e2e.running import Running, running, wait_for
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.request import TASKS
+from handlers.wire import TASKS
 from tests.samples import b64, half_mask, picture
 
 GUIDANCE = 3.5

@@ -16,17 +16,15 @@ from typing import Any
 import yaml
 
 from handlers.config import HandlerConfig
-from handlers.custom_models import CUSTOM
 from handlers.errors import ModelError
 from handlers.fit import Device, find_device
-from handlers.request import TASKS
 from handlers.sources import download, loras, resolve_model
+from handlers.wire import COMBINED, CUSTOM, TASKS
 
 PACKAGE = Path(__file__).resolve().parent
 HOME = PACKAGE.parent
 MODEL_STORE = HOME / "model_store"
 STAGED = ".staged"  # TorchServe's `--models all` loads everything in the store but hidden names
-COMBINED = "stable-diffusion"
 VERSION = "1.0"
 
 # TorchServe's side of continuous batching; docs/architecture.md says why each is as it is

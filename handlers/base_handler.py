@@ -4,6 +4,7 @@ With continuous batching TorchServe calls `handle` again and again with every op
 to the engine, drops what is gone, and answers every request with what there is to say, if only a blank line.
 """
 
+import json
 import logging
 import os
 import sys
@@ -20,7 +21,7 @@ from handlers.cuda_graphs import GraphedForward
 from handlers.decoder import Decoder
 from handlers.device import choose_device, choose_dtype
 from handlers.engine import Engine
-from handlers.errors import FAILURE_MARK, InvalidRequest, ModelError, RequestError, error_line, result_line
+from handlers.errors import InvalidRequest, ModelError, RequestError
 from handlers.generation import Generation
 from handlers.memory import Memory
 from handlers.merging import forward
@@ -33,8 +34,7 @@ from handlers.sources import fetch, project_home, resolve_model
 from handlers.stages import Stages
 from handlers.step_batcher import RowLimit, StepBatcher
 from handlers.warm_up import warm_up
-
-CONTENT_TYPE = "application/x-ndjson"
+from handlers.wire import DESCRIBE, LINES_TYPE, Failed, RequestHead, Result, start_failure_line
 
 
 class StableDiffusionHandler:
@@ -49,8 +49,7 @@ class StableDiffusionHandler:
         try:
             self.engine = Engine(partial(self._load, context))
         except ModelError as error:
-            sentence = " ".join(str(error).split())  # on one line, as whoever looks for it expects
-            print(FAILURE_MARK + sentence[:1000], file=sys.stderr, flush=True)
+            print(start_failure_line(str(error)), file=sys.stderr, flush=True)
             raise RuntimeError(str(error)) from error  # the one kind of error that TorchServe's worker reports
         # TorchServe's worker logs two lines a call, which its frontend parses one by one
         logging.getLogger().setLevel(logging.WARNING)
@@ -112,16 +111,16 @@ class StableDiffusionHandler:
             if request_id in self.generations:
                 continue
             new.add(request_id)
-            context.set_response_content_type(i, CONTENT_TYPE)
-            header = partial(context.get_request_header, i)
+            context.set_response_content_type(i, LINES_TYPE)
             try:
-                if header("X-Task") == "describe":
-                    last_lines[request_id] = result_line(self.describe())
+                head = RequestHead.read(partial(context.get_request_header, i))
+                if head.task == DESCRIBE:
+                    last_lines[request_id] = Result(json.dumps(self.describe()).encode()).line()
                 else:
-                    self.generations[request_id] = self._open(data[i], header)
+                    self.generations[request_id] = self._open(data[i], head)
                     self.engine.open(self.generations[request_id])
-            except RequestError as error:
-                last_lines[request_id] = error_line(error)
+            except (RequestError, ValueError) as error:
+                last_lines[request_id] = Failed(getattr(error, "status", 400), str(error)).line()
         has_news = bool(last_lines) or any(g.ending is not None for g in self.generations.values())
         self.engine.wait(has_news)
         last_lines |= self._take_ended()
@@ -162,27 +161,22 @@ class StableDiffusionHandler:
             },
         }
 
-    def _open(self, data: dict[str, Any], header: Callable[[str], str | None]) -> Generation:
-        task = header("X-Task") or (self.tasks[0] if len(self.tasks) == 1 else "")
+    def _open(self, data: dict[str, Any], head: RequestHead) -> Generation:
+        task = head.task or (self.tasks[0] if len(self.tasks) == 1 else "")
         if task not in self.tasks:
             raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header X-Task.")
         served = self.served[task]
-        form_type = header("X-Form-Type") or ""
-        try:
-            deadline = float(header("X-Deadline") or "inf")
-        except ValueError:
-            raise InvalidRequest("The header X-Deadline must be seconds since the epoch.") from None
 
         def parse() -> GenerationRequest:
-            fields = read_fields(data, form_type, self.config.max_fields)
+            fields = read_fields(data, head.form_type, self.config.max_fields)
             return parse_request(task, fields, self.config, served.defaults, served.schedulers)
 
         def admit(request: GenerationRequest) -> None:
             self.memory.admit(request, served.pipeline.vae_scale_factor)
 
         return Generation(
-            parse, admit, self.pool, served.pipeline, self.stages, deadline,
-            name=header("X-Request-Id") or "", wants_progress=bool(header("X-Progress")),
+            parse, admit, self.pool, served.pipeline, self.stages, head.deadline,
+            name=head.request_id, wants_progress=head.wants_progress,
             preview_map=served.preview_map,
         )  # fmt: skip
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import COMBINED, HOME, VERSION, build
-from handlers.custom_models import CUSTOM, CustomModel, config_file, read_config
+from handlers.archive import HOME, VERSION, build
+from handlers.custom_models import CustomModel, config_file, read_config
 from handlers.errors import ModelError
 from handlers.fit import find_device
 from handlers.reload import Management, ReloadError, Target, find_target, handler_settings, reload
-from handlers.request import TASKS
 from handlers.sources import download, project_home, resolve_model
+from handlers.wire import COMBINED, CUSTOM, TASKS
 
 RETRY_S = 60  # after which a model that could not be served is tried again: its download may have broken off
 SHARED = ("device", "dtype", "low_memory", "allow_pickle")  # what custom models have in common with the main one

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from handlers.errors import ModelError
+from handlers.wire import CUSTOM
 
 FILE_NAME = "config.json"
-CUSTOM = "custom-"  # what the names of their archives start with
 LOAD = ("demand", "start")
 _URL_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # also what TorchServe takes for a name
 

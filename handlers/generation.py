@@ -4,13 +4,13 @@ The engine's thread moves it on, but the pool ends it with its last image, for w
 of TorchServe's calls reads `ending`, `error` and `progress` alone.
 """
 
-import json
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -19,13 +19,14 @@ from PIL import Image
 
 from handlers import images
 from handlers.device import is_out_of_memory
-from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, OutOfMemory, RequestError, error_line
+from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, OutOfMemory, RequestError
 from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import scheduler
 from handlers.previews import PreviewMap, every
 from handlers.request import GenerationRequest
 from handlers.stages import Stages
 from handlers.step_batcher import Slot
+from handlers.wire import Failed, Progress, Result, image_entry
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Generation:
         """Ends the request with what the pool or a pipeline raised."""
         self.cancel()
         failure = self._as_request_error(error)
-        self._conclude(error_line(failure), failure)
+        self._conclude(Failed(failure.status, failure.message).line(), failure)
 
     def _conclude(self, ending: bytes, error: RequestError | None = None) -> None:
         with self._conclusion:  # the last image and the deadline may come at once
@@ -154,11 +155,11 @@ class Generation:
         if not self._wants_progress:
             return b""
         steps, self._reported = range(self._reported + 1, done + 1), max(done, self._reported)
-        lines: list[dict[str, Any]] = [{"step": step, "of": total} for step in steps]
+        lines = [Progress(step, total) for step in steps]
         previewing = self._previewing
         if lines and previewing is not None and previewing.done() and previewing.exception() is None:
-            lines[-1]["preview"], self._previewing = previewing.result(), None
-        return b"".join(json.dumps({"progress": line}).encode() + b"\n" for line in lines)
+            lines[-1], self._previewing = replace(lines[-1], preview=previewing.result()), None
+        return b"".join(line.line() for line in lines)
 
     def preview(self, slot: Slot, output: Any) -> None:
         """Has the pool draw, every few steps of the first picture, what the UNet's `output` for it shows so far."""
@@ -186,8 +187,7 @@ class Generation:
         assert self._request is not None
         self._encoded[index] = self._encode(self._request, index, output)
         if len(self._encoded) == self._request.num_outputs:
-            encoded = b", ".join(image for _, image in sorted(self._encoded.items()))
-            self._conclude(b'{"result": {"status": "success", "images": [' + encoded + b"]}}\n")
+            self._conclude(Result.of_images([image for _, image in sorted(self._encoded.items())]).line())
 
     def _encode(self, request: GenerationRequest, index: int, output: Any) -> bytes:
         """Image `index` of the contract's answer as JSON, from the pipeline's output."""
@@ -198,14 +198,7 @@ class Generation:
             image = images.paste_back(request.init_image, image, request.mask_image)
         with self._stages.timed("encode"):
             png = images.encode_png(image)
-        answer = {
-            "base64": png,
-            "seed": request.seed + index,
-            "mimetype": "image/png",
-            "mime_type": "image/png",
-            "nsfw": flagged,
-        }
-        return json.dumps(answer).encode()
+        return image_entry(png, request.seed + index, flagged)
 
     def _as_request_error(self, error: BaseException) -> RequestError:
         """The request's failure for what the pool or a pipeline raised; the log gets what the client need not see."""

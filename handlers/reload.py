@@ -27,17 +27,17 @@ import psutil
 import yaml
 from PIL import Image
 
-from handlers.archive import COMBINED, HOME, MODEL_STORE, build, tasks_of
-from handlers.errors import ModelError
+from handlers.archive import HOME, MODEL_STORE, build, tasks_of
+from handlers.errors import OperatorError
 from handlers.fit import find_device
-from handlers.request import TASKS
 from handlers.sources import download, resolve_model
+from handlers.wire import COMBINED, DESCRIBE, TASKS, Failed, RequestHead, Result, read_line
 
 RUN_FILE = "server.json"  # where a server.py that runs says how it is reached
 POLL_S = 0.2
 
 
-class ReloadError(Exception):
+class ReloadError(OperatorError):
     """A reload that did not go to its end; the message says what serves now and why."""
 
 
@@ -98,13 +98,16 @@ class Management:
         self._call("DELETE", f"{self._target.management_url}/models/{name}/{version}")
 
     def predict(self, name: str, version: str, task: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """The last line of the answer: `{"result": …}`."""
+        """The result's JSON. Raises ReloadError for a request that fails."""
         url = f"{self._target.inference_url}/predictions/{name}/{version}"
-        answer = self._call("POST", url, json=fields, headers={"X-Task": task})
-        last: dict[str, Any] = json.loads(answer.text.strip().splitlines()[-1])
-        if "error" in last:
-            raise ReloadError(f"{name} {version} fails: {last['error']['message']}")
-        return last
+        headers = {**RequestHead(task, form_type="application/json").headers()}
+        answer = self._call("POST", url, content=json.dumps(fields), headers=headers)
+        last = read_line(answer.content.strip().splitlines()[-1])
+        if isinstance(last, Failed):
+            raise ReloadError(f"{name} {version} fails: {last.message}")
+        assert isinstance(last, Result)
+        result: dict[str, Any] = json.loads(last.body)
+        return result
 
     def drain(self, name: str, version: str) -> None:
         """Returns when nothing is in flight on a version any more."""
@@ -113,7 +116,7 @@ class Management:
 
     def open_requests(self, name: str, version: str) -> int:
         """How many a version still works on. Asked through its queue, so those that wait there are counted first."""
-        described = self.predict(name, version, "describe", {})["result"]
+        described = self.predict(name, version, DESCRIBE, {})
         count: int = described["models"][0]["activity"]["open_requests"]
         return count
 
@@ -247,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in options.archives:
             version = reload(name, target, changes, management, lambda text: print(f"  {text}", flush=True))
             print(f"{name} {version} serves.", flush=True)
-    except (ReloadError, ModelError) as error:
+    except OperatorError as error:
         print(f"Not reloaded: {error}", file=sys.stderr)
         return 1
     return 0

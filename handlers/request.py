@@ -14,7 +14,6 @@ from handlers import forms, images
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, TooLarge
 
-TASKS = ("txt2img", "img2img", "masking")
 MAX_SEED = 2**53 - 1  # the largest whole number that a JavaScript client can send back exactly
 
 FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off", ""), False)

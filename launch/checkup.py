@@ -9,8 +9,8 @@ from handlers.archive import HOME, settings_of
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.fit import Device, find_device, torch_build
-from handlers.request import TASKS
 from handlers.sources import fetch, read_token, resolve_model
+from handlers.wire import TASKS
 from launch.doctor import GIB, Trouble
 from launch.machine import StartError, check_port, gpu_notice
 from launch.serve import parse_options, proxy_variables

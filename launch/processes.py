@@ -19,11 +19,10 @@ from typing import Any
 import httpx
 import psutil
 
-from handlers.archive import COMBINED, HOME, build
+from handlers.archive import HOME, build
 from handlers.custom_models import config_file
-from handlers.errors import FAILURE_MARK
 from handlers.reload import RUN_FILE, Target
-from handlers.request import TASKS
+from handlers.wire import COMBINED, TASKS, read_start_failure
 from launch.console import Stopped, on_signals, stop_on_signals
 from launch.machine import StartError, address, free_ports, java_home, write_config
 from proxy.settings import Settings
@@ -211,7 +210,7 @@ class Server:
             return []
         self._read_of_log = file.stat().st_size
         lines = self._log(file.name).splitlines()
-        said = {line.partition(FAILURE_MARK)[2]: None for line in lines if FAILURE_MARK in line}
+        said = dict.fromkeys(sentence for line in lines if (sentence := read_start_failure(line)))
         new = [sentence for sentence in said if sentence not in self._told]
         self._told.update(new)
         return new

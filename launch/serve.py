@@ -11,7 +11,7 @@ from typing import Any
 
 from handlers.archive import HOME, add_handler_options, prepare, settings_of
 from handlers.custom_archives import CustomArchives
-from handlers.errors import ModelError
+from handlers.errors import OperatorError
 from handlers.fit import Fit, fit, weight_bytes
 from handlers.sources import ModelSource, resolve_model
 from launch.console import StatusLine, Stopped, stop_on_signals
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_on_signals()
     try:
         serve(options)
-    except (StartError, ModelError) as error:
+    except OperatorError as error:
         print(f"Cannot serve: {error}", file=sys.stderr, flush=True)
         return 1
     except Stopped:

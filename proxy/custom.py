@@ -2,15 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from handlers.wire import CUSTOM, RequestHead
 from proxy.errors import Failure
-from proxy.upstream import Progress, Upstream
-
-ARCHIVE = "custom-"  # what the names of their archives start with, then comes the url_path
+from proxy.upstream import Events, Upstream
 
 
 class CustomModels:
@@ -26,7 +24,7 @@ class CustomModels:
         self._loading: dict[str, asyncio.Task[None]] = {}
 
     def archives(self) -> list[str]:
-        return [ARCHIVE + url_path for url_path in self._models()]
+        return [CUSTOM + url_path for url_path in self._models()]
 
     def listing(self) -> list[dict[str, Any]]:
         """model_path, ui_label, url_path and requires_safety_checker of each, as the original answers."""
@@ -47,20 +45,18 @@ class CustomModels:
             known = ", ".join(sorted(models)[:20]) or "none"
             raise Failure(404, f"There is no custom model {url_path[:64]!r}; config.json has {known}.")
 
-    async def generate(
-        self, url_path: str, body: bytes, headers: Mapping[str, bytes]
-    ) -> AsyncGenerator[Progress | bytes, None]:
+    async def generate(self, url_path: str, head: RequestHead, body: bytes) -> Events:
         """As Upstream.generate, with the custom model, which is loaded first if need be.
 
         Loading goes on when the client that began it goes away: the next one needs it, too.
         """
-        archive = ARCHIVE + url_path
+        archive = CUSTOM + url_path
         task = self._loading.get(archive)
         if task is None:
             task = self._loading[archive] = asyncio.create_task(self._upstream.load(archive))
             task.add_done_callback(lambda done: self._loaded(archive, done))
         await asyncio.shield(task)
-        async with aclosing(self._upstream.generate(archive, "txt2img", body, headers)) as events:
+        async with aclosing(self._upstream.generate(archive, head, body)) as events:
             async for event in events:
                 yield event
 

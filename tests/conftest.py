@@ -17,6 +17,6 @@ def pipelines() -> dict[str, Any]:
 
     from handlers.config import HandlerConfig
     from handlers.pipelines import load_pipelines
-    from handlers.request import TASKS
+    from handlers.wire import TASKS
 
     return load_pipelines(EMBEDDED, TASKS, torch.device("cpu"), torch.float32, HandlerConfig(), CONFIGS)

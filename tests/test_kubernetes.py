@@ -9,8 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from handlers.archive import COMBINED
-from handlers.request import TASKS
+from handlers.wire import COMBINED, TASKS
 from proxy.metrics import WAIT_S
 from proxy.settings import Settings, listed
 from tests.conftest import HOME

@@ -22,10 +22,11 @@ from handlers.memory import Memory
 from handlers.merging import forward
 from handlers.pipeline_job import PipelineJob, UNetCall
 from handlers.pipelines import _check_family, load_pipelines, model_defaults, scheduler, schedulers
-from handlers.request import TASKS, GenerationRequest, ModelDefaults
+from handlers.request import GenerationRequest, ModelDefaults
 from handlers.side_stream import NoSideStream
 from handlers.sources import loras
 from handlers.step_batcher import RowLimit, Slot, StepBatcher
+from handlers.wire import TASKS
 from tests import tiny_models
 from tests.conftest import CONFIGS, EMBEDDED, SIDE
 from tests.samples import picture

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from handlers import forms, images
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
-from handlers.request import MAX_SEED, TASKS, GenerationRequest, ModelDefaults, parse_request
+from handlers.request import MAX_SEED, GenerationRequest, ModelDefaults, parse_request
+from handlers.wire import TASKS
 from tests.samples import file_bytes, half_mask, picture
 
 CONFIG = HandlerConfig(max_image_pixels=100_000, max_prompt_chars=200)

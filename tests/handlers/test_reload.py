@@ -142,7 +142,7 @@ def test_an_old_version_that_will_not_go_is_said_so(store: Path) -> None:
 
 def test_a_picture_that_fails_counts_as_a_failure(store: Path) -> None:
     torchserve = TorchServe()
-    failed = {"error": {"status": 500, "message": "The picture could not be drawn.", "retry_after": None}}
+    failed = {"error": {"status": 500, "message": "The picture could not be drawn."}}
     torchserve._line = lambda line: httpx.Response(200, content=json.dumps(failed).encode())  # type: ignore[method-assign]
     with pytest.raises(ReloadError, match="could not be drawn"):
         reload(torchserve, store)

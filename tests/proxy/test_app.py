@@ -102,7 +102,7 @@ async def test_events_for_a_client_that_asks_for_them() -> None:
 
 
 async def test_a_failure_before_the_first_event_has_its_status_and_a_later_one_is_an_event() -> None:
-    error = b'{"error": {"status": 507, "message": "no room", "retry_after": null}}\n'
+    error = b'{"error": {"status": 507, "message": "no room"}}\n'
     events = {"Accept": "text/event-stream"}
     async with client(serving(error)) as http:
         answer = await http.post("/txt2img", data={"prompt": "x"}, headers=events)
