@@ -48,7 +48,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 archives: $(VENV)/.installed
-	$(BIN)/python -m handlers.archive $(ARGS)
+	$(BIN)/python -m admin.archive $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.serving $(ARGS)

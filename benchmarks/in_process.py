@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from admin.paths import HOME
 from benchmarks.timing import in_turns, ratio, row
 from benchmarks.workload import text_to_image
-from handlers.archive import HOME
 from handlers.config import HandlerConfig
 from handlers.device import choose_dtype
 from handlers.merging import forward, merge

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from handlers.archive import HOME
+from admin.paths import HOME
 from handlers.pipelines import DEFAULTS_FILE
 from handlers.sources import resolve_model
 from tests import tiny_models

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handlers.archive import HOME
+from admin.paths import HOME
 from handlers.config import HandlerConfig
 from handlers.generation import generator
 from handlers.merging import forward

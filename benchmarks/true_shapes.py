@@ -22,8 +22,8 @@ import transformers
 from diffusers import AutoPipelineForText2Image
 from transformers import CLIPTextConfig, CLIPTokenizer
 
+from admin.paths import HOME
 from benchmarks.timing import difference, in_turns, seconds
-from handlers.archive import HOME
 from handlers.device import Peak, choose_dtype
 from tests.e2e.running import Running, running
 from tests.samples import decode

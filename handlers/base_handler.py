@@ -6,7 +6,6 @@ to the engine, drops what is gone, and answers every request with what there is 
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +22,15 @@ from handlers.device import choose_device, choose_dtype
 from handlers.engine import Engine
 from handlers.errors import InvalidRequest, ModelError, RequestError
 from handlers.generation import Generation
+from handlers.installation import Installation
 from handlers.memory import Memory
 from handlers.merging import forward
 from handlers.openvino import OpenVINOForward
 from handlers.pipeline_job import UNetCall
-from handlers.pipelines import CONFIGS, Served, load_pipelines, serve
+from handlers.pipelines import Served, load_pipelines, serve
 from handlers.request import GenerationRequest, parse_request, read_fields
 from handlers.side_stream import NoSideStream, SideStream
-from handlers.sources import fetch, project_home, resolve_model
+from handlers.sources import fetch, resolve_model
 from handlers.stages import Stages
 from handlers.step_batcher import RowLimit, StepBatcher
 from handlers.warm_up import warm_up
@@ -60,13 +60,13 @@ class StableDiffusionHandler:
         self.dtype = choose_dtype(self.config.dtype, self.device)
         if self.config.openvino and (self.device.type, self.dtype) != ("cpu", torch.float32):
             raise ModelError("--openvino is for a CPU in float32: leave it out, or add --device cpu --dtype float32.")
-        home = project_home(self.config.home, os.environ)
+        installed = Installation.find(self.config.home)
         self.served: dict[str, Served] = {}
         self.stages = Stages()
         for model, tasks in self._models().items():
-            source = resolve_model(model, home, os.environ)
-            path = fetch(source, home, os.environ, self.dtype != torch.float32, self.config.allow_pickle)
-            pipelines = load_pipelines(path, tasks, self.device, self.dtype, self.config, home / "models" / CONFIGS)
+            source = resolve_model(model, installed)
+            path = fetch(source, installed, self.dtype != torch.float32, self.config.allow_pickle)
+            pipelines = load_pipelines(path, tasks, self.device, self.dtype, self.config, installed.configs)
             self.stages.watch(next(iter(pipelines.values())))  # they share their modules
             self.served |= serve(source, path, pipelines)
         measured = warm_up(self.served, self.device)

@@ -7,7 +7,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,6 @@ class CustomModel:
     @property
     def archive(self) -> str:
         return CUSTOM + self.url_path
-
-
-def config_file(home: Path, environment: Mapping[str, str]) -> Path:
-    """SD_CONFIG, else config.json in the project's folder; as an absolute path."""
-    return Path(environment.get("SD_CONFIG") or home / FILE_NAME).absolute()
 
 
 def read_config(file: Path) -> list[CustomModel]:

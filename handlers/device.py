@@ -1,14 +1,6 @@
-"""All that depends on the device: which one, its number format, its memory. Nothing else asks what the device is.
+"""All that depends on the device: which one, its number format, its memory. Nothing else asks what the device is."""
 
-`python -m handlers.device` prints what it finds as JSON: for server.py, which does without torch.
-"""
-
-import argparse
 import gc
-import json
-import sys
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -117,27 +109,3 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
-
-
-def report(wanted: str, dtype: str) -> dict[str, Any]:
-    """The device that `wanted` means here, its dtype, and its free memory in bytes (None for a CPU)."""
-    device = choose_device(wanted, None)
-    chosen = choose_dtype(dtype, device)
-    return {"device": device.type, "dtype": str(chosen).removeprefix("torch."), "free_bytes": available_bytes(device)}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m handlers.device", description="What this machine draws on.")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    options = parser.parse_args(argv)
-    try:
-        print(json.dumps(report(options.device, options.dtype)))
-    except ModelError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,6 @@ from handlers.sources import PICKLE_WARNING, ModelSource, check_files, loras, va
 logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_config.json"  # beside model_index.json; the name that transformers gave such a file
-CONFIGS = "configs"  # in `models`: the components' configurations for single files, which hold weights alone
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
 """Which model is served, and where its files are: a hub model's cache, a diffusers folder, or a single file.
 
-`python -m handlers.sources MODEL` downloads a hub model with progress bars. torch and diffusers are imported where they
-are needed, so that server.py can find a model without them.
+torch and diffusers are imported where they are needed, so that server.py can find a model without them.
 """
 
-import argparse
 import contextlib
 import errno
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.custom_models import config_file, hub_token
 from handlers.errors import ModelError
+from handlers.installation import Installation
 
 HUB_DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SINGLE_FILE = (".safetensors", ".ckpt")
@@ -50,39 +45,19 @@ class ModelSource:
         return Path(self.location).name if self.is_local else self.location
 
 
-def project_home(recorded: str, environment: Mapping[str, str]) -> Path:
-    """The folder that holds `models` and `token.txt`: SD_HOME, else as recorded in the archive."""
-    return Path(environment.get("SD_HOME") or recorded)
-
-
-def read_token(home: Path, environment: Mapping[str, str]) -> str | None:
-    """The hub token: HF_TOKEN, else `token.txt` in the project's folder, else `hf_token` in config.json.
-
-    Raises ModelError for a token.txt that is no text.
-    """
-    token = environment.get("HF_TOKEN", "").strip()
-    file = home / "token.txt"
-    if not token and file.is_file():
-        try:
-            token = file.read_text(encoding="utf-8-sig").strip()
-        except ValueError:
-            raise ModelError(f"{file} is not a plain text file: save the token again, as UTF-8.") from None
-    return token or hub_token(config_file(home, environment))
-
-
-def resolve_model(wanted: str, home: Path, environment: Mapping[str, str]) -> ModelSource:
+def resolve_model(wanted: str, installed: Installation) -> ModelSource:
     """`wanted` (an id, a path or `default`) > SD_MODEL > a token, meaning Stable Diffusion 1.5 > the embedded model.
 
     Raises ModelError if a path names no model.
     """
     if wanted != "default":
         source = ModelSource(wanted, "as asked for")
-    elif environment.get("SD_MODEL"):
-        source = ModelSource(environment["SD_MODEL"], "as SD_MODEL says")
-    elif read_token(home, environment):
+    elif installed.model:
+        source = ModelSource(installed.model, "as SD_MODEL says")
+    elif installed.token():
         source = ModelSource(HUB_DEFAULT, "because there is a Hugging Face token")
     else:
-        source = ModelSource(str(home / "models" / "embedded"), "the embedded model, which needs no download")
+        source = ModelSource(str(installed.embedded_model), "the embedded model, which needs no download")
     try:
         path = Path(source.location).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -131,9 +106,7 @@ def variant_of(file_names: Iterable[str], half: bool) -> str | None:
     return None
 
 
-def fetch(
-    source: ModelSource, home: Path, environment: Mapping[str, str], half: bool = False, allow_pickle: bool = False
-) -> Path:
+def fetch(source: ModelSource, installed: Installation, half: bool = False, allow_pickle: bool = False) -> Path:
     """The local folder or file of a model; a hub model's files are downloaded into the cache where they are missing.
 
     Only what the pipelines load is downloaded. A connection that breaks is taken up again, and files that are complete
@@ -142,7 +115,7 @@ def fetch(
     """
     if source.is_local:
         return Path(source.location)
-    model, token = source.location, read_token(home, environment)
+    model, token = source.location, installed.token()
     with _sentences(model):
         files = _hub_files(model, token)
         if files is not None:
@@ -162,20 +135,6 @@ def fetch(
                 use_safetensors=None if allow_pickle else True, local_files_only=files is None,
             )
         )  # fmt: skip
-
-
-def download(source: ModelSource, home: Path, half: bool = False, allow_pickle: bool = False) -> Path:
-    """`fetch` in a process of its own, which shows its progress: this one stays without torch. Raises ModelError."""
-    if source.is_local:
-        return Path(source.location)
-    command = [sys.executable, "-m", "handlers.sources", source.location]
-    command += ["--half"] * half + ["--allow-pickle"] * allow_pickle
-    environment = {**os.environ, "SD_HOME": str(home)}
-    folder = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise ModelError(done.stdout.strip() or f"{source.location} could not be downloaded.")
-    return Path(done.stdout.strip().splitlines()[-1])
 
 
 def _hub_files(model: str, token: str | None) -> list[str] | None:
@@ -244,24 +203,3 @@ def check_files(model: str, file_names: Iterable[str], allow_pickle: bool) -> No
         safe = any(name.suffix == ".safetensors" for name in own)
         if not allow_pickle and not safe and any(name.suffix in PICKLED for name in own):
             raise ModelError(f"{model} is not loaded: {PICKLE_WARNING}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m handlers.sources", description="Downloads a model of the hub.")
-    parser.add_argument("model", help="a hub id")
-    parser.add_argument("--half", action="store_true", help="its half-precision weights, where it has them")
-    parser.add_argument("--allow-pickle", action="store_true", help="also weights that can run programs")
-    options = parser.parse_args(argv)
-    home = project_home(str(Path(__file__).parent.parent), os.environ)
-    try:
-        print(fetch(ModelSource(options.model, ""), home, os.environ, options.half, options.allow_pickle))
-    except KeyboardInterrupt:
-        return 130
-    except ModelError as error:
-        print(error)  # on the standard output: the other one has the progress bars
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

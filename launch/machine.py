@@ -7,8 +7,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from admin.probe import torch_build
 from handlers.errors import OperatorError
-from handlers.fit import torch_build
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 

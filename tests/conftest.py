@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from handlers.archive import HOME
+from admin.paths import HOME
 
 EMBEDDED = HOME / "models" / "embedded"
 CONFIGS = HOME / "models" / "configs"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.archive import FRONTEND
+from admin.archive import FRONTEND
 from handlers.config import HandlerConfig
 from proxy.settings import PREFIX, Settings
 from tests.conftest import HOME

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from handlers.reload import RUN_FILE
+from admin.running_server import RUN_FILE
 from launch.machine import free_ports
 from tests.conftest import HOME
 

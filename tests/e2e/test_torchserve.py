@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from handlers import archive
+from admin import archive
 from launch.machine import java_home
 from tests.conftest import HOME
 from tests.e2e.running import wait_for

@@ -1,71 +1,31 @@
 """Whether a model fits on the accelerator three times, once, or only in low-memory mode. Needs no torch."""
 
-import importlib.util
 import json
 import math
-import runpy
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from admin.probe import ITEM_BYTES, Device
 from handlers.errors import ModelError
 from handlers.sources import PICKLED, WEIGHTS, variant_of
 
-PACKAGE = Path(__file__).resolve().parent
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Round figures for Stable Diffusion 1.5 at 512 pixels, on the safe side: what a process takes for itself on a card,
-# and what drawing takes beyond the weights
+# and what generating takes beyond the weights
 PROCESS_BYTES = 700 * 2**20
-DRAWING_BYTES = 3 * 2**30
+GENERATING_BYTES = 3 * 2**30
 GIB = 2**30
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
-class Device:
-    """What `python -m handlers.device` reports; `free_bytes` is None for a CPU."""
-
-    device: str
-    dtype: str
-    free_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Fit:
+class Placement:
     """How the pipelines are served: `archives` is three or combined; `reason` is a sentence for the user, or empty."""
 
     archives: str
     low_memory: bool
     reason: str = ""
-
-
-def torch_build() -> dict[str, Any]:
-    """What torch's version.py says, read without importing torch; empty where torch is missing."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return {}
-    return runpy.run_path(str(Path(spec.origin).with_name("version.py")))
-
-
-def find_device(device: str, dtype: str) -> Device:
-    """The device that a worker will choose. Raises ModelError for one that is not there."""
-    build = torch_build()
-    no_card = not (build.get("cuda") or build.get("hip") or sys.platform == "darwin")
-    if (device == "cpu" or (device == "auto" and no_card)) and dtype in ("auto", *ITEM_BYTES):
-        return Device("cpu", "float32" if dtype == "auto" else dtype, None)
-    return probe(device, dtype)
-
-
-def probe(device: str, dtype: str) -> Device:
-    """Asks a process with torch, so that this one does without it. Raises ModelError."""
-    command = [sys.executable, "-m", "handlers.device", "--device", device, "--dtype", dtype]
-    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
-    if done.returncode:
-        raise ModelError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "torch cannot be started.")
-    return Device(**json.loads(done.stdout))
 
 
 def weight_bytes(model: Path, dtype: str) -> int:
@@ -107,14 +67,14 @@ def _parameters(file: Path) -> int:
     raise ModelError(f"{file} holds no weights: it is damaged, or a pointer of git-lfs (`git lfs pull` gets the file).")
 
 
-def fit(device: Device, weights: int) -> Fit:
+def choose_placement(device: Device, weights: int) -> Placement:
     """Chooses for an accelerator by what fits; a CPU's three workers share one copy of the weights."""
     if device.free_bytes is None:
-        return Fit("three", False)
+        return Placement("three", False)
     free = device.free_bytes
     about = f"{free / GIB:.1f} GiB are free on the {device.device} device, the weights take {weights / GIB:.1f} GiB"
-    if 3 * (weights + PROCESS_BYTES) + DRAWING_BYTES <= free:
-        return Fit("three", False, f"A worker for each pipeline: {about}.")
-    if weights + PROCESS_BYTES + DRAWING_BYTES <= free:
-        return Fit("combined", False, f"One worker for all pipelines: {about}.")
-    return Fit("combined", True, f"One worker in low-memory mode: {about}.")
+    if 3 * (weights + PROCESS_BYTES) + GENERATING_BYTES <= free:
+        return Placement("three", False, f"A worker for each pipeline: {about}.")
+    if weights + PROCESS_BYTES + GENERATING_BYTES <= free:
+        return Placement("combined", False, f"One worker for all pipelines: {about}.")
+    return Placement("combined", True, f"One worker in low-memory mode: {about}.")

@@ -9,9 +9,11 @@ import httpx
 import pytest
 import yaml
 
-from handlers import reload as module
-from handlers.archive import build
-from handlers.reload import Management, ReloadError, Target, find_target, listing, next_version
+from admin import reload as module
+from admin.archive import build
+from admin.management import Management
+from admin.reload import listing, next_version
+from admin.running_server import ReloadError, RunningServer, Target, find_target
 
 
 class TorchServe:
@@ -191,9 +193,7 @@ def test_the_running_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def runs(port: int, pid: int) -> None:
         folder = tmp_path / f"sd-server-{port}"
         folder.mkdir()
-        urls = {"management_url": f"http://m{port}", "inference_url": f"http://i{port}"}
-        about = {"pid": pid, "port": port, "model_store": str(folder / "store")} | urls
-        (folder / module.RUN_FILE).write_text(json.dumps(about))
+        RunningServer(pid, port, f"http://m{port}", f"http://i{port}", str(folder / "store")).write(folder)
 
     runs(1, 2**22 + 1)  # its process is gone
     runs(1337, os.getpid())

@@ -1,4 +1,4 @@
-"""Builds the model archives: `python -m handlers.archive`.
+"""Builds the model archives: `python -m admin.archive`.
 
 An archive holds the handler code and a model-config.yaml, a few kilobytes; the weights stay where they are.
 """
@@ -15,16 +15,13 @@ from typing import Any
 
 import yaml
 
+from admin.download import prepare
+from admin.options import add_handler_options, settings_of
+from admin.paths import HOME, MODEL_STORE, PACKAGE, STAGED, installation
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.fit import Device, find_device
-from handlers.sources import download, loras, resolve_model
 from handlers.wire import COMBINED, CUSTOM, TASKS
 
-PACKAGE = Path(__file__).resolve().parent
-HOME = PACKAGE.parent
-MODEL_STORE = HOME / "model_store"
-STAGED = ".staged"  # TorchServe's `--models all` loads everything in the store but hidden names
 VERSION = "1.0"
 
 # TorchServe's side of continuous batching; docs/architecture.md says why each is as it is
@@ -80,59 +77,8 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
     return store / f"{stem}.mar"
 
 
-def add_handler_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what an archive serves, and how: those keys of HandlerConfig that people change."""
-    parser.add_argument("--model", default="default", help="a hub id, the path of a model folder or .safetensors file")
-    parser.add_argument("--inpainting-model", default="", help="another model for masking")
-    parser.add_argument("--lora", action="append", default=[], help="a LoRA file to add: FILE or FILE=SCALE")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (default: %(default)s)")
-    parser.add_argument("--low-memory", action="store_true", help="keep only the UNet on the card")
-    parser.add_argument("--cuda-graphs", action="store_true", help="run the UNet as CUDA graphs on a card")
-    parser.add_argument("--channels-last", action="store_true", help="keep the UNet and the VAE in that layout")
-    parser.add_argument("--openvino", action="store_true", help="run the UNet in OpenVINO on a CPU")
-    parser.add_argument("--allow-pickle", action="store_true", help="load weights that can run any program, too")
-
-
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The keys of HandlerConfig that the options of `add_handler_options` stand for, with absolute paths.
-
-    Raises ModelError for a LoRA that is not there.
-    """
-    return {
-        "model": _absolute(options.model),
-        "inpainting_model": _absolute(options.inpainting_model),
-        "lora": "\n".join(f"{file}={scale:g}" for file, scale in loras("\n".join(options.lora))),
-        "device": options.device,
-        "dtype": options.dtype,
-        "low_memory": options.low_memory,
-        "cuda_graphs": options.cuda_graphs,
-        "channels_last": options.channels_last,
-        "openvino": options.openvino,
-        "allow_pickle": options.allow_pickle,
-    }
-
-
-def _absolute(name: str) -> str:
-    """A path that exists here as an absolute one: the worker runs in another folder. Hub ids stay as they are."""
-    there = Path(name).expanduser()
-    return str(there.resolve()) if name not in ("", "default") and there.exists() else name
-
-
-def prepare(settings: Mapping[str, Any]) -> tuple[Device, list[Path]]:
-    """Downloads the models that handler settings name, with progress bars, so that no worker has to.
-
-    Returns the device that the workers will choose, and where the models are. Raises ModelError.
-    """
-    device = find_device(settings["device"], settings["dtype"])
-    names = filter(None, (settings["model"], settings["inpainting_model"]))
-    sources = [resolve_model(name, HOME, os.environ) for name in names]
-    half = device.dtype != "float32"
-    return device, [download(source, HOME, half, settings["allow_pickle"]) for source in sources]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m handlers.archive", description="Builds the model archives.")
+    parser = argparse.ArgumentParser(prog="python -m admin.archive", description="Builds the model archives.")
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"which of {', '.join(TASKS)}; all, unless named")
     parser.add_argument("--combined", action="store_true", help=f"{COMBINED}.mar, all three behind one worker")
     parser.add_argument("--version", default=VERSION, help=f"another version than {VERSION} goes to {STAGED}/")
@@ -146,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = options.model_store / STAGED if staged else options.model_store
     try:
         handler = settings_of(options)
-        prepare(handler)
+        prepare(handler, installation())
     except ModelError as error:
         parser.exit(1, f"{error}\n")
     for name in names:

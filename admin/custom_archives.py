@@ -1,22 +1,24 @@
-"""Keeps the archives of config.json's custom models in step with it: `python -m handlers.custom_archives`.
+"""Keeps the archives of config.json's custom models in step with it: `python -m admin.custom_archives`.
 
 An archive is built into the model store, from which the proxy registers it with the model's first request; one that
 shall be there from the start is registered at once. server.py does the same for as long as it runs.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from handlers.archive import HOME, VERSION, build
-from handlers.custom_models import CustomModel, config_file, read_config
-from handlers.errors import ModelError
-from handlers.fit import find_device
-from handlers.reload import Management, ReloadError, Target, find_target, handler_settings, reload
-from handlers.sources import download, project_home, resolve_model
+from admin.archive import VERSION, build
+from admin.download import prepare
+from admin.management import Management
+from admin.paths import installation
+from admin.reload import handler_settings, reload
+from admin.running_server import ReloadError, Target, find_target
+from handlers.custom_models import CustomModel, read_config
+from handlers.errors import ModelError, OperatorError
+from handlers.installation import Installation
+from handlers.sources import resolve_model
 from handlers.wire import COMBINED, CUSTOM, TASKS
 
 RETRY_S = 60  # after which a model that could not be served is tried again: its download may have broken off
@@ -30,14 +32,13 @@ class CustomArchives:
         say: is told what happens, a sentence a time.
     """
 
-    def __init__(self, target: Target, home: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(self, target: Target, installed: Installation, say: Callable[[str], None]) -> None:
         self._target = target
         self._management = Management(target)
         self._store = target.store
-        self._home = home
-        self._environment = environment
+        self._installed = installed
         self._say = say
-        self._file = config_file(home, environment)
+        self._file = installed.config_file
         self._seen: float | None = None
         self._failed: dict[str, str] = {}
         self._retry_at = 0.0
@@ -64,7 +65,7 @@ class CustomArchives:
         for archive, model in models.items():
             try:
                 self._provide(archive, model, built.get(archive))
-            except (ModelError, ReloadError, RuntimeError, OSError) as error:
+            except (OperatorError, RuntimeError, OSError) as error:
                 sentence = f"The custom model {model.ui_label} cannot be served: {error}"
                 if self._failed.get(archive) != sentence:
                     self._say(sentence)
@@ -74,11 +75,10 @@ class CustomArchives:
 
     def _provide(self, archive: str, model: CustomModel, built: Mapping[str, Any] | None) -> None:
         """Builds an archive that is not there or was built from other settings; loads it, if it shall be there."""
-        source = resolve_model(model.model_path, self._home, self._environment)
+        source = resolve_model(model.model_path, self._installed)
         settings = self._shared() | {"model": source.location, "safety_checker": model.requires_safety_checker}
         if built is None or any(built.get(key) != value for key, value in settings.items()):
-            half = find_device(settings["device"], settings["dtype"]).dtype != "float32"
-            download(source, self._home, half, settings["allow_pickle"])
+            prepare(settings, self._installed)
             if built is not None and self._is_loaded(archive):
                 reload(archive, self._target, settings, self._management, lambda _: None)
             else:
@@ -116,7 +116,7 @@ class CustomArchives:
 
 def main() -> int:
     try:
-        CustomArchives(find_target(None), project_home(str(HOME), os.environ), os.environ, print).update()
+        CustomArchives(find_target(None), installation(), print).update()
     except ReloadError as error:
         print(error, file=sys.stderr)
         return 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handlers import archive
+from admin import archive
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from admin.placement import GIB, choose_placement, weight_bytes
+from admin.probe import Device
 from handlers.errors import ModelError
-from handlers.fit import GIB, Device, find_device, fit, probe, weight_bytes
 from tests import tiny_models
 from tests.original_layout import count, save_single_file
 
@@ -15,7 +16,7 @@ from tests.original_layout import count, save_single_file
     [(24, "three", False), (8, "combined", False), (4, "combined", True), (None, "three", False)],
 )
 def test_what_fits_is_chosen(free: int | None, archives: str, low_memory: bool) -> None:
-    chosen = fit(Device("cuda" if free else "cpu", "float16", free and free * GIB), 2 * GIB)
+    chosen = choose_placement(Device("cuda" if free else "cpu", "float16", free and free * GIB), 2 * GIB)
     assert (chosen.archives, chosen.low_memory) == (archives, low_memory)
     assert (f"{free}.0 GiB are free on the cuda device" in chosen.reason) == bool(free)
 
@@ -44,28 +45,3 @@ def test_a_pointer_of_git_lfs_is_a_sentence(tmp_path: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ModelError, match="git lfs pull"):
         weight_bytes(folder, "float16")
-
-
-def test_the_device_is_found_by_a_process_with_torch() -> None:
-    assert probe("cpu", "bfloat16") == Device("cpu", "bfloat16", None)
-    with pytest.raises(ModelError, match="tpu9"):
-        probe("tpu9", "auto")
-
-
-def test_the_cpu_is_found_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def ask(device: str, dtype: str) -> Device:
-        asked.append(device)
-        return Device("mps", "float16", 1)
-
-    monkeypatch.setattr("handlers.fit.probe", ask)
-    monkeypatch.setattr("handlers.fit.sys.platform", "linux")
-    monkeypatch.setattr("handlers.fit.torch_build", lambda: {"cuda": None, "hip": None})
-    assert find_device("cpu", "auto") == find_device("auto", "auto") == Device("cpu", "float32", None)
-    assert not asked
-    find_device("cuda", "auto")  # there is none: the process with torch says so
-    find_device("auto", "float8")
-    monkeypatch.setattr("handlers.fit.sys.platform", "darwin")
-    find_device("auto", "auto")
-    assert asked == ["cuda", "auto", "auto"]
