@@ -18,7 +18,7 @@ from admin.running_server import ReloadError, Target, find_target
 from handlers.custom_models import CustomModel, read_config
 from handlers.errors import ModelError, OperatorError
 from handlers.installation import Installation
-from handlers.sources import resolve_model
+from handlers.pipelines.sources import resolve_model
 from handlers.wire import COMBINED, CUSTOM, TASKS
 
 RETRY_S = 60  # after which a model that could not be served is tried again: its download may have broken off

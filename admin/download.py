@@ -18,7 +18,7 @@ from admin.probe import Device, find_device
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.installation import Installation
-from handlers.sources import ModelSource, fetch, resolve_model
+from handlers.pipelines.sources import ModelSource, fetch, resolve_model
 
 
 @dataclass(frozen=True)

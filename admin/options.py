@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from handlers.sources import loras
+from handlers.pipelines.sources import loras
 
 
 def add_handler_options(parser: argparse.ArgumentParser) -> None:

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args(argv)
-    from handlers.device import available_bytes, choose_device, choose_dtype
+    from handlers.hardware.device import available_bytes, choose_device, choose_dtype
 
     try:
         device = choose_device(options.device, None)

@@ -24,11 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.true_shapes import make
-from handlers.cuda_graphs import GraphedForward
-from handlers.device import choose_dtype
-from handlers.generation import generator
-from handlers.merging import forward, merge
-from handlers.pipeline_job import PipelineJob, UNetCall
+from handlers.engine.generation import generator
+from handlers.engine.pipeline_job import PipelineJob, UNetCall
+from handlers.forward.cuda_graphs import GraphedForward
+from handlers.forward.merging import forward, merge
+from handlers.hardware.device import choose_dtype
 from handlers.stable_diffusion import CombinedHandler
 from tests.e2e.running import running
 from tests.frontend import Context, Frontend

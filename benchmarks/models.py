@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from admin.paths import HOME
-from handlers.pipelines import DEFAULTS_FILE
-from handlers.sources import resolve_model
+from handlers.pipelines.loading import DEFAULTS_FILE
+from handlers.pipelines.sources import resolve_model
 from tests import tiny_models
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from admin.paths import HOME
 from handlers.config import HandlerConfig
-from handlers.generation import generator
-from handlers.merging import forward
-from handlers.pipeline_job import PipelineJob, UNetCall
-from handlers.pipelines import CONFIGS, load_pipelines
-from handlers.previews import fit_preview
+from handlers.engine.generation import generator
+from handlers.engine.pipeline_job import PipelineJob, UNetCall
+from handlers.forward.merging import forward
+from handlers.pipelines.loading import CONFIGS, load_pipelines
+from handlers.pipelines.previews import fit_preview
 
 GUIDANCE = 3.5
 

@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from admin.paths import HOME
 from benchmarks.timing import difference, in_turns, seconds
-from handlers.device import Peak, choose_dtype
+from handlers.hardware.device import Peak, choose_dtype
 from tests.e2e.running import Running, running
 from tests.samples import decode
 

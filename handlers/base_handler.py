@@ -16,24 +16,24 @@ from typing import Any
 import torch
 
 from handlers.config import HandlerConfig
-from handlers.cuda_graphs import GraphedForward
-from handlers.decoder import Decoder
-from handlers.device import choose_device, choose_dtype
-from handlers.engine import Engine
+from handlers.engine.decoder import Decoder
+from handlers.engine.generation import Generation
+from handlers.engine.loop import Engine
+from handlers.engine.pipeline_job import UNetCall
+from handlers.engine.step_batcher import RowLimit, StepBatcher
+from handlers.engine.timings import Stages
+from handlers.engine.warm_up import warm_up
 from handlers.errors import InvalidRequest, ModelError, RequestError
-from handlers.generation import Generation
+from handlers.forward.cuda_graphs import GraphedForward
+from handlers.forward.merging import forward
+from handlers.forward.openvino import OpenVINOForward
+from handlers.forward.side_stream import NoSideStream, SideStream
+from handlers.hardware.device import choose_device, choose_dtype
+from handlers.hardware.memory import Memory
 from handlers.installation import Installation
-from handlers.memory import Memory
-from handlers.merging import forward
-from handlers.openvino import OpenVINOForward
-from handlers.pipeline_job import UNetCall
-from handlers.pipelines import Served, load_pipelines, serve
-from handlers.request import GenerationRequest, parse_request, read_fields
-from handlers.side_stream import NoSideStream, SideStream
-from handlers.sources import fetch, resolve_model
-from handlers.stages import Stages
-from handlers.step_batcher import RowLimit, StepBatcher
-from handlers.warm_up import warm_up
+from handlers.pipelines.loading import Served, load_pipelines, serve
+from handlers.pipelines.sources import fetch, resolve_model
+from handlers.request.fields import GenerationRequest, parse_request, read_fields
 from handlers.wire import DESCRIBE, LINES_TYPE, Failed, RequestHead, Result, start_failure_line
 
 

@@ -11,7 +11,7 @@ from admin.placement import GIB
 from admin.probe import Device, find_device, torch_build
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.sources import fetch, resolve_model
+from handlers.pipelines.sources import fetch, resolve_model
 from handlers.wire import TASKS
 from launch.machine import StartError, check_port, gpu_notice
 from launch.serve import parse_options, proxy_variables
@@ -79,9 +79,9 @@ class Checkup:
         """Loads the model and draws three steps with each pipeline, in this process."""
         import torch
 
-        from handlers.device import choose_device, choose_dtype
-        from handlers.pipelines import load_pipelines, serve
-        from handlers.warm_up import warm_up
+        from handlers.engine.warm_up import warm_up
+        from handlers.hardware.device import choose_device, choose_dtype
+        from handlers.pipelines.loading import load_pipelines, serve
 
         try:
             source = resolve_model(self._options.model, installation())

@@ -15,7 +15,7 @@ from admin.options import add_handler_options, settings_of
 from admin.paths import installation
 from admin.placement import Placement, choose_placement, weight_bytes
 from handlers.errors import OperatorError
-from handlers.sources import ModelSource, resolve_model
+from handlers.pipelines.sources import ModelSource, resolve_model
 from launch.console import StatusLine, Stopped, stop_on_signals
 from launch.machine import StartError, check_port, gpu_notice
 from launch.processes import Server

@@ -16,7 +16,7 @@ def pipelines() -> dict[str, Any]:
     import torch
 
     from handlers.config import HandlerConfig
-    from handlers.pipelines import load_pipelines
+    from handlers.pipelines.loading import load_pipelines
     from handlers.wire import TASKS
 
     return load_pipelines(EMBEDDED, TASKS, torch.device("cpu"), torch.float32, HandlerConfig(), CONFIGS)

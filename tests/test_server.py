@@ -14,7 +14,7 @@ import pytest
 from admin import probe
 from admin.placement import GIB
 from handlers.installation import Installation
-from handlers.sources import resolve_model
+from handlers.pipelines.sources import resolve_model
 from launch import machine, processes, serve
 from proxy.settings import Settings
 from tests.conftest import EMBEDDED, HOME

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
-from handlers.request import MAX_SEED, ModelDefaults, parse_request
+from handlers.request.fields import MAX_SEED, ModelDefaults, parse_request
 from handlers.wire import TASKS
 from proxy.page import FOLDER
 from proxy.routes import routes

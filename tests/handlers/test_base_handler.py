@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.device import release_memory
-from handlers.request import ModelDefaults
+from handlers.hardware.device import release_memory
+from handlers.request.fields import ModelDefaults
 from handlers.stable_diffusion import CombinedHandler
 from tests.conftest import SIDE
 from tests.frontend import Context, Frontend
@@ -205,7 +205,7 @@ def test_a_picture_without_room_is_refused_and_its_neighbour_drawn(
     frontend: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = frontend.handler
-    monkeypatch.setattr("handlers.memory.available_bytes", lambda _: 10 * 2**20)
+    monkeypatch.setattr("handlers.hardware.memory.available_bytes", lambda _: 10 * 2**20)
     neighbour = frontend.send(num_inference_steps=20)
     frontend.run_until(lambda: handler.generations and handler.generations[neighbour].slots)
     monkeypatch.setattr(handler, "memory", dataclasses.replace(handler.memory, row_bytes=8 * 2**20))
@@ -227,8 +227,10 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
         release_memory(device)
         left.append(sum(tensor() is not None for tensor in held))
 
-    monkeypatch.setattr("handlers.memory.release_memory", release)
-    monkeypatch.setattr("handlers.generation.logger.disabled", True)  # pytest keeps what is logged, with its traceback
+    monkeypatch.setattr("handlers.hardware.memory.release_memory", release)
+    monkeypatch.setattr(
+        "handlers.engine.generation.logger.disabled", True
+    )  # pytest keeps what is logged, with its traceback
     unet = handler.served["txt2img"].pipeline.unet
     forward = unet.forward
 

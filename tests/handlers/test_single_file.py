@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from handlers.config import HandlerConfig
+from handlers.engine.generation import generator
 from handlers.errors import ModelError
-from handlers.generation import generator
-from handlers.pipelines import load_pipelines
+from handlers.pipelines.loading import load_pipelines
 from tests import tiny_models
 from tests.conftest import CONFIGS
 from tests.original_layout import count, save_single_file

@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from handlers.config import HandlerConfig
-from handlers.pipelines import load_pipelines, model_defaults
+from handlers.pipelines.loading import load_pipelines, model_defaults
 from tests.conftest import CONFIGS
 from tests.original_layout import save_single_file
 
