@@ -18,7 +18,8 @@ from admin.probe import Device, find_device
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.installation import Installation
-from handlers.pipelines.sources import ModelSource, fetch, resolve_model
+from handlers.pipelines.hub import fetch
+from handlers.pipelines.sources import ModelSource, resolve_model
 
 
 @dataclass(frozen=True)

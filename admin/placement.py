@@ -9,7 +9,7 @@ from typing import Any
 
 from admin.probe import ITEM_BYTES, Device
 from handlers.errors import ModelError
-from handlers.pipelines.sources import PICKLED, WEIGHTS, variant_of
+from handlers.pipelines.hub import PICKLED, WEIGHTS, variant_of
 
 # Round figures for Stable Diffusion 1.5 at 512 pixels, on the safe side: what a process takes for itself on a card,
 # and what generating takes beyond the weights

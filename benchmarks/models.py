@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from admin.paths import HOME
-from handlers.pipelines.loading import DEFAULTS_FILE
+from handlers.pipelines.defaults import DEFAULTS_FILE
 from handlers.pipelines.sources import resolve_model
-from tests import tiny_models
+from tests.support import tiny_models
 
 
 def free_size_copy(folder: Path) -> Path:

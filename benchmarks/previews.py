@@ -11,9 +11,10 @@ from PIL import Image
 
 from admin.paths import HOME
 from handlers.config import HandlerConfig
-from handlers.engine.generation import generator
-from handlers.engine.pipeline_job import PipelineJob, UNetCall
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
+from handlers.pipelines.arguments import generator
 from handlers.pipelines.loading import CONFIGS, load_pipelines
 from handlers.pipelines.previews import fit_preview
 

@@ -37,8 +37,8 @@ from benchmarks.queueing import short_behind_long
 from benchmarks.resources import Memory, cold_start
 from benchmarks.timing import row
 from benchmarks.workload import mixed
-from tests.conftest import SIDE
-from tests.e2e.running import Running, running
+from tests.support.paths import SIDE
+from tests.support.running import Running, running
 
 STEPS = 20
 

@@ -1,4 +1,4 @@
-"""The doctor's checks that need the project's packages: device, port, access, token, model, and a first picture."""
+"""The doctor's checks that need the project's packages: device, port, access, token, model, and a first image."""
 
 import platform
 from collections.abc import Sequence
@@ -6,12 +6,10 @@ from typing import Any
 
 from admin.download import prepare
 from admin.options import settings_of
-from admin.paths import installation
+from admin.paths import HOME, installation
 from admin.placement import GIB
 from admin.probe import Device, find_device, torch_build
-from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.pipelines.sources import fetch, resolve_model
 from handlers.wire import TASKS
 from launch.machine import StartError, check_port, gpu_notice
 from launch.serve import parse_options, proxy_variables
@@ -75,22 +73,15 @@ class Checkup:
         source = prepared.sources[0]
         return f"{source.location} ({source.reason}), at {prepared.paths[0]}"
 
-    def picture(self) -> str:
-        """Loads the model and draws three steps with each pipeline, in this process."""
+    def image(self) -> str:
+        """Loads the model and generates three steps with each pipeline, in this process."""
         import torch
 
-        from handlers.engine.warm_up import warm_up
-        from handlers.hardware.device import choose_device, choose_dtype
-        from handlers.pipelines.loading import load_pipelines, serve
+        from handlers.worker import Worker
 
         try:
-            source = resolve_model(self._options.model, installation())
-            device = choose_device(self._settings["device"], None)
-            dtype = choose_dtype(self._settings["dtype"], device)
-            path = fetch(source, installation(), dtype != torch.float32, self._settings["allow_pickle"])
-            config = HandlerConfig.from_mapping(self._settings | {"model": source.location})
-            pipelines = load_pipelines(path, TASKS, device, dtype, config, installation().configs)
-            measured = warm_up(serve(source, path, pipelines), device)
+            worker = Worker.load(TASKS, self._settings | {"home": str(HOME)}, None, torch.get_num_threads())
         except ModelError as error:
             raise CheckFailed(str(error)) from None
-        return f"all three pipelines draw; a UNet row of native size takes {measured.seconds_per_row * 1000:.0f} ms"
+        milliseconds = worker.measured.seconds_per_row * 1000
+        return f"all three pipelines generate; a UNet row of native size takes {milliseconds:.0f} ms"

@@ -15,12 +15,12 @@ from starlette.responses import Response
 
 from proxy.access import Access
 from proxy.admission import Admission
-from proxy.custom import CustomModels
-from proxy.draining import Drain
+from proxy.bodies import Bodies
+from proxy.custom_models import CustomModels
 from proxy.errors import Failure
-from proxy.intake import Intake
 from proxy.routes import answers_200, routes
 from proxy.settings import Settings, listed
+from proxy.shutdown import Drain
 from proxy.telemetry import Counts, Telemetry
 from proxy.upstream import READY, Upstream
 
@@ -70,7 +70,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.counts = counts
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)
-    app.state.intake = Intake(settings.max_body_bytes, settings.max_bytes_in_flight)
+    app.state.bodies = Bodies(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app
 
 

@@ -13,15 +13,15 @@ from starlette.types import Receive, Scope, Send
 
 from handlers.wire import CUSTOM, TASKS, RequestHead
 from proxy.admission import Admission
-from proxy.custom import CustomModels
-from proxy.draining import Drain
+from proxy.bodies import Bodies
+from proxy.custom_models import CustomModels
 from proxy.errors import Failure
-from proxy.intake import Intake
 from proxy.metrics import metrics
-from proxy.page import docs, openapi, page, static
 from proxy.settings import Settings
+from proxy.shutdown import Drain
 from proxy.streaming import Generated
 from proxy.upstream import READY, Upstream
+from proxy.web.page import docs, openapi, page, static
 
 ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in TASKS)})
 
@@ -73,7 +73,7 @@ class Generate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         settings: Settings = request.app.state.settings
-        intake: Intake = request.app.state.intake
+        bodies: Bodies = request.app.state.bodies
         upstream: Upstream = request.app.state.upstream
         custom: CustomModels = request.app.state.custom_models
         admission: Admission = request.app.state.admission
@@ -96,7 +96,7 @@ class Generate:
         try:
             with drain.request():
                 admission.check(archive, request.state.client)
-                async with intake.body(request) as body:
+                async with bodies.body(request) as body:
                     if url_path:
                         events = custom.generate(url_path, head, body)
                     else:

@@ -9,8 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from handlers.wire import Progress, Result
-from proxy.draining import Drain
 from proxy.errors import Failure
+from proxy.shutdown import Drain
 from proxy.upstream import Events
 
 

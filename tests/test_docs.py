@@ -9,7 +9,7 @@ import pytest
 from admin.archive import FRONTEND
 from handlers.config import HandlerConfig
 from proxy.settings import PREFIX, Settings
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 CONFIGURATION = (HOME / "docs" / "configuration.md").read_text(encoding="utf-8")
 

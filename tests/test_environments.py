@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from rattler import MatchSpec
 
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 PLATFORMS = {"environment.yaml": ("win32", "linux"), "environment-m1.yaml": ("darwin",)}
 

@@ -12,7 +12,7 @@ import yaml
 from handlers.wire import COMBINED, TASKS
 from proxy.metrics import WAIT_S
 from proxy.settings import Settings, listed
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 FOLDER = HOME / "deploy" / "kubernetes"
 VERSION = "1.37"

@@ -17,8 +17,8 @@ from handlers.installation import Installation
 from handlers.pipelines.sources import resolve_model
 from launch import machine, processes, serve
 from proxy.settings import Settings
-from tests.conftest import EMBEDDED, HOME
-from tests.e2e.running import running
+from tests.support.paths import EMBEDDED, HOME
+from tests.support.running import running
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

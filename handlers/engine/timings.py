@@ -12,10 +12,10 @@ import torch
 MODULES = {"text_encoder": "text", "text_encoder_2": "text", "safety_checker": "checker"}
 
 
-class Stages:
+class Timings:
     """Seconds since the start by stage: parse, text, unet, vae, checker, encode.
 
-    On a card the stages that only queue work there look shorter than they are; what waits for it looks longer.
+    On a GPU the stages that only queue work there look shorter than they are; what waits for it looks longer.
     """
 
     def __init__(self) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from handlers.engine.generation import generator, pipeline_arguments
-from handlers.engine.pipeline_job import PipelineJob, UNetCall
+from handlers.engine.pipeline_job import PipelineJob
 from handlers.errors import ModelError
+from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.hardware.device import Peak, first_size
-from handlers.pipelines.loading import Served
+from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.loading import ServedPipeline
 from handlers.request.fields import GenerationRequest
 
 STEPS = 3
@@ -33,7 +34,7 @@ class Measured:
     image_bytes: int = 0
 
 
-def warm_up(served: Mapping[str, Served], device: torch.device) -> Measured:
+def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measured:
     """Runs each task's pipeline for a few steps, at its native size where the device is quick enough for that.
 
     Returns the largest needs, for a picture of the first task's native size. Raises ModelError if a model loads but

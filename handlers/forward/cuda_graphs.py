@@ -5,17 +5,19 @@ time. Not run on a card so far (docs/architecture.md).
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
-from handlers.engine.pipeline_job import UNetCall
-from handlers.forward.merging import forward, merge, merge_key
+from handlers.forward.calls import UNetCall
+from handlers.forward.merging import forward, merge
+from handlers.forward.signature import CallSignature
 
 logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32)  # rows
+Key = tuple[CallSignature, int]  # and the number of rows that the graph has
 MAX_GRAPHS = 32  # each has inputs and an output of its own; what lies between is shared
 
 
@@ -53,17 +55,19 @@ class GraphedForward:
 
     def __init__(self, make_graph: Callable[[], Graph] = CudaGraph) -> None:
         self._make_graph = make_graph
-        self._captured: dict[Any, _Captured | None] = {}  # None: it could not be
-        self._seen: set[Any] = set()
+        self._captured: dict[Key, _Captured | None] = {}  # None: it could not be
+        self._seen: set[Key] = set()
 
     def __call__(self, call: UNetCall) -> Any:
         key = _graph_key(call)
+        if key is None:
+            return forward(call)
         captured = self._captured.get(key)
         if key not in self._captured and key in self._seen:
             captured = self._capture(key, call)
         if captured is not None:
             return captured.run(call)
-        if key is not None and len(self._seen) < 10 * MAX_GRAPHS:
+        if len(self._seen) < 10 * MAX_GRAPHS:
             self._seen.add(key)
         return forward(call)
 
@@ -75,11 +79,11 @@ class GraphedForward:
                 self(repeated)
                 self(repeated)
 
-    def _capture(self, key: Any, call: UNetCall) -> "_Captured | None":
+    def _capture(self, key: Key, call: UNetCall) -> "_Captured | None":
         captured = None
         if len(self._captured) < MAX_GRAPHS:
             try:
-                captured = _Captured(call, self._make_graph())
+                captured = _Captured(call, key[1], self._make_graph())
             except Exception:  # a model that cannot be captured is drawn with all the same
                 logger.exception("A CUDA graph of the UNet could not be captured: it runs without.")
         self._captured[key] = captured
@@ -89,9 +93,9 @@ class GraphedForward:
 class _Captured:
     """A graph with its input and output tensors, of `size` rows."""
 
-    def __init__(self, call: UNetCall, graph: Graph) -> None:
+    def __init__(self, call: UNetCall, size: int, graph: Graph) -> None:
         self._graph = graph
-        self._inputs = _filled_up(call, _size(call.rows))
+        self._inputs = _filled_up(call, size)
         self._output = graph.capture(lambda: forward(self._inputs))
 
     def run(self, call: UNetCall) -> Any:
@@ -103,19 +107,15 @@ class _Captured:
         return (sample,) if isinstance(self._output, tuple) else type(self._output)(sample=sample)
 
 
-def _graph_key(call: UNetCall) -> Any:
-    """What a graph is made for; None for a call of no fixed form."""
-    key, size = merge_key(call), _size(call.rows)
-    # told apart by their ids alone, which another may have later
-    opaque = key[-1] is not None or not all(
-        value is None or isinstance(value, (bool, int, float, str, torch.Tensor))
-        for item in call.kwargs.values()
-        for value in (item.values() if isinstance(item, Mapping) else [item])
-    )
-    return None if opaque or size is None else (key, size)
+def _graph_key(call: UNetCall) -> Key | None:
+    """The key of a call's graph; None for a call that no graph fits."""
+    signature, size = CallSignature.of(call), _size(call.rows)
+    if size is None or signature.alone is not None or not signature.is_by_value:
+        return None
+    return signature, size
 
 
-def _size(rows: int) -> Any:
+def _size(rows: int) -> int | None:
     return next((size for size in SIZES if size >= rows), None)
 
 

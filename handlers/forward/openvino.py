@@ -1,14 +1,14 @@
 """The merged UNet forward in OpenVINO, by option: quicker than torch on a CPU (docs/performance.md)."""
 
 import logging
-from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 
-from handlers.engine.pipeline_job import UNetCall
 from handlers.errors import ModelError
+from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
+from handlers.forward.signature import CallSignature
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ class OpenVINOForward:
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the workers would pin their threads to the same cores
         }
-        self._compiled: dict[Hashable, Any] = {}  # None: it could not be
+        self._compiled: dict[CallSignature, Any] = {}  # None: it could not be
 
     def __call__(self, call: UNetCall) -> Any:
-        form = _form(call)
-        if form is None or not _is_even(call):
+        signature = CallSignature.of(call).without_sizes()  # a conversion takes every size
+        if not signature.is_by_value or not _is_even(call):
             return forward(call)
-        if form not in self._compiled:
-            self._compiled[form] = self._compile(call)
-        compiled = self._compiled[form]
+        if signature not in self._compiled:
+            self._compiled[signature] = self._compile(call)
+        compiled = self._compiled[signature]
         if compiled is None:
             return forward(call)
         output = compiled([tensor.numpy() for tensor in call.with_timesteps().tensors()])[0]
@@ -78,19 +78,6 @@ class _Positional(torch.nn.Module):
         call = self._call.with_tensors(tensors)
         output: torch.Tensor = self.unet(call.sample, call.timestep, **{**call.kwargs, "return_dict": False})[0]
         return output
-
-
-def _form(value: Any) -> Hashable | None:
-    """What a conversion is made for: anything but the sizes of tensors. None for a call of no fixed form."""
-    if isinstance(value, UNetCall):
-        kwargs = _form(value.kwargs)
-        return kwargs and (id(value.unet), value.sample.dtype, _form(value.with_timesteps().timestep), kwargs)
-    if isinstance(value, Mapping):
-        forms = {name: _form(item) for name, item in value.items()}
-        return None if None in forms.values() else tuple(sorted(forms.items()))
-    if isinstance(value, torch.Tensor):
-        return ("tensor", value.dim(), str(value.dtype))
-    return ("value", value) if value is None or isinstance(value, (bool, int, float, str)) else None
 
 
 def _is_even(call: UNetCall) -> bool:

@@ -8,7 +8,7 @@ from handlers.errors import OutOfMemory
 from handlers.hardware.device import available_bytes, release_memory
 from handlers.request.fields import GenerationRequest
 
-ROWS = 2  # of a guided picture
+GUIDED_ROWS = 2  # of one image with guidance: with the prompt, and with the negative prompt
 SHARE = 0.9  # of the free memory that is counted on: allocators leave gaps
 
 
@@ -40,7 +40,7 @@ class Memory:
         if available is None:
             return
         area = request.width * request.height / vae_scale_factor**2
-        forward_bytes = ROWS * self.row_bytes
+        forward_bytes = GUIDED_ROWS * self.row_bytes
         native = forward_bytes + self.image_bytes if self.decodes_beside else max(forward_bytes, self.image_bytes)
         needed = native * area / self.native_area
         if needed > available:

@@ -1,4 +1,4 @@
-"""The stock diffusers pipelines of a model, and what it draws with where a request is silent."""
+"""Loads a model: the stock diffusers pipeline of each task, all on one set of weights."""
 
 import importlib
 import json
@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,20 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.pipelines.low_memory import share_room
+from handlers.pipelines.defaults import model_defaults
+from handlers.pipelines.hub import PICKLE_WARNING, check_files, variant_of
+from handlers.pipelines.low_memory import offload
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
-from handlers.pipelines.sources import PICKLE_WARNING, ModelSource, check_files, loras, variant_of
+from handlers.pipelines.schedulers import schedulers
+from handlers.pipelines.sources import ModelSource, loras
 from handlers.request.fields import ModelDefaults
 
 logger = logging.getLogger(__name__)
 
-DEFAULTS_FILE = "generation_config.json"  # beside model_index.json; the name that transformers gave such a file
-
 
 @dataclass(frozen=True)
-class Served:
+class ServedPipeline:
     """A task's pipeline, with what its model says of itself. `model` is the name that clients see."""
 
     model: str
@@ -37,11 +37,11 @@ class Served:
 
     @property
     def native_area(self) -> int:
-        """Latent pixels of a picture of native size."""
+        """Latent pixels of an image of native size."""
         return self.defaults.width * self.defaults.height // int(self.pipeline.vae_scale_factor) ** 2
 
 
-def serve(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict[str, Served]:
+def prepare_pipelines(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict[str, ServedPipeline]:
     """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
     remember_prompts(list(pipelines.values()))
     first = next(iter(pipelines.values()))
@@ -51,7 +51,10 @@ def serve(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict
     except Exception:  # a model without previews serves all the same
         logger.exception("No previews with this model.")
         preview_map = None
-    return {task: Served(source.name, pipeline, defaults, names, preview_map) for task, pipeline in pipelines.items()}
+    return {
+        task: ServedPipeline(source.name, pipeline, defaults, names, preview_map)
+        for task, pipeline in pipelines.items()
+    }
 
 
 def load_pipelines(
@@ -72,7 +75,7 @@ def load_pipelines(
         for file, scale in loras(config.lora):
             _add_lora(first, file, scale)
         if config.low_memory and device.type != "cpu":
-            share_room(first, device)
+            offload(first, device)
         else:
             first.to(device)
         pipelines = {task: _of_task(task, first, dtype) for task in tasks}
@@ -183,62 +186,3 @@ def _quiet_libraries() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-def model_defaults(path: Path, pipeline: Any) -> ModelDefaults:
-    """The model's own steps, guidance, native and drawn size, from its generation_config.json, else from its parts.
-
-    Raises ModelError for a file with a fault.
-    """
-    own: dict[str, Any] = _distilled(pipeline)
-    file = path / DEFAULTS_FILE
-    contract = ModelDefaults()
-    sample_size = pipeline.unet.config.sample_size or 64
-    latent_height, latent_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    try:
-        if file.is_file():
-            own |= json.loads(file.read_text(encoding="utf-8"))
-        return ModelDefaults(
-            num_inference_steps=int(own.get("num_inference_steps", contract.num_inference_steps)),
-            guidance_scale=float(own.get("guidance_scale", contract.guidance_scale)),
-            width=latent_width * pipeline.vae_scale_factor,
-            height=latent_height * pipeline.vae_scale_factor,
-            drawn_size=own.get("drawn_size"),
-            scheduler=type(pipeline.scheduler).__name__,
-        )
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{file} must give numbers for num_inference_steps and guidance_scale: {error}") from None
-
-
-def _distilled(pipeline: Any) -> dict[str, Any]:
-    """The defaults of a few-step model, told by its parts; empty for any other."""
-    scheduler, settings = type(pipeline.scheduler).__name__, pipeline.scheduler.config
-    if pipeline.unet.config.time_cond_proj_dim:  # latent consistency: the guidance is an input of the UNet
-        return {"num_inference_steps": 4, "guidance_scale": 8.5}
-    if scheduler in ("LCMScheduler", "TCDScheduler"):
-        return {"num_inference_steps": 4, "guidance_scale": 1.0}
-    if scheduler.startswith("Euler") and settings.get("timestep_spacing") == "trailing":  # the Turbo models
-        return {"num_inference_steps": 4, "guidance_scale": 0.0}
-    return {}
-
-
-def schedulers(pipeline: Any) -> dict[str, Any]:
-    """The schedulers that can take the place of the model's own, by diffusers' names.
-
-    Without EDMEulerScheduler, which diffusers counts among them and which is for models of another parametrisation.
-    """
-    own = pipeline.scheduler.config
-    found = {}
-    for kind in sorted(pipeline.scheduler.compatibles, key=lambda kind: kind.__name__):
-        # a model that was trained with noise to the very end needs a scheduler that knows of it
-        fits = not own.get("rescale_betas_zero_snr") or "rescale_betas_zero_snr" in signature(kind.__init__).parameters
-        # those whose library is missing are stand-ins that raise when they are made
-        if fits and not hasattr(kind, "_backends") and kind.__name__ != "EDMEulerScheduler":
-            found[kind.__name__] = kind
-    return found
-
-
-def scheduler(pipeline: Any, name: str) -> Any:
-    """The scheduler `name` for the noise that the pipeline's model has learnt."""
-    # latents are not bounded: what clips them by default would spoil the picture
-    return schedulers(pipeline)[name].from_config({"clip_sample": False, **pipeline.scheduler.config})

@@ -11,7 +11,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
 
-class GuestRoom:
+class OffloadSlot:
     """Room on the card for one module besides the UNet.
 
     The weights of a module stay in the CPU's memory meanwhile, so that leaving copies nothing back.
@@ -42,10 +42,10 @@ class GuestRoom:
         self._guest, self._at_home = None, []
 
 
-class _Guest(ModelHook):  # type: ignore[misc]
+class _OffloadHook(ModelHook):  # type: ignore[misc]
     """Brings a module in before each of its calls. diffusers runs it before a VAE's encode and decode as well."""
 
-    def __init__(self, room: GuestRoom, device: torch.device) -> None:
+    def __init__(self, room: OffloadSlot, device: torch.device) -> None:
         self._room = room
         self.execution_device = device  # where pipelines then make their tensors
 
@@ -54,15 +54,15 @@ class _Guest(ModelHook):  # type: ignore[misc]
         return args, kwargs
 
 
-def share_room(pipeline: Any, device: torch.device) -> GuestRoom:
+def offload(pipeline: Any, device: torch.device) -> OffloadSlot:
     """Puts the pipeline's UNet on `device` for good, and all its other modules into one guest room.
 
     Its VAE draws large pictures in tiles from here on, which needs less memory.
     """
-    room = GuestRoom(device)
+    room = OffloadSlot(device)
     for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module) and name != "unet":
-            add_hook_to_module(module, _Guest(room, device))
+            add_hook_to_module(module, _OffloadHook(room, device))
     pipeline.unet.to(device)
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handlers.engine.pipeline_job import UNetCall
+from handlers.forward.calls import UNetCall
 
 logger = logging.getLogger(__name__)
 

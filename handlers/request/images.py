@@ -133,7 +133,7 @@ def drawn_size(width: int, height: int, longer_side: int) -> tuple[int, int]:
     return nearest_size(round(width * scale), low, longer_side), nearest_size(round(height * scale), low, longer_side)
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at `size`; untouched if it has that size already."""
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 

@@ -18,7 +18,13 @@ def test_an_archive_is_small_and_carries_its_code_as_a_package(tmp_path: Path) -
     path = archive.build("txt2img", tmp_path, {"model": "default"})
     names = set(zipfile.ZipFile(path).namelist())
     assert path.stat().st_size < 100_000
-    assert {"txt2img.py", "model-config.yaml", "handlers/base_handler.py", "handlers/__init__.py"} <= names
+    assert {
+        "txt2img.py",
+        "model-config.yaml",
+        "handlers/handler.py",
+        "handlers/engine/loop.py",
+        "handlers/__init__.py",
+    } <= names
     assert not any("__pycache__" in name or "safetensors" in name for name in names)
 
 

@@ -12,8 +12,8 @@ from admin.management import Management
 from admin.reload import handler_settings
 from admin.running_server import Target
 from handlers.installation import Installation
-from tests.conftest import EMBEDDED, HOME
 from tests.handlers.test_custom_models import MINE, written
+from tests.support.paths import EMBEDDED, HOME
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from admin.placement import GIB, choose_placement, weight_bytes
 from admin.probe import Device
 from handlers.errors import ModelError
-from tests import tiny_models
-from tests.original_layout import count, save_single_file
+from tests.support import tiny_models
+from tests.support.original_layout import count, save_single_file
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The device, as programs without torch find it."""
 
+import json
+
 import pytest
 
+from admin import probe
 from admin.probe import Device, ask_torch, find_device
 from handlers.errors import ModelError
 
@@ -29,3 +32,14 @@ def test_the_cpu_is_found_without_asking(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("admin.probe.sys.platform", "darwin")
     find_device("auto", "auto")
     assert asked == ["cuda", "auto", "auto"]
+
+
+def test_the_command_reports_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setattr("handlers.hardware.device.available_bytes", lambda _: 9 * 2**30)
+    assert probe.main([]) == 0
+    assert json.loads(capsys.readouterr().out) == {"device": "cuda", "dtype": "float16", "free_bytes": 9 * 2**30}
+    assert probe.main(["--dtype", "float8"]) == 1
+    assert "is not known" in capsys.readouterr().err

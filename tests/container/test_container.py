@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from launch.machine import free_ports
-from tests.conftest import HOME
 from tests.container.engine import IMAGE, Engine, started
-from tests.e2e.running import wait_for
-from tests.samples import b64
-from tests.samples import picture as sample
+from tests.support.paths import HOME
+from tests.support.running import wait_for
+from tests.support.samples import b64
+from tests.support.samples import picture as sample
 
 pytestmark = pytest.mark.container
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import EMBEDDED, HOME
-from tests.e2e.running import Running, running, wait_for
+from tests.support.paths import EMBEDDED, HOME
+from tests.support.running import Running, running, wait_for
 
 pytestmark = pytest.mark.e2e
 

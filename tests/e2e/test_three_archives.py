@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import SIDE
-from tests.e2e.running import Running, running, wait_for
-from tests.samples import b64, bomb, decode, file_bytes, half_mask, picture
+from tests.support.paths import SIDE
+from tests.support.running import Running, running, wait_for
+from tests.support.samples import b64, bomb, decode, file_bytes, half_mask, picture
 
 pytestmark = pytest.mark.e2e
 MEGABYTE = 1_000_000

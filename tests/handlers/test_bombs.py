@@ -12,8 +12,8 @@ from PIL import Image
 
 from handlers.errors import RequestError
 from handlers.request.images import MAX_SCANS, open_image
-from tests.conftest import HOME
-from tests.samples import file_bytes, picture
+from tests.support.paths import HOME
+from tests.support.samples import file_bytes, picture
 
 MAX_PIXELS = 16_000_000
 HUGE = 50_000

@@ -16,7 +16,7 @@ from handlers.errors import InvalidRequest, RequestError
 from handlers.request import forms, images
 from handlers.request.fields import MAX_SEED, GenerationRequest, ModelDefaults, parse_request
 from handlers.wire import TASKS
-from tests.samples import file_bytes, half_mask, picture
+from tests.support.samples import file_bytes, half_mask, picture
 
 CONFIG = HandlerConfig(max_image_pixels=100_000, max_prompt_chars=200)
 DEFAULTS = ModelDefaults()

@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from handlers.config import HandlerConfig
-from handlers.engine.generation import generator
 from handlers.errors import ModelError
+from handlers.pipelines.arguments import generator
 from handlers.pipelines.loading import load_pipelines
-from tests import tiny_models
-from tests.conftest import CONFIGS
-from tests.original_layout import count, save_single_file
+from tests.support import tiny_models
+from tests.support.original_layout import count, save_single_file
+from tests.support.paths import CONFIGS
 
 CPU = torch.device("cpu")
 

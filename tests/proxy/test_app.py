@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -12,46 +11,9 @@ import pytest
 
 from proxy.app import create_app
 from proxy.settings import Settings
+from tests.support.torchserve import RESULT, Respond, client, management, serving
 
 pytestmark = pytest.mark.anyio
-
-RESULT = b'{"result": {"status": "success", "images": []}}\n'
-Respond = Callable[[httpx.Request], httpx.Response]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-def management(request: httpx.Request, status: str = "READY") -> httpx.Response:
-    return httpx.Response(200, json=[{"modelName": "x", "workers": [{"status": status}]}])
-
-
-def serving(*lines: bytes, status: int = 200, worker: str = "READY") -> Respond:
-    """A TorchServe whose predictions answer with these lines."""
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        if request.url.port == 8081:
-            return management(request, worker)
-        return httpx.Response(status, content=_chunks(lines))
-
-    return respond
-
-
-async def _chunks(lines: tuple[bytes, ...]) -> AsyncIterator[bytes]:
-    for line in lines:
-        yield line
-
-
-@asynccontextmanager
-async def client(respond: Respond, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(**settings), httpx.MockTransport(respond))
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            yield http
-    assert app.state.intake.bytes_in_flight == 0
 
 
 async def test_the_result_goes_to_the_client_as_it_is() -> None:
@@ -279,7 +241,7 @@ async def test_a_client_that_leaves_closes_the_connection_to_torchserve() -> Non
         await app(scope, receive, send)
         with anyio.fail_after(5):
             await closed.wait()
-    assert app.state.intake.bytes_in_flight == 0
+    assert app.state.bodies.bytes_in_flight == 0
 
 
 @pytest.mark.parametrize(
@@ -317,12 +279,12 @@ async def test_a_fault_of_ours_is_still_json(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_body_that_stalls_is_given_up_and_holds_no_room_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.intake.STALL_S", 0.05)
+    monkeypatch.setattr("proxy.bodies.STALL_S", 0.05)
     app = create_app(Settings(), httpx.MockTransport(serving(RESULT)))
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
-        assert app.state.intake.bytes_in_flight == 0
+        assert app.state.bodies.bytes_in_flight == 0
         await anyio.sleep_forever()
         return {}
 

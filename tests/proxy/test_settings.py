@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from proxy.settings import Settings, SettingsError
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 
 def test_settings_come_from_the_environment() -> None:

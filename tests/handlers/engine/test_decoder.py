@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.handlers.test_pipelines import (
+
+from handlers.config import HandlerConfig
+from handlers.engine.decoder import AREA, Decoder
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.engine.scheduling import Slot
+from handlers.errors import NotFinite
+from handlers.forward.calls import DecodeCall
+from handlers.forward.merging import forward
+from handlers.forward.side_stream import NoSideStream
+from handlers.hardware.memory import Memory
+from handlers.pipelines.loading import load_pipelines
+from tests.support import tiny_models
+from tests.support.jobs import (
     CPU,
     a_request,
     drawn_alone,
@@ -18,17 +30,6 @@ from tests.handlers.test_pipelines import (
     load,
     pipeline_arguments,
 )
-
-from handlers.config import HandlerConfig
-from handlers.engine.decoder import AREA, Decoder
-from handlers.engine.pipeline_job import DecodeCall, PipelineJob
-from handlers.engine.step_batcher import Slot
-from handlers.errors import NotFinite
-from handlers.forward.merging import forward
-from handlers.forward.side_stream import NoSideStream
-from handlers.hardware.memory import Memory
-from handlers.pipelines.loading import load_pipelines
-from tests import tiny_models
 
 SIDE = int(AREA**0.5)
 
@@ -123,15 +124,15 @@ class Slow:
     def __init__(self) -> None:
         self.done, self.waited, self.said = False, 0, []  # type: ignore[var-annotated]
 
-    def catch_up(self) -> None:
-        self.said.append("catches up")
+    def wait(self) -> None:
+        self.said.append("waits")
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        self.said.append("beside")
+    def active(self) -> Iterator[None]:
+        self.said.append("active")
         yield
 
-    def mark(self) -> "Slow":
+    def record(self) -> "Slow":
         return self
 
     def query(self) -> bool:
@@ -146,7 +147,7 @@ def test_steps_go_on_while_a_card_decodes() -> None:
     one, slots = decoder(stream), [slot(vae), slot(vae)]
     one.decode_some(slots[:1], may_wait=False)
     one.decode_some(slots, may_wait=False)  # the second one has to wait for its turn
-    assert stream.said == ["catches up", "beside"] and not slots[0].job.ended and vae.shapes == [(1, 4, 8, 8)]
+    assert stream.said == ["waits", "active"] and not slots[0].job.ended and vae.shapes == [(1, 4, 8, 8)]
     stream.done = True
     one.decode_some(slots, may_wait=False)
     assert slots[0].job.output is not None and len(vae.shapes) == 2 and stream.waited == 0

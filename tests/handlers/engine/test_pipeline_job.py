@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.engine.pipeline_job import Cancelled, DecodeCall, PipelineJob, UNetCall
+from handlers.engine.pipeline_job import Cancelled, PipelineJob
+from handlers.forward.calls import DecodeCall, UNetCall
 from handlers.forward.merging import forward
-from tests.samples import half_mask, picture
+from tests.support.samples import half_mask, picture
 
 EXTRA: dict[str, dict[str, Any]] = {
     "txt2img": {},

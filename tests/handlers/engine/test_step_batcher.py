@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from handlers.engine.pipeline_job import UNetCall
-from handlers.engine.step_batcher import ROWS, TICK_SECONDS, RowLimit, Slot, StepBatcher, schedule
-from handlers.forward.merging import merge, merge_key, split
-from handlers.hardware.memory import Memory
+from handlers.engine.scheduling import Slot, schedule
+from handlers.engine.step_batcher import MAX_ROWS, STEP_SECONDS, RowLimit, StepBatcher
+from handlers.forward.calls import UNetCall
+from handlers.forward.merging import merge, split
+from handlers.hardware.memory import GUIDED_ROWS, Memory
 
 
 @dataclass
@@ -54,32 +55,6 @@ def test_calls_of_the_same_shape_run_in_one_forward() -> None:
 def test_a_call_alone_reaches_the_unet_untouched() -> None:
     alone = call(encoder_hidden_states=torch.ones(2, 3))
     assert merge([alone]) is alone
-
-
-EMBEDDING = torch.ones(2, 77, 16)
-
-
-@pytest.mark.parametrize(
-    ("other", "same"),
-    [
-        ({"encoder_hidden_states": torch.zeros(2, 77, 16)}, True),
-        ({"encoder_hidden_states": torch.zeros(2, 78, 16)}, False),
-        ({"encoder_hidden_states": EMBEDDING.half()}, False),
-        ({"encoder_hidden_states": EMBEDDING, "timestep_cond": torch.ones(2, 4)}, False),
-        ({"encoder_hidden_states": EMBEDDING, "return_dict": True}, False),
-        ({"encoder_hidden_states": EMBEDDING, "added_cond_kwargs": {"text_embeds": torch.ones(2, 5)}}, False),
-        ({"encoder_hidden_states": EMBEDDING, "size": 16}, False),
-        ({"encoder_hidden_states": EMBEDDING, "unet": lambda *a, **k: None}, False),
-        ({"encoder_hidden_states": EMBEDDING, "timestep": 3}, False),
-    ],
-)
-def test_every_argument_takes_part_in_the_merge_key(other: dict[str, Any], same: bool) -> None:
-    assert (merge_key(call(encoder_hidden_states=EMBEDDING)) == merge_key(call(**other))) is same
-
-
-def test_what_has_no_rows_of_its_own_is_never_merged() -> None:
-    odd = {"extra": torch.ones(3)}
-    assert merge_key(call(**odd)) != merge_key(call(**odd))
 
 
 def test_dicts_of_tensors_are_merged_and_split() -> None:
@@ -141,16 +116,16 @@ def test_nothing_to_do_is_no_forward() -> None:
 
 
 def test_the_row_limit_keeps_a_forward_within_its_time() -> None:
-    assert RowLimit(TICK_SECONDS / 10, learns=True).rows == 10
-    assert (RowLimit(100.0, learns=True).rows, RowLimit(1e-9, learns=True).rows) == ROWS
+    assert RowLimit(STEP_SECONDS / 10, learns=True).rows == 10
+    assert (RowLimit(100.0, learns=True).rows, RowLimit(1e-9, learns=True).rows) == (GUIDED_ROWS, MAX_ROWS)
 
 
 def test_the_row_limit_learns_on_a_cpu_alone_and_never_where_it_is_configured() -> None:
     cpu, gpu, configured = RowLimit(1.0, True), RowLimit(1.0, False), RowLimit(1.0, True, fixed=5)
     for limit in (cpu, gpu, configured):
         for _ in range(50):
-            limit.learn(seconds=TICK_SECONDS, rows=16)
-    assert (15 <= cpu.rows <= 16, gpu.rows, configured.rows) == (True, ROWS[0], 5)
+            limit.learn(seconds=STEP_SECONDS, rows=16)
+    assert (15 <= cpu.rows <= 16, gpu.rows, configured.rows) == (True, GUIDED_ROWS, 5)
 
 
 def test_every_forward_is_learnt_from_in_rows_of_native_size() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.handlers.test_pipelines import a_request, drawn_alone, drawn_together, load
 
-from handlers.engine.pipeline_job import UNetCall
+from handlers.forward.calls import UNetCall
 from handlers.forward.cuda_graphs import MAX_GRAPHS, SIZES, GraphedForward
 from handlers.forward.merging import forward, merge
-from tests import tiny_models
+from tests.support import tiny_models
+from tests.support.jobs import a_request, drawn_alone, drawn_together, load
 
 
 class Repeated:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.handlers.test_pipelines import a_request, drawn_alone, drawn_together, load
 
-from handlers.engine.pipeline_job import UNetCall
 from handlers.errors import ModelError
+from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.forward.openvino import OpenVINOForward
-from tests import tiny_models
-from tests.frontend import Context, Frontend
+from tests.support import tiny_models
+from tests.support.frontend import Context, Frontend
+from tests.support.jobs import a_request, drawn_alone, drawn_together, load
 
 
 def call(unet: Any, rows: int, size: tuple[int, int], **kwargs: Any) -> UNetCall:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from handlers.hardware.cores import SLOTS, Cores
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 DRAW = """
 import sys

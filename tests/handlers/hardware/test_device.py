@@ -1,6 +1,5 @@
 """Device logic, with torch reporting what the test says."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -122,15 +121,3 @@ def test_the_peak_is_what_came_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_out_of_memory_in_all_its_words(error: Exception, expected: bool) -> None:
     assert device.is_out_of_memory(error) == expected
-
-
-def test_the_command_reports_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    card(monkeypatch, "NVIDIA H100", (9, 0))
-    assert device.main([]) == 0
-    assert json.loads(capsys.readouterr().out) == {
-        "device": "cuda",
-        "dtype": "float16",
-        "free_bytes": 9 * 2**30,
-    }
-    assert device.main(["--dtype", "float8"]) == 1
-    assert "is not known" in capsys.readouterr().err

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.handlers.test_pipelines import a_request, drawn_alone, drawn_together, load
 
-from handlers.pipelines.low_memory import GuestRoom, share_room
-from tests import tiny_models
+from handlers.pipelines.low_memory import OffloadSlot, offload
+from tests.support import tiny_models
+from tests.support.jobs import a_request, drawn_alone, drawn_together, load
 
 CPU = torch.device("cpu")
 
 
-class Counting(GuestRoom):
+class Counting(OffloadSlot):
     """Makes real copies, which `.to` does not between a device and itself, and notes who is in."""
 
     def __init__(self) -> None:
@@ -47,11 +47,11 @@ def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monk
 
     assert np.abs(expected[0] - untiled).max() > 2
 
-    monkeypatch.setattr("handlers.pipelines.low_memory.GuestRoom", lambda _: Counting())
+    monkeypatch.setattr("handlers.pipelines.low_memory.OffloadSlot", lambda _: Counting())
     pipelines = load(folder)
     pipeline = pipelines["txt2img"]
     at_home = {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()}
-    room: Any = share_room(pipeline, CPU)
+    room: Any = offload(pipeline, CPU)
     unet = [p.data_ptr() for p in pipeline.unet.parameters()]
     together, merged = drawn_together(pipelines, requests)
     assert merged >= 2
@@ -64,7 +64,7 @@ def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monk
 
 
 def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
-    room, module = GuestRoom(CPU), torch.nn.Linear(2, 2).half()
+    room, module = OffloadSlot(CPU), torch.nn.Linear(2, 2).half()
     before = module.weight.clone()
     room.enter(module)
     module.float()
@@ -76,7 +76,7 @@ def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card, to which the copy does not fail")
 def test_a_module_that_had_no_room_is_out_again() -> None:
-    module, room = torch.nn.Linear(2, 2), GuestRoom(torch.device("cuda"))
+    module, room = torch.nn.Linear(2, 2), OffloadSlot(torch.device("cuda"))
     for _ in range(2):
         with pytest.raises((RuntimeError, AssertionError)):
             room.enter(module)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.engine.pipeline_job import PipelineJob, UNetCall
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.pipelines.previews import PreviewMap, every, fit_preview
-from tests.samples import picture
+from tests.support.samples import picture
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_the_map_shows_a_pictures_latent_as_the_picture(pipelines: dict[str, Any
 def test_half_way_the_preview_is_like_the_picture_that_comes_out(
     pipelines: dict[str, Any], fitted: PreviewMap, scheduler: str | None
 ) -> None:
-    from handlers.pipelines.loading import scheduler as by_name
+    from handlers.pipelines.schedulers import scheduler as by_name
 
     pipeline = pipelines["txt2img"]
     arguments = {"prompt": "a red apple", "num_inference_steps": 20, "guidance_scale": 3.5, "width": 128,

@@ -11,9 +11,10 @@ import pytest
 from admin.download import download
 from handlers.errors import ModelError
 from handlers.installation import Installation
-from handlers.pipelines.sources import HUB_DEFAULT, ModelSource, check_files, resolve_model, variant_of
-from tests import hub, tiny_models
-from tests.conftest import EMBEDDED, HOME
+from handlers.pipelines.hub import check_files, variant_of
+from handlers.pipelines.sources import HUB_DEFAULT, ModelSource, resolve_model
+from tests.support import hub, tiny_models
+from tests.support.paths import EMBEDDED, HOME
 
 MODEL = ModelSource("some/model", "")
 

@@ -6,7 +6,7 @@ from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 from handlers.request.fields import MAX_SEED, GenerationRequest, ModelDefaults, parse_request, read_fields
 from handlers.request.images import max_png_base64_bytes
-from tests.samples import b64, bomb, file_bytes, half_mask, picture
+from tests.support.samples import b64, bomb, file_bytes, half_mask, picture
 
 CONFIG = HandlerConfig()
 DEFAULTS = ModelDefaults(20, 3.5, 64, 64)

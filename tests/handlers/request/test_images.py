@@ -7,7 +7,7 @@ from PIL import Image
 
 from handlers.errors import InvalidRequest, TooLarge
 from handlers.request import images
-from tests.samples import b64, bomb, file_bytes, half_mask, picture
+from tests.support.samples import b64, bomb, file_bytes, half_mask, picture
 
 PNG = file_bytes(picture())
 TEXT = base64.b64encode(PNG)

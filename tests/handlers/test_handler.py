@@ -17,9 +17,9 @@ import torch
 from handlers.hardware.device import release_memory
 from handlers.request.fields import ModelDefaults
 from handlers.stable_diffusion import CombinedHandler
-from tests.conftest import SIDE
-from tests.frontend import Context, Frontend
-from tests.samples import b64, decode, half_mask, picture
+from tests.support.frontend import Context, Frontend
+from tests.support.paths import SIDE
+from tests.support.samples import b64, decode, half_mask, picture
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_what_a_pipeline_raises_ends_its_request_alone(
     frontend.tick()
     bad = frontend.send(prompt="a prompt that nobody remembers", num_inference_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(frontend.handler.served["txt2img"].pipeline.text_encoder._encoder, "forward", fail)
+        patch.setattr(frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder, "forward", fail)
         frontend.run_until(lambda: bad not in frontend.open)
     frontend.run()
     assert frontend.messages(bad)[-1]["error"]["status"] == status
@@ -171,7 +171,7 @@ def test_a_flagged_picture_is_black_even_under_a_mask(frontend: Frontend, monkey
 
     fields = {"init_image": b64(picture()), "mask_image": b64(half_mask()), "num_inference_steps": 2}
     name = frontend.send("masking", **fields)
-    checker = frontend.handler.served["masking"].pipeline.safety_checker
+    checker = frontend.handler.worker.served["masking"].pipeline.safety_checker
     monkeypatch.setattr(checker, "forward", flag)
     frontend.run()
     image = frontend.result(name)["images"][0]
@@ -190,8 +190,8 @@ def test_the_description_says_what_is_served(frontend: Frontend) -> None:
 
 def test_what_is_known_is_said_at_once_though_a_neighbour_is_still_being_parsed(frontend: Frontend) -> None:
     parsing, go_on = threading.Event(), threading.Event()
-    for _ in range(frontend.handler.config.codec_threads):
-        frontend.handler.pool.submit(lambda: (parsing.set(), go_on.wait(30)))
+    for _ in range(frontend.handler.worker.config.codec_threads):
+        frontend.handler.worker.shared.pool.submit(lambda: (parsing.set(), go_on.wait(30)))
     parsing.wait(30)
     waits, asks = frontend.send(num_inference_steps=2), frontend.send("describe")
     frontend.tick()
@@ -208,7 +208,10 @@ def test_a_picture_without_room_is_refused_and_its_neighbour_drawn(
     monkeypatch.setattr("handlers.hardware.memory.available_bytes", lambda _: 10 * 2**20)
     neighbour = frontend.send(num_inference_steps=20)
     frontend.run_until(lambda: handler.generations and handler.generations[neighbour].slots)
-    monkeypatch.setattr(handler, "memory", dataclasses.replace(handler.memory, row_bytes=8 * 2**20))
+    shared = handler.worker.shared
+    memory = dataclasses.replace(shared.memory, row_bytes=8 * 2**20)
+    worker = dataclasses.replace(handler.worker, shared=dataclasses.replace(shared, memory=memory))
+    monkeypatch.setattr(handler, "worker", worker)
     refused = frontend.send()
     frontend.run()
     error = json.loads(frontend.lines[refused][-1])["error"]
@@ -231,7 +234,7 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
     monkeypatch.setattr(
         "handlers.engine.generation.logger.disabled", True
     )  # pytest keeps what is logged, with its traceback
-    unet = handler.served["txt2img"].pipeline.unet
+    unet = handler.worker.served["txt2img"].pipeline.unet
     forward = unet.forward
 
     def too_large(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
@@ -258,11 +261,11 @@ def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
     frontend.run()
     pictures = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
     assert (pictures[0] != pictures[1]).any()
-    assert type(frontend.handler.served["txt2img"].pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert type(frontend.handler.worker.served["txt2img"].pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
 
 
 def test_what_the_pipeline_itself_refuses_is_the_clients_to_change(frontend: Frontend) -> None:
-    pipeline = frontend.handler.served["txt2img"].pipeline
+    pipeline = frontend.handler.worker.served["txt2img"].pipeline
     with pytest.MonkeyPatch.context() as patch:
 
         def refuse(*arguments: Any, **options: Any) -> None:
@@ -272,7 +275,7 @@ def test_what_the_pipeline_itself_refuses_is_the_clients_to_change(frontend: Fro
         name = frontend.send()
         frontend.run()
     error = json.loads(frontend.lines[name][-1])["error"]
-    assert error["status"] == 400 and "cannot draw with these values: original_steps: 50" in error["message"]
+    assert error["status"] == 400 and "cannot generate with these values: original_steps: 50" in error["message"]
 
 
 def test_numbers_that_overflow_are_a_failure_and_no_black_picture(frontend: Frontend) -> None:
@@ -284,7 +287,7 @@ def test_numbers_that_overflow_are_a_failure_and_no_black_picture(frontend: Fron
 
 
 def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = frontend.handler.served["txt2img"].pipeline.text_encoder._encoder
+    encoder = frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder
     encoded: list[Any] = []
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda *a, **o: encoded.append(a) or forward(*a, **o))
@@ -329,7 +332,7 @@ def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_drawn(
 
 
 def test_a_picture_does_not_wait_for_the_step_of_others(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = frontend.handler.served["txt2img"].pipeline.unet
+    unet = frontend.handler.worker.served["txt2img"].pipeline.unet
     forward, may_go_on = unet.forward, threading.Event()
     in_time: list[bool] = []
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from typing import Any
 
 from handlers.stable_diffusion import CombinedHandler
@@ -84,11 +83,12 @@ class Frontend:
     def engine_held(self) -> Iterator[None]:
         """The engine waits meanwhile, so that what is sent within begins all at once."""
         go_on = threading.Event()
-        self.handler.engine._inbox.put(go_on.wait)
+        self.handler.engine.call(go_on.wait)
         try:
             yield
             self.tick()
-            wait([g._preparing for g in self.handler.generations.values() if g._preparing], timeout=30)
+            for generation in self.handler.generations.values():
+                generation.wait_until_parsed(timeout_s=30)
         finally:
             go_on.set()
 

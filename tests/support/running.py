@@ -17,7 +17,7 @@ import psutil
 
 from admin.running_server import RUN_FILE
 from launch.machine import free_ports
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 START_SECONDS = 180
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from proxy.errors import Failure
 
-FOLDER = Path(__file__).parent / "static"
+FOLDER = Path(__file__).parent
 TYPES = {
     ".html": "text/html",
     ".css": "text/css",
@@ -31,7 +31,7 @@ HEADERS: Mapping[str, str] = {
 
 def _file(name: str) -> Response:
     path = FOLDER / name
-    if path not in FOLDER.iterdir():
+    if path not in FOLDER.iterdir() or path.suffix not in TYPES:
         raise Failure(404, f"There is no file {name[:100]!r} of the page.")
     return Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
 

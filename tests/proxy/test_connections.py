@@ -13,13 +13,12 @@ import uvicorn
 from starlette.applications import Starlette
 
 from launch.machine import free_ports
-from proxy import protocol
+from proxy import connections
 from proxy.__main__ import configuration
 from proxy.app import create_app
 from proxy.settings import Settings
-from tests.proxy.test_app import RESULT, anyio_backend, serving
+from tests.support.torchserve import RESULT, serving
 
-__all__ = ["anyio_backend"]
 pytestmark = pytest.mark.anyio
 HEAD = b"POST /txt2img HTTP/1.1\r\nHost: localhost\r\n"
 HANGS_S = 30
@@ -69,7 +68,7 @@ async def listening(result: bytes = RESULT) -> AsyncIterator[Listening]:
                 await anyio.sleep(0.01)
         yield Listening(settings.port, app, predictions)
         server.should_exit = True
-    assert app.state.intake.bytes_in_flight == 0
+    assert app.state.bodies.bytes_in_flight == 0
 
 
 def failures(answer: bytes, status: int) -> bool:
@@ -127,7 +126,7 @@ async def test_requests_that_come_in_one_piece_are_answered_in_their_order() -> 
 
 @pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 async def test_a_head_that_never_ends_is_given_up(before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
     async with listening() as server, await server.connect() as stream, anyio.create_task_group() as tasks:
         if before:
             await stream.send(before)
@@ -146,7 +145,7 @@ async def test_a_head_that_never_ends_is_given_up(before: bytes, monkeypatch: py
 
 
 async def test_a_request_that_came_in_time_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_S", 0.1)
+    monkeypatch.setattr(connections, "HEAD_S", 0.1)
     async with listening() as server, await server.connect() as stream:
         await stream.send(HEAD + b"Content-Length: 8\r\n\r\nprom")
         await anyio.sleep(0.3)
@@ -155,7 +154,7 @@ async def test_a_request_that_came_in_time_may_take_longer_than_its_head(monkeyp
 
 
 async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "READ_S", 0.2)
+    monkeypatch.setattr(connections, "READ_S", 0.2)
     large = b'{"result": {"x": "%s"}}\n' % (b"x" * 50_000_000)
     async with listening(large) as server, await server.connect() as stream:
         await stream.send(HEAD + b"Content-Length: 8\r\n\r\nprompt=x")
@@ -166,7 +165,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
 
 
 async def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "READ_S", 0.2)
+    monkeypatch.setattr(connections, "READ_S", 0.2)
     large = b'{"result": {"x": "%s"}}\n' % (b"x" * 30_000_000)
     async with listening(large) as server, await server.connect() as stream:
         await stream.send(HEAD + b"Content-Length: 8\r\n\r\nprompt=x")
@@ -179,7 +178,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch: py
 async def test_who_sends_another_request_in_place_of_reading_is_given_up_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocol, "READ_S", 0.2)
+    monkeypatch.setattr(connections, "READ_S", 0.2)
     large = b'{"result": {"x": "%s"}}\n' % (b"x" * 50_000_000)
     async with listening(large) as server, await server.connect() as stream:
         await stream.send(HEAD + b"Content-Length: 8\r\n\r\nprompt=x")
@@ -193,7 +192,7 @@ async def test_who_sends_another_request_in_place_of_reading_is_given_up_all_the
 
 
 async def test_a_body_that_nobody_wants_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_S", 0.2)
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
     async with listening() as server, await server.connect() as stream:
         await stream.send(b"GET /none HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
         assert (await stream.receive()).startswith(b"HTTP/1.1 404")
@@ -202,7 +201,7 @@ async def test_a_body_that_nobody_wants_holds_no_connection(monkeypatch: pytest.
 
 
 async def test_there_are_not_more_connections_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     async with listening() as server, await server.connect(), await server.connect():
         answer = await server.say(b"")
         assert failures(answer, 503) and b"Retry-After: 5" in answer

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from launch.machine import free_ports
-from tests.conftest import HOME
-from tests.e2e.running import wait_for
+from tests.support.paths import HOME
+from tests.support.running import wait_for
 
 RESULT = b'{"result": {"status": "success", "images": []}}\n'
 

@@ -13,7 +13,7 @@ STALL_S = 30  # seconds without a byte of a body
 BODY_S = 600  # for a whole body
 
 
-class Intake:
+class Bodies:
     """Counts the bytes that open requests hold. TorchServe's heap would hang without a bound on their sum."""
 
     def __init__(self, max_body_bytes: int, max_bytes_in_flight: int) -> None:

@@ -7,7 +7,7 @@ import anyio
 import httpx
 import pytest
 
-from tests.proxy.test_app import RESULT, client, serving
+from tests.support.torchserve import RESULT, client, serving
 
 pytestmark = pytest.mark.anyio
 
