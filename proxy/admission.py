@@ -11,8 +11,9 @@ import anyio
 
 from handlers.wire import Result
 from proxy.errors import Failure
+from proxy.frontend_failures import BUSY_RETRY_S
 from proxy.telemetry import Counts
-from proxy.upstream import BUSY_RETRY_S, Events
+from proxy.upstream import Events
 
 LEARNING = 0.2  # how much a request's seconds count for those to come
 

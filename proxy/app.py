@@ -18,11 +18,13 @@ from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.errors import Failure
+from proxy.frontend_failures import READY
+from proxy.paths import Paths
 from proxy.routes import answers_200, routes
 from proxy.settings import Settings, listed
 from proxy.shutdown import Drain
 from proxy.telemetry import Counts, Telemetry
-from proxy.upstream import READY, Upstream
+from proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         await upstream.aclose()
 
     counts, origins = Counts(), listed(settings.allowed_origins)
-    middleware = [Middleware(Telemetry, counts)]
+    middleware = [Middleware(Paths), Middleware(Telemetry, counts)]
     if origins:
         methods = ["GET", "POST"]
         middleware.append(
@@ -82,12 +84,11 @@ async def _failure(request: Request, failure: Exception) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405, in the contract's form."""
     assert isinstance(error, HTTPException)
-    known = ", ".join(
-        sorted(f"{'/'.join(sorted((route.methods or set()) - {'HEAD'}))} {route.path}" for route in routes)
-    )
-    response = Failure(
-        error.status_code, f"{request.method} {request.scope['path'][:200]} is not served; there is {known}."
-    )
+    path = request.scope["path"][:200]
+    if error.status_code == 405 and (allowed := (error.headers or {}).get("Allow")):
+        response = Failure(405, f"{path} takes {allowed.replace('HEAD, ', '')}, not {request.method}.")
+    else:
+        response = Failure(error.status_code, f"There is no {path} here: /docs lists every address of the API.")
     answer = response.response(answers_200(request))
     answer.headers.update(error.headers or {})
     return answer

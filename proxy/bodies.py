@@ -26,12 +26,15 @@ class Bodies:
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The request's body, counted for as long as the context lasts.
 
-        Raises Failure 413 for a body over the limit, 503 when the server holds as much as it may, 429 when half of that
-        is one client's, 408 for a stall.
+        Raises Failure 415 for a compressed body, 413 for one over the limit, 408 for a stall, 503 when the server holds
+        as much as it may, and 429 when half of that belongs to one client.
         """
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
             # which of the two counts, servers have never agreed on: that is how requests are smuggled (RFC 9112, 6.3)
             raise Failure(400, "Say Content-Length or Transfer-Encoding, not both.", headers={"Connection": "close"})
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise Failure(415, f"Content-Encoding {encoding[:50]} is not taken: send the body uncompressed.")
         self._check(_content_length(request))
         chunks: list[bytes] = []
         size, client = 0, request.state.client

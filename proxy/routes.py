@@ -16,11 +16,12 @@ from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.errors import Failure
+from proxy.frontend_failures import READY
 from proxy.metrics import metrics
 from proxy.settings import Settings
 from proxy.shutdown import Drain
 from proxy.streaming import Generated
-from proxy.upstream import READY, Upstream
+from proxy.upstream import Upstream
 from proxy.web.page import docs, openapi, page, static
 
 ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in TASKS)})

@@ -12,12 +12,10 @@ import httpx
 
 from handlers.wire import DESCRIBE, Failed, Progress, RequestHead, Result, read_line
 from proxy.errors import Failure
+from proxy.frontend_failures import READY, START_RETRY_S, failure_of, unreachable, worker_died
 
 logger = logging.getLogger(__name__)
 
-READY = "ready"
-START_RETRY_S = 5
-BUSY_RETRY_S = 10
 WATCH_S = 1  # how often a request that gets no answer looks whether there is a worker
 PATIENCE_S = 10  # for how long it waits for one: as a rule a worker that died is back by then
 PREPARING_S = 10  # for how long a request waits for the archive of its custom model
@@ -123,7 +121,7 @@ class Upstream:
                 await self._client.delete(f"{url}/{archive}")
                 raise Failure(503, "This model cannot be loaded: the server's output says why.", 60)
         except httpx.TransportError:
-            raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
+            raise unreachable() from None
 
     async def generate(self, archive: str, head: RequestHead, body: bytes) -> Events:
         """Runs one request on an archive: yields a Progress a step, then the Result.
@@ -137,8 +135,9 @@ class Upstream:
             request = self._client.build_request("POST", url, content=body, headers=headers)
             async with aclosing(await self._send(archive, request)) as answer:
                 if answer.status_code != 200:
-                    await answer.aread()
-                    raise await self._failure_of(archive, answer)
+                    body = await answer.aread()
+                    logger.warning("TorchServe answered %s with status %d: %s", archive, answer.status_code, body[:300])
+                    raise failure_of(answer.status_code, body, archive, await self._archive_state(archive))
                 result = None
                 async for line in _lines(answer):
                     event = _event(line)
@@ -147,13 +146,13 @@ class Upstream:
                     else:  # the answer is read to its end, so that the connection can be used again
                         result = event or result
             if result is None:
-                raise _worker_died()
+                raise worker_died()
             yield result
         except httpx.ConnectError:
-            raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
+            raise unreachable() from None
         except httpx.TransportError as error:
             logger.warning("TorchServe broke off a request: %s", type(error).__name__)
-            raise _worker_died() from None
+            raise worker_died() from None
 
     async def _send(self, archive: str, request: httpx.Request) -> httpx.Response:
         """The head of TorchServe's answer, which comes when a worker has the request.
@@ -175,38 +174,11 @@ class Upstream:
             raise
         return sending.result()
 
-    async def _failure_of(self, archive: str, answer: httpx.Response) -> Failure:
-        """The contract's failure for an answer of TorchServe's own, in place of a handler's."""
-        status = answer.status_code
-        if status == 404:
-            return Failure(503, f"The archive {archive} is not registered in TorchServe.", 30)
-        if status == 413:
-            return Failure(413, "The request is larger than TorchServe takes: raise max_request_size, or send less.")
-        if status == 507:
-            return Failure(507, "The device ran out of memory: try a smaller picture, or a lower num_outputs.")
-        if status == 503:
-            # "has no worker" is TorchServe's text for a full queue as well
-            state = await self._archive_state(archive)
-            if state == READY:
-                return Failure(503, "The server is busy: too many requests are waiting. Try again.", BUSY_RETRY_S)
-            return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
-        logger.warning("TorchServe answered %s with status %d", archive, status)
-        return _worker_died()
-
 
 def _close(sending: asyncio.Task[httpx.Response]) -> None:
     """Closes the connection of a request that was given up, also if its answer came at that very moment."""
     if not sending.cancelled() and sending.exception() is None:
         asyncio.get_running_loop().create_task(sending.result().aclose())
-
-
-def _worker_died() -> Failure:
-    return Failure(
-        503,
-        "The worker that drew this picture died, often for want of memory. It is being restarted: try again, "
-        "and with a smaller picture if it happens again.",
-        BUSY_RETRY_S,
-    )
 
 
 async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -226,7 +198,7 @@ def _event(line: bytes) -> Progress | Result | None:
     try:
         event = read_line(line)
     except ValueError:
-        raise _worker_died() from None
+        raise worker_died() from None
     if isinstance(event, Failed):
         raise Failure(event.status, event.message)
     return event

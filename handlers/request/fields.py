@@ -19,6 +19,7 @@ MAX_SEED = 2**53 - 1  # the largest whole number that a JavaScript client can se
 FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off", ""), False)
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}(\.0{1,10})?")
+_COMMA = re.compile(r"[+-]?[0-9]{1,30},[0-9]{1,30}")  # as a number is written in half of Europe
 _REAL = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
 
 
@@ -89,7 +90,7 @@ def parse_request(
     eta = read.real("eta", 0.0, 0.0, 1.0)
     scheduler = read.choice("scheduler", schedulers)
     preview = read.flag("preview")
-    seed = read.whole("seed", 0, 0, MAX_SEED)
+    seed = read.seed()
     if seed + num_outputs - 1 > MAX_SEED:
         raise InvalidRequest(f"seed + num_outputs - 1 must be at most {MAX_SEED}: send a smaller seed.")
     if seed == 0:
@@ -135,9 +136,13 @@ def _check_answer_size(num_outputs: int, size: tuple[int, int], max_response_byt
         )
 
 
-def _shown(value: object) -> str:
-    """A refused value as its sentence quotes it."""
-    return str(value)[:50] if isinstance(value, (int, float)) else repr(str(value)[:50])
+def _number_rule(name: str, value: object, low: float, high: float, above: bool) -> str:
+    least = f"above {low:g}" if above else f"of at least {low:g}"
+    most = "" if high == math.inf else f" and at most {high:g}"
+    rule = f"{name} must be a number {least}{most}, not {forms.shown(value)}"
+    if isinstance(value, str) and _COMMA.fullmatch(value):
+        return f"{rule}: write it with a point, {value.replace(',', '.')}."
+    return f"{rule}."
 
 
 class _Reader:
@@ -153,7 +158,7 @@ class _Reader:
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return value
         if not isinstance(value, str):
-            raise InvalidRequest(f"{name} must be a number, not {_shown(value)}.")
+            raise InvalidRequest(f"{name} must be a number, not {forms.shown(value)}.")
         return value.strip() or None
 
     def _integer(self, name: str) -> int | str | float | None:
@@ -169,8 +174,12 @@ class _Reader:
             if default is None:
                 raise InvalidRequest(f"{name} is missing: send it, empty if need be.")
             return default
+        return self._text_of(name, value, max_chars)
+
+    @staticmethod
+    def _text_of(name: str, value: Any, max_chars: int) -> str:
         if not isinstance(value, (bytes, str)):
-            raise InvalidRequest(f"{name} must be text, not {_shown(value)}.")
+            raise InvalidRequest(f"{name} must be text, not {forms.shown(value)}.")
         # before it is decoded: a character has at most four bytes
         if len(value) > 4 * max_chars or len(decoded := forms.text(value, name)) > max_chars:
             raise InvalidRequest(f"{name} is longer than {max_chars} characters.")
@@ -180,25 +189,36 @@ class _Reader:
         """One of `choices`; None where the field is absent or blank."""
         value = self.text(name, "", 100).strip() or None
         if value is not None and value not in choices:
-            raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}.")
+            raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {forms.shown(value)}.")
         return value
 
     def flag(self, name: str) -> bool:
         """Yes or no; no where the field is absent or blank."""
         value = self._fields.get(name)
-        if isinstance(value, bool):
-            return value
-        word = self.text(name, "", 100).strip().lower()
+        if isinstance(value, (bool, int, float)):
+            value = str(value)
+        word = self._text_of(name, value, 100).strip().lower() if value is not None else ""
         if word not in FLAGS:
-            raise InvalidRequest(f"{name} must be true or false, not {_shown(word)}.")
+            raise InvalidRequest(f"{name} must be true or false, not {forms.shown(word)}.")
         return FLAGS[word]
+
+    def seed(self) -> int:
+        """0 for a random one."""
+        value = self._integer("seed")
+        if value is None or value == -1:  # as other servers say it
+            return 0
+        if not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+            raise InvalidRequest(
+                f"seed must be a whole number from 1 to {MAX_SEED}, or 0 for a random one, not {forms.shown(value)}."
+            )
+        return value
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         value = self._integer(name)
         if value is None:
             return default
         if not isinstance(value, int) or not low <= value <= high:
-            raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {_shown(value)}.")
+            raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {forms.shown(value)}.")
         return value
 
     def size(self, name: str, default: int, config: HandlerConfig) -> int:
@@ -206,7 +226,7 @@ class _Reader:
         value = self._integer(name)
         if value is None:
             return default
-        rule = f"{name} must be a multiple of {images.SIZE_MULTIPLE} from {low} to {high}, not {_shown(value)}"
+        rule = f"{name} must be a multiple of {images.SIZE_MULTIPLE} from {low} to {high}, not {forms.shown(value)}"
         if isinstance(value, str):
             raise InvalidRequest(f"{rule}.")
         if not isinstance(value, int) or value % images.SIZE_MULTIPLE or not low <= value <= high:
@@ -224,9 +244,7 @@ class _Reader:
             with contextlib.suppress(OverflowError):
                 number = float(value)
         if not math.isfinite(number) or not low <= number <= high or (above and number == low):
-            least = f"above {low:g}" if above else f"of at least {low:g}"
-            most = "" if high == math.inf else f" and at most {high:g}"
-            raise InvalidRequest(f"{name} must be a finite number {least}{most}, not {_shown(value)}.")
+            raise InvalidRequest(_number_rule(name, value, low, high, above))
         return number
 
     def image(self, name: str, config: HandlerConfig) -> Image.Image:
@@ -237,8 +255,8 @@ class _Reader:
         if isinstance(value, str):
             value = value.encode("ascii", "replace")
         if not isinstance(value, bytes):
-            raise InvalidRequest(f"{name} must be an image as base64 text, not {_shown(value)}.")
-        is_file = images.is_image_file(value)
+            raise InvalidRequest(f"{name} must be an image as base64 text, not {forms.shown(value)}.")
+        is_file = images.is_file(value)
         if len(value) > config.max_image_bytes * (1 if is_file else 4 / 3) + 1024:
             raise TooLarge(f"{name} is over {config.max_image_bytes} bytes: send a smaller or better compressed image.")
         return images.open_image(value if is_file else images.decode_base64(value, name), name, config.max_image_pixels)

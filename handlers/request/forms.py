@@ -17,6 +17,7 @@ from handlers.errors import InvalidRequest
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
+GZIP = b"\x1f\x8b"  # how its bytes begin
 JSON = "application/json"
 
 Fields = dict[str, Any]  # text fields are bytes (forms) or str, int, float, bool (JSON)
@@ -28,7 +29,11 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 def parse_body(body: bytes, content_type: str, max_fields: int) -> Fields:
     """The fields of a body. Raises InvalidRequest for what cannot be read, and for a field given twice."""
     kind = content_type.partition(";")[0].strip().lower()
+    if body.startswith(GZIP):
+        raise InvalidRequest("The body is compressed with gzip: send it uncompressed.")
     if kind in (FORM, "", "application/octet-stream"):
+        if body.lstrip()[:1] in (b"{", b"["):
+            raise InvalidRequest(f"The body looks like JSON: send it with the header Content-Type: {JSON}.")
         return _unique(_parse_urlencoded(body, max_fields))
     if kind == MULTIPART:
         return _unique(_parse_multipart(body, content_type, max_fields))
@@ -60,8 +65,19 @@ def _parse_urlencoded(body: bytes, max_fields: int) -> Iterable[tuple[str, bytes
             continue
         name, equals, value = pair.partition(b"=")
         if not equals:
-            raise InvalidRequest(f"The form is malformed: {pair[:50]!r} has no '='.")
+            raise InvalidRequest(
+                f"The form is malformed: {shown(pair)} has no '='. Each field is name=value, with '&' between fields; "
+                "write a '&' within a value as %26."
+            )
         yield text(_unescape(name), "a field's name"), _unescape(value)
+
+
+def shown(value: object) -> str:
+    """A refused value as a sentence quotes it: numbers as they are, text and bytes in quotes, cut after 50."""
+    if isinstance(value, (int, float)):
+        return str(value)[:50]
+    text = value[:200].decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return repr(text[:50])
 
 
 def _unescape(part: bytes) -> bytes:
@@ -69,7 +85,7 @@ def _unescape(part: bytes) -> bytes:
     if b"%" not in part:
         return part
     if _BAD_ESCAPE.search(part):
-        raise InvalidRequest("The form has a bad percent-escape: '%' must be followed by two hexadecimal digits.")
+        raise InvalidRequest("The form has a bad percent-escape: write a '%' within a value as %25.")
     # base64's own escapes first: unquote_to_bytes takes ten times as long on megabytes of them
     for escape, byte in ((b"%2B", b"+"), (b"%2F", b"/"), (b"%3D", b"="), (b"%0A", b"\n"), (b"%0D", b"\r")):
         part = part.replace(escape, byte)

@@ -7,6 +7,7 @@ then the decode.
 import base64
 import binascii
 import io
+import re
 import zlib
 
 import numpy as np
@@ -20,13 +21,35 @@ SIZE_MULTIPLE = 8  # every Stable Diffusion VAE and UNet takes sizes in multiple
 _NOT_BASE64 = b"\r\n\t"
 
 
-def is_image_file(data: bytes) -> bool:
-    """Whether the bytes start as a PNG, JPEG or WebP file does."""
-    return (
-        data.startswith(b"\x89PNG\r\n\x1a\n")
-        or data.startswith(b"\xff\xd8\xff")
-        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-    )
+# kinds of files by a pattern of their first bytes; those of FORMATS are taken, the others are named in the refusal
+KINDS = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{4}\0\0\0\0",
+    "Photoshop (PSD)": rb"8BPS\0",
+    "AVIF": rb".{4}ftypavi[fs]",
+    "HEIC": rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+    "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "SVG": rb"\s*<(\?xml|svg|!DOCTYPE svg)",
+    "PDF": rb"%PDF-",
+    "OpenEXR": rb"\x76\x2f\x31\x01",
+    "ZIP": rb"PK\x03\x04",
+}
+TAKEN = "a PNG, JPEG or WebP file"
+
+
+def kind_of(data: bytes) -> str | None:
+    """The kind of file that the bytes begin as, by KINDS."""
+    return next((kind for kind, start in KINDS.items() if re.match(start, data[:64], re.DOTALL)), None)
+
+
+def is_file(data: bytes) -> bool:
+    """Whether the bytes are a file's own, and not base64 text: of a known kind, or of any that is not ASCII."""
+    return kind_of(data) is not None or not data[:64].isascii()
 
 
 def decode_base64(text: bytes, field: str) -> bytes:
@@ -43,11 +66,11 @@ def decode_base64(text: bytes, field: str) -> bytes:
         text = text.strip()
     text = text.translate(bytes.maketrans(b" -_", b"++/"), _NOT_BASE64).rstrip(b"=")
     if not text:
-        raise InvalidRequest(f"{field} is empty: send a PNG, JPEG or WebP file as base64.")
+        raise InvalidRequest(f"{field} is empty: send {TAKEN} as base64.")
     try:
         return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
     except binascii.Error:
-        raise InvalidRequest(f"{field} is not valid base64: send a PNG, JPEG or WebP file as base64.") from None
+        raise InvalidRequest(f"{field} is not valid base64: send {TAKEN} as base64.") from None
 
 
 def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
@@ -55,8 +78,10 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
 
     Raises InvalidRequest for other formats and broken files, TooLarge for more than `max_pixels`.
     """
-    if not is_image_file(data):
-        raise InvalidRequest(f"{field} is not a PNG, JPEG or WebP file.")
+    kind = kind_of(data)
+    if kind not in FORMATS:
+        found = f"{'an' if kind[0] in 'AEIO' else 'a'} {kind} file" if kind else "not an image file that is known here"
+        raise InvalidRequest(f"{field} is {found}: save it as PNG, JPEG or WebP.")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:

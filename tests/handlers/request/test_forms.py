@@ -31,8 +31,8 @@ def test_an_empty_body_has_no_fields() -> None:
         (b"prompt=a&prompt=b", "'prompt' is given twice"),
         (b"prompt=a&p%72ompt=b", "'prompt' is given twice"),
         (b"prompt", "no '='"),
-        (b"prompt=%zz", "bad percent-escape"),
-        (b"prompt=100%", "bad percent-escape"),
+        (b"prompt=%zz", "bad percent-escape: write a '%' within a value as %25"),
+        (b"prompt=100%", "bad percent-escape: write a '%' within a value as %25"),
         (b"%ff=1", "not valid UTF-8"),
         (b"&".join(b"f%d=1" % i for i in range(11)), "11 fields; at most 10"),
     ],
@@ -101,3 +101,20 @@ def test_malformed_json_says_what_is_wrong(body: bytes, sentence: str) -> None:
 def test_other_content_types_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="text/xml is not understood"):
         parse_body(b"<a/>", "text/xml", 10)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b'{"prompt": "x"}', "looks like JSON: send it with the header Content-Type: application/json."),
+        (b' \n[{"prompt": "x"}]', "looks like JSON"),
+        (b"prompt=salt & pepper", "' pepper' has no '='"),
+        (b"prompt=salt & pepper", "write a '&' within a value as %26"),
+        (b"prompt=100 % wool", "write a '%' within a value as %25"),
+        (b"\x1f\x8b\x08\x00prompt=x", "compressed with gzip: send it uncompressed"),
+    ],
+)
+def test_a_sentence_says_how_to_mend_it(body: bytes, sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_body(body, FORM, 100)
+    assert sentence in refused.value.message and "b'" not in refused.value.message
