@@ -47,7 +47,7 @@ def test_formats_of_the_contract_open(format: str) -> None:
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
 def test_other_formats_are_refused_before_decoding(format: str) -> None:
-    with pytest.raises(InvalidRequest, match="init_image is .*: save it as PNG, JPEG or WebP"):
+    with pytest.raises(InvalidRequest, match=r"init_image is .*: save it as PNG, JPEG or WebP"):
         images.open_image(file_bytes(picture(), format), "init_image", 4096)
 
 
