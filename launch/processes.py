@@ -1,10 +1,9 @@
-"""TorchServe and the proxy as processes: started, watched, brought back, and ended in order."""
+"""TorchServe and the proxy as processes: started, watched, started again, and ended in order."""
 
 import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -21,15 +20,15 @@ import psutil
 
 from handlers.archive import COMBINED, HOME, build
 from handlers.custom_models import config_file
-from handlers.errors import FAILURE_MARK
 from handlers.reload import RUN_FILE, Target
 from handlers.request import TASKS
 from launch.console import Stopped, on_signals, stop_on_signals
 from launch.machine import StartError, address, free_ports, java_home, write_config
+from launch.worker_logs import WorkerLogs
 from proxy.settings import Settings
 
 STOP_SECONDS = 15
-REVIVALS, REVIVAL_WINDOW_S = 5, 600  # how often TorchServe or the proxy is brought back within that time
+RESTARTS, RESTART_WINDOW_S = 5, 600  # how often TorchServe or the proxy is started again within that time
 # glibc keeps the memory of one forward for the next: one of 16 rows takes a tenth less time (docs/performance.md)
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 NAMES = {"torchserve": "TorchServe", "proxy": "The proxy"}
@@ -54,6 +53,7 @@ class Server:
         self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
         self._store = self.run_directory / "model_store"
         self._logs = self.run_directory / "logs"
+        self.worker_logs = WorkerLogs(self._logs)
         served = Settings.from_environment({**os.environ, **proxy})
         self._address = address(options.host, options.port, "https" if served.tls_cert else "http")
         # its own server's certificate need not be made out for the address that this process asks at
@@ -64,11 +64,9 @@ class Server:
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._commands: dict[str, tuple[Sequence[str], Mapping[str, str], Path]] = {}
         self._children: dict[str, psutil.Popen] = {}
-        self._revived: list[float] = []  # when, on the monotonic clock
-        self.revivals = 0
+        self._restarted: list[float] = []  # when, on the monotonic clock
+        self.restarts = 0
         self._started: set[psutil.Process] = set()  # by those children
-        self._told: set[str] = set()  # failures of workers that were reported
-        self._read_of_log = 0  # bytes
 
     def build_archives(self) -> None:
         with ThreadPoolExecutor() as pool:
@@ -148,7 +146,7 @@ class Server:
         begin = time.monotonic()
         while True:
             self.check_processes()
-            self._check_workers()
+            self.worker_logs.check()
             try:
                 answer = self._client.get(self._address + "/ping", timeout=5.0).json()
                 if answer["status"] == "success":  # the HTTP status may be 200 in any case: SD_FAILURES_AS_200
@@ -172,8 +170,8 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._started.update(child.children(recursive=True))
 
-    def revive(self) -> str | None:
-        """Brings back TorchServe or the proxy if it has died, and returns a sentence that says so.
+    def restart_dead(self) -> str | None:
+        """Starts TorchServe or the proxy again if it has died, and returns a sentence that says so.
 
         Raises StartError if they die again and again.
         """
@@ -181,8 +179,8 @@ class Server:
         if not dead:
             return None
         now = time.monotonic()
-        self._revived = [then for then in self._revived if then > now - REVIVAL_WINDOW_S] + [now]
-        if len(self._revived) > REVIVALS:
+        self._restarted = [then for then in self._restarted if then > now - RESTART_WINDOW_S] + [now]
+        if len(self._restarted) > RESTARTS:
             raise StartError(f"{NAMES[dead[0]]} dies again and again (logs: {self._logs})")
         code = self._children[dead[0]].returncode
         if "torchserve" in dead:
@@ -193,32 +191,8 @@ class Server:
             (self.run_directory / "tmp").mkdir(exist_ok=True)
         for name in dead:
             self._spawn(name)
-        self.revivals += 1
+        self.restarts += 1
         return f"{' and '.join(NAMES[name] for name in dead)} died with exit code {code}: started again."
-
-    def _check_workers(self) -> None:
-        """Raises StartError if a worker has said why it cannot start, or dies again and again."""
-        for sentence in self.new_failures():
-            raise StartError(f"{sentence} (logs: {self._logs})")
-        if self._log("ts_log.log").count("Auto recovery failed again") > 3:
-            errors = re.findall(r"\w+Error: .*", self._log("model_log.log"))
-            raise StartError(f"A worker dies while it starts: {errors[-1] if errors else ''} (logs: {self._logs})")
-
-    def new_failures(self) -> list[str]:
-        """The reasons that workers have given for not starting and that this has not returned before."""
-        file = self._logs / "model_log.log"
-        if not file.is_file() or file.stat().st_size == self._read_of_log:
-            return []
-        self._read_of_log = file.stat().st_size
-        lines = self._log(file.name).splitlines()
-        said = {line.partition(FAILURE_MARK)[2]: None for line in lines if FAILURE_MARK in line}
-        new = [sentence for sentence in said if sentence not in self._told]
-        self._told.update(new)
-        return new
-
-    def _log(self, name: str) -> str:
-        file = self._logs / name
-        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
     def describe(self) -> str:
         """Where it serves, which model and on what, as the workers report it."""

@@ -81,10 +81,10 @@ def keep_custom_models(server: Server, ending: threading.Event) -> None:
             print(text, flush=True)
 
     def watch() -> None:
-        archives, revivals = CustomArchives(server.target, HOME, os.environ, say), 0
+        archives, restarts = CustomArchives(server.target, HOME, os.environ, say), 0
         while not ending.wait(1):
-            if server.revivals != revivals:  # those that shall be there from the start are to be loaded again
-                archives, revivals = CustomArchives(server.target, HOME, os.environ, say), server.revivals
+            if server.restarts != restarts:  # those that shall be there from the start are to be loaded again
+                archives, restarts = CustomArchives(server.target, HOME, os.environ, say), server.restarts
             try:
                 archives.update()
             except Exception as error:  # whatever it was, the next change of the file shall be followed
@@ -117,9 +117,9 @@ def serve(options: argparse.Namespace) -> None:
         while True:
             time.sleep(1)
             server.remember_processes()
-            if sentence := server.revive():
+            if sentence := server.restart_dead():
                 print(sentence, flush=True)
-            for sentence in server.new_failures():
+            for sentence in server.worker_logs.new_failures():
                 print(f"A worker cannot start: {sentence}", flush=True)
     except Stopped:
         failed = False

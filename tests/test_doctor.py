@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import doctor
+from launch.trouble import CheckFailed
 from tests.conftest import EMBEDDED, HOME
 
 
@@ -71,5 +72,5 @@ def test_what_is_not_installed_is_told_without_importing_it(
 
 def test_another_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 13, 1))
-    with pytest.raises(doctor.Trouble, match="make serve PYTHON="):
+    with pytest.raises(CheckFailed, match="make serve PYTHON="):
         doctor.check_python()
