@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from handlers.config import HandlerConfig
-from handlers.custom_models import CUSTOM
+from handlers.custom_models import CUSTOM, user_folder
 from handlers.errors import ModelError
 from handlers.fit import Device, find_device
 from handlers.request import TASKS
@@ -24,7 +24,7 @@ from handlers.sources import download, loras, resolve_model
 
 PACKAGE = Path(__file__).resolve().parent
 HOME = PACKAGE.parent
-MODEL_STORE = HOME / "model_store"
+MODEL_STORE = user_folder(HOME) / "model_store"
 STAGED = ".staged"  # TorchServe's `--models all` loads everything in the store but hidden names
 COMBINED = "stable-diffusion"
 VERSION = "1.0"

@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,9 +43,18 @@ class CustomModel:
         return CUSTOM + self.url_path
 
 
+def user_folder(home: Path) -> Path:
+    """Where people's own files lie, `token.txt`, `config.json` and `model_store`: the project's folder.
+
+    Of an installed server that folder belongs to pip, which may replace it: theirs is `~/.sd-api-server` then.
+    """
+    is_installed = (home / "__init__.py").is_file()  # launch/installed.py: the wheel has the project in a package
+    return Path(os.path.expanduser("~"), ".sd-api-server") if is_installed else home
+
+
 def config_file(home: Path, environment: Mapping[str, str]) -> Path:
-    """SD_CONFIG, else config.json in the project's folder; as an absolute path."""
-    return Path(environment.get("SD_CONFIG") or home / FILE_NAME).absolute()
+    """SD_CONFIG, else config.json in the user's folder; as an absolute path."""
+    return Path(environment.get("SD_CONFIG") or user_folder(home) / FILE_NAME).absolute()
 
 
 def read_config(file: Path) -> list[CustomModel]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.custom_models import config_file, hub_token
+from handlers.custom_models import config_file, hub_token, user_folder
 from handlers.errors import ModelError
 
 HUB_DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -56,12 +56,12 @@ def project_home(recorded: str, environment: Mapping[str, str]) -> Path:
 
 
 def read_token(home: Path, environment: Mapping[str, str]) -> str | None:
-    """The hub token: HF_TOKEN, else `token.txt` in the project's folder, else `hf_token` in config.json.
+    """The hub token: HF_TOKEN, else `token.txt` in the user's folder, else `hf_token` in config.json.
 
     Raises ModelError for a token.txt that is no text.
     """
     token = environment.get("HF_TOKEN", "").strip()
-    file = home / "token.txt"
+    file = user_folder(home) / "token.txt"
     if not token and file.is_file():
         try:
             token = file.read_text(encoding="utf-8-sig").strip()

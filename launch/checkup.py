@@ -7,6 +7,7 @@ from typing import Any
 
 from handlers.archive import HOME, settings_of
 from handlers.config import HandlerConfig
+from handlers.custom_models import user_folder
 from handlers.errors import ModelError
 from handlers.fit import GIB, Device, find_device, torch_build
 from handlers.request import TASKS
@@ -62,7 +63,10 @@ class Checkup:
         except ModelError as error:
             raise CheckFailed(str(error)) from None
         # none is no trouble: only some models want one
-        return "there is one for the model hub" if token else "none: models that want one cannot be downloaded"
+        if token:
+            return "there is one for the model hub"
+        file = user_folder(HOME) / "token.txt"
+        return f"none: models that want one cannot be downloaded (it goes into HF_TOKEN, or into {file})"
 
     def model(self) -> str:
         """Downloads a hub model's files where they are missing, as the server would."""

@@ -21,7 +21,7 @@ from proxy.settings import LOG_LEVELS, Settings, SettingsError
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="server.py", description="Starts the Stable Diffusion server.")
+    parser = argparse.ArgumentParser(description="Starts the Stable Diffusion server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=1337, help="port to listen on (default: %(default)s)")
     add_handler_options(parser)
