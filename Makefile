@@ -1,19 +1,21 @@
 # `make serve` starts the server, `make test` passes the tests; both install what they need into .venv first.
 
-PYTHON ?= python3.11
-ifeq (, $(shell command -v $(PYTHON) 2>/dev/null))
-PYTHON := python3
-endif
+# the Python to make .venv with; by default the newest suitable one that is there (deploy/find_python.sh)
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# another torch build, e.g. make serve TORCH_INDEX=https://download.pytorch.org/whl/cu130
+# another torch than the tested one, or another build of it: make serve TORCH=2.15.0,
+# make serve TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_INDEX ?=
-TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-# the stamp of the torch build that is installed, one for each index
-TORCH_STAMP := $(VENV)/.torch$(subst /,-,$(subst :,,$(TORCH_INDEX)))
+# the stamp of the torch that is installed, one for each version and index
+TORCH_STAMP := $(VENV)/.torch-$(TORCH)$(subst /,-,$(subst :,,$(TORCH_INDEX)))
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# the project in this folder, with one of its extras
+INSTALL = @$(PIP) --constraint $(VENV)/constraints.txt -e '.$(1)' && touch $@
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-browser test-container test-cluster test-true-shapes fuzz soak check archives bench \
+.PHONY: serve test test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
   bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
@@ -21,6 +23,10 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# the wheel in a venv of the oldest and of the newest Python that is there
+test-pythons: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m pythons tests/package $(ARGS)
 
 # in the system's Chromium, else in that of `playwright install chromium`
 test-browser: $(VENV)/.installed-dev
@@ -47,6 +53,15 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# constraints.txt from pyproject.toml; UPGRADE=1 looks for newer versions
+lock: $(VENV)/.installed
+	$(PIP) 'uv>=0.13'
+	cp constraints.txt $(VENV)/lock.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras --no-header \
+	  --no-annotate $(if $(UPGRADE),--upgrade) --output-file $(VENV)/lock.txt pyproject.toml
+	(grep '^#' constraints.txt; grep -Ev '^(nvidia|cuda|triton)' $(VENV)/lock.txt) > $(VENV)/locked.txt
+	mv $(VENV)/locked.txt constraints.txt
+
 archives: $(VENV)/.installed
 	$(BIN)/python -m admin.archive $(ARGS)
 
@@ -63,36 +78,37 @@ eval-embedded: $(VENV)/.installed-training
 	$(BIN)/python -m training evaluate $(ARGS)
 
 clean:
-	rm -rf $(VENV) logs build *.egg-info model_store/*.mar model_store/.staged
+	rm -rf $(VENV) logs build dist *.egg-info model_store/*.mar model_store/.staged
 
+# an environment that is there keeps its Python
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "Python 3.11 is needed: make serve PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@python=$$(sh deploy/find_python.sh '$(PYTHON)') && \
+	  echo "$(VENV) gets $$("$$python" --version), from $$(command -v "$$python")." && "$$python" -m venv $(VENV)
+ifneq (,$(and $(PYTHON),$(wildcard $(BIN)/python)))
+ifneq ($(shell $(PYTHON) --version 2>&1),$(shell $(BIN)/python --version 2>&1))
+$(error $(VENV) has $(shell $(BIN)/python --version 2>&1), not $(PYTHON): remove it with `make clean`, or name another with VENV=)
+endif
+endif
 
-# torch comes first, so that another build of it than PyPI's can be chosen
-$(TORCH_STAMP): pyproject.toml $(BIN)/python
-	@echo "Installing into $(VENV), once: a minute or more, $(if $(TORCH_INDEX),torch from $(TORCH_INDEX),mostly torch)."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  $(if $(TORCH_INDEX),--force-reinstall --index-url $(TORCH_INDEX)) $(TORCH)
+# torch comes first, so that another version or build of it than the tested one can be chosen
+$(TORCH_STAMP): constraints.txt pyproject.toml $(BIN)/python
+	@echo "Installing into $(VENV), once, which takes minutes: torch $(TORCH)$(if $(TORCH_INDEX), from $(TORCH_INDEX)) first."
+	@$(PIP) $(if $(TORCH_INDEX),--force-reinstall --index-url $(TORCH_INDEX)) torch==$(TORCH)
+	@$(BIN)/python deploy/constraints.py > $(VENV)/constraints.txt
 	@rm -f $(VENV)/.torch* && touch $@
 
 $(VENV)/.installed: $(TORCH_STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
-	@touch $@
+	@echo "Installing the other packages."
+	$(call INSTALL)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@
+	$(call INSTALL,[dev])
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
-	@touch $@
+	$(call INSTALL,[fuzz])
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	@touch $@
+	$(call INSTALL,[bench])
 
 $(VENV)/.installed-training: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[training]'
-	@touch $@
+	$(call INSTALL,[training])

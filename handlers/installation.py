@@ -18,7 +18,7 @@ class Installation:
     """The project's folder and the environment that the server was started in.
 
     Attributes:
-        home: the folder that holds `models`, `config.properties`, and the user's `token.txt` and `config.json`.
+        home: the folder that holds the code, `models` and `config.properties`.
     """
 
     home: Path
@@ -28,6 +28,15 @@ class Installation:
     def find(cls, recorded: str | Path) -> "Installation":
         """This process's: its home is SD_HOME, else `recorded`, the folder of the code or what an archive says."""
         return cls(Path(os.environ.get("SD_HOME") or recorded), os.environ)
+
+    @property
+    def user_folder(self) -> Path:
+        """Where people's own files lie, `token.txt`, `config.json` and `model_store`: the project's folder.
+
+        The folder of an installed server belongs to pip, which may replace it: then it is `~/.sd-api-server`.
+        """
+        is_installed = (self.home / "__init__.py").is_file()  # launch/installed.py: the wheel is one package
+        return Path(os.path.expanduser("~"), ".sd-api-server") if is_installed else self.home
 
     @property
     def embedded_model(self) -> Path:
@@ -40,21 +49,25 @@ class Installation:
 
     @property
     def config_file(self) -> Path:
-        """SD_CONFIG, else config.json in the project's folder; as an absolute path."""
-        return Path(self.environment.get("SD_CONFIG") or self.home / FILE_NAME).absolute()
+        """SD_CONFIG, else config.json in the user's folder; as an absolute path."""
+        return Path(self.environment.get("SD_CONFIG") or self.user_folder / FILE_NAME).absolute()
 
     @property
     def model(self) -> str | None:
         """The model that SD_MODEL names."""
         return self.environment.get("SD_MODEL") or None
 
+    @property
+    def token_file(self) -> Path:
+        return self.user_folder / "token.txt"
+
     def token(self) -> str | None:
-        """The hub token: HF_TOKEN, else `token.txt` in the project's folder, else `hf_token` in config.json.
+        """The hub token: HF_TOKEN, else `token.txt` in the user's folder, else `hf_token` in config.json.
 
         Raises ModelError for a token.txt that is no text.
         """
         token = self.environment.get("HF_TOKEN", "").strip()
-        file = self.home / "token.txt"
+        file = self.token_file
         if not token and file.is_file():
             try:
                 token = file.read_text(encoding="utf-8-sig").strip()

@@ -62,7 +62,10 @@ class Checkup:
         except ModelError as error:
             raise CheckFailed(str(error)) from None
         # none is no trouble: only some models want one
-        return "there is one for the model hub" if token else "none: models that want one cannot be downloaded"
+        if token:
+            return "there is one for the model hub"
+        file = installation().token_file
+        return f"none: models that want one cannot be downloaded (it goes into HF_TOKEN, or into {file})"
 
     def model(self) -> str:
         """Downloads a hub model's files where they are missing, as the server would."""

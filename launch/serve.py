@@ -23,7 +23,7 @@ from proxy.settings import LOG_LEVELS, Settings, SettingsError
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="server.py", description="Starts the Stable Diffusion server.")
+    parser = argparse.ArgumentParser(description="Starts the Stable Diffusion server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=1337, help="port to listen on (default: %(default)s)")
     add_handler_options(parser)
@@ -104,12 +104,15 @@ def serve(options: argparse.Namespace) -> None:
     print(f"Model: {source.location} ({source.reason})", flush=True)
     if notice := gpu_notice():
         print(notice, flush=True)
+    # both may start a process with torch, which is silent for seconds, before the first progress bar of a download
+    print("Checking the device and the model's files.", flush=True)
     chosen, settings = choose(options, source)
     if chosen.reason:
         print(chosen.reason, flush=True)
     server = Server(options, proxy, chosen.archives == "combined", settings)
     status, ending, failed = StatusLine(), threading.Event(), True
     try:
+        print("Starting TorchServe; its workers load the model, which takes half a minute or more.", flush=True)
         status("building the archives")
         server.build_archives()
         server.start()

@@ -66,11 +66,46 @@ def test_what_is_not_installed_is_told_without_importing_it(
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert doctor.main([]) == 1
     says = capsys.readouterr().out
-    assert "psutil is missing" in says and "pillow is 0.1 in place of" in says and "make serve" in says
+    assert "psutil is missing" in says and "pillow is 0.1 instead of >=13" in says and "make serve" in says
     assert "Java" not in says
 
 
-def test_another_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 13, 1))
-    with pytest.raises(CheckFailed, match="make serve PYTHON="):
-        doctor.check_python()
+@pytest.mark.parametrize(
+    ("version", "suits"), [((3, 10, 9), False), ((3, 11, 0), True), ((3, 14, 2), True), ((3, 15, 0), False)]
+)
+def test_another_python_is_told(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], suits: bool) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    if suits:
+        assert doctor.check_python() == ".".join(map(str, version))
+    else:
+        with pytest.raises(CheckFailed, match="make serve PYTHON="):
+            doctor.check_python()
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "fits"),
+    [
+        ("2.13.0+cpu", "==2.13.0", True),
+        ("2.13.1", "==2.13.0", False),
+        ("2.13", "==2.13.0", True),
+        ("5.23.0", ">=5.23,<6", True),
+        ("5.9", ">=5.23,<6", False),
+        ("6.0.0", ">=5.23,<6", False),
+        ("0.42.1.post1", ">=0.42.1,<0.43", True),
+        ("21.0.8.2", "<22,>=21", True),
+        ("2024c", "", True),
+    ],
+)
+def test_a_version_in_its_range(version: str, wanted: str, fits: bool) -> None:
+    assert doctor.satisfies(version, wanted) is fits
+
+
+def test_the_installed_command_looks_at_what_pip_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    listed = len(doctor._requirements() or [])
+    monkeypatch.setattr(doctor, "HOME", tmp_path)  # where there is no pyproject.toml
+    lines = ["psutil<8,>=7.2", "yaml-nowhere>=1", 'ruff; extra == "dev"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    with pytest.raises(CheckFailed, match=r"^yaml-nowhere is missing: install them"):
+        doctor.check_packages()
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines[:1])
+    assert doctor.check_packages() == "all 1 installed" and listed > 20

@@ -150,7 +150,17 @@ def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPat
 
 def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None:
     with running(tmp_path, "--archives", "combined", SD_FAILURES_AS_200="1") as instance:
-        assert "Ready: http://127.0.0.1" in instance.output.read_text()
+        said = instance.output.read_text().splitlines()
+        waits = (
+            "Model: ",
+            "Checking the device",
+            "Starting TorchServe",
+            "building the archives",
+            "starting",
+            "Ready: http://127.0.0.1",
+        )
+        order = [next(i for i, line in enumerate(said) if line.startswith(begin)) for begin in waits]
+        assert order == sorted(order)  # what it waits for is said before it waits
         answer = instance.post("txt2img", {"prompt": "x", "width": 77})
         assert answer.status_code == 200 and answer.json()["status"] == "failure"
 

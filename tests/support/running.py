@@ -67,21 +67,28 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *arguments: str, port: int = 0, within: Sequence[str] = (), **variables: str
+    folder: Path,
+    *arguments: str,
+    port: int = 0,
+    within: Sequence[str] = (),
+    command: Sequence[str] = (sys.executable, "server.py"),
+    cwd: Path = HOME,
+    **variables: str,
 ) -> Iterator[Running]:
     """`server.py` with these arguments, ready, with its temporary files under `folder`.
 
     Args:
         port: 0 = a free one.
         within: a command that is given the server's to run.
+        command: the server's, run in the folder `cwd`.
     """
     port = port or free_ports(1)[0]
     output = folder / "server.out"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "SD_MODEL")}
     with output.open("wb") as log:
         process = psutil.Popen(
-            [*within, sys.executable, "server.py", "--port", str(port), *arguments],
-            cwd=HOME, env=environment | {"TMPDIR": str(folder)} | variables, stdout=log, stderr=subprocess.STDOUT,
+            [*within, *command, "--port", str(port), *arguments],
+            cwd=cwd, env=environment | {"TMPDIR": str(folder)} | variables, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     instance = Running(f"http://127.0.0.1:{port}", process, output)
     try:
