@@ -10,6 +10,7 @@ from tests.support.paths import HOME
 
 # a room may import the rooms after it, and itself
 ROOMS = [
+    ["launch.installed"],  # what the wheel starts
     ["server"],
     ["launch"],
     ["admin"],
