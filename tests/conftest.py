@@ -13,6 +13,7 @@ import pytest
 from tests.support.paths import CONFIGS, EMBEDDED
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The end-to-end tests share their servers, so one process runs all of them, and begins with them."""
     servers = [item for item in items if "/tests/e2e/" in item.path.as_posix()]
