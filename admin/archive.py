@@ -1,6 +1,6 @@
 """Builds the model archives: `python -m admin.archive`.
 
-An archive holds the handler code and a model-config.yaml, a few kilobytes; the weights stay where they are.
+An archive has the handler code and a model-config.yaml, a few kilobytes; the weights stay where they are.
 """
 
 import argparse
@@ -39,7 +39,7 @@ FRONTEND = {
 
 
 def tasks_of(name: str) -> tuple[str, ...]:
-    """What an archive of this name does: its one task, all of them, or txt2img for a custom model's."""
+    """The tasks of an archive of this name: its one task, all of them, or txt2img for a custom model."""
     if name == COMBINED:
         return TASKS
     return ("txt2img",) if name.startswith(CUSTOM) else (name,)
@@ -52,7 +52,7 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
         name: a task, COMBINED, or `custom-…`.
         handler: keys of HandlerConfig that differ from their defaults.
 
-    Returns the archive's path. Raises ModelError for a key that is not known.
+    Returns the archive's path. Raises ModelError for an unknown key.
     """
     settings = {"home": str(HOME), **handler}
     HandlerConfig.from_mapping(settings)
@@ -60,7 +60,9 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
     entry_point = (name if name == COMBINED else tasks_of(name)[0]).replace("-", "_")
     stem = name if version == VERSION else f"{name}-{version}"
     with tempfile.TemporaryDirectory(prefix="sd-archive-") as scratch:
-        staging = Path(scratch, "staging")  # --extra-files copies a folder's contents, so the package gets a parent
+        staging = Path(
+            scratch, "staging"
+        )  # --extra-files copies a folder's contents, so the package gets a parent folder
         shutil.copytree(PACKAGE, staging / "handlers", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         config_file = Path(scratch, "model-config.yaml")
         config_file.write_text(yaml.safe_dump({**FRONTEND, "handler": settings}, sort_keys=False), encoding="utf-8")
@@ -79,9 +81,9 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m admin.archive", description="Builds the model archives.")
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"which of {', '.join(TASKS)}; all, unless named")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"one of {', '.join(TASKS)}; all by default")
     parser.add_argument("--combined", action="store_true", help=f"{COMBINED}.mar, all three behind one worker")
-    parser.add_argument("--version", default=VERSION, help=f"another version than {VERSION} goes to {STAGED}/")
+    parser.add_argument("--version", default=VERSION, help=f"versions other than {VERSION} go to {STAGED}/")
     add_handler_options(parser)
     parser.add_argument("--model-store", type=Path, default=MODEL_STORE)
     options = parser.parse_args(argv)

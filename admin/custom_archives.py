@@ -1,7 +1,7 @@
-"""Keeps the archives of config.json's custom models in step with it: `python -m admin.custom_archives`.
+"""Keeps the archives of custom models up to date with config.json: `python -m admin.custom_archives`.
 
-An archive is built into the model store, from which the proxy registers it with the model's first request; one that
-shall be there from the start is registered at once. server.py does the same for as long as it runs.
+An archive is built into the model store, and the proxy registers it with the model's first request. A model with
+`"load": "start"` is registered at once. server.py does the same as long as it runs.
 """
 
 import sys
@@ -21,15 +21,15 @@ from handlers.installation import Installation
 from handlers.pipelines.sources import resolve_model
 from handlers.wire import COMBINED, CUSTOM, TASKS
 
-RETRY_S = 60  # after which a model that could not be served is tried again: its download may have broken off
-SHARED = ("device", "dtype", "low_memory", "allow_pickle")  # what custom models have in common with the main one
+RETRY_S = 60  # after which a failed model is tried again: its download may have been interrupted
+SHARED = ("device", "dtype", "low_memory", "allow_pickle")  # settings that custom models share with the main one
 
 
 class CustomArchives:
     """The custom models' archives in a running server's model store.
 
     Args:
-        say: is told what happens, a sentence a time.
+        say: called with a sentence about each event.
     """
 
     def __init__(self, target: Target, installed: Installation, say: Callable[[str], None]) -> None:
@@ -44,7 +44,7 @@ class CustomArchives:
         self._retry_at = 0.0
 
     def update(self) -> None:
-        """Builds what is new, takes away what is gone. Does nothing while the file stays as it is."""
+        """Builds new archives and removes old ones. Does nothing while the file stays as it is."""
         try:
             changed = self._file.stat().st_mtime
         except OSError:
@@ -74,7 +74,7 @@ class CustomArchives:
                 self._failed.pop(archive, None)
 
     def _provide(self, archive: str, model: CustomModel, built: Mapping[str, Any] | None) -> None:
-        """Builds an archive that is not there or was built from other settings; loads it, if it shall be there."""
+        """Builds an archive that is missing or has other settings; loads it if the entry says so."""
         source = resolve_model(model.model_path, self._installed)
         settings = self._shared() | {"model": source.location, "safety_checker": model.requires_safety_checker}
         if built is None or any(built.get(key) != value for key, value in settings.items()):
@@ -88,7 +88,7 @@ class CustomArchives:
             try:
                 self._management.register(archive, f"{archive}.mar")
             except ReloadError:
-                self._management.unregister(archive, VERSION)  # without a worker nobody would load it again
+                self._management.unregister(archive, VERSION)  # without a worker it would never be loaded again
                 raise
 
     def _shared(self) -> dict[str, Any]:
@@ -102,9 +102,9 @@ class CustomArchives:
         return self._store.is_dir() and archive in self._management.models()
 
     def _remove(self, archive: str) -> None:
-        """Takes an archive away, once what it still draws is done: the proxy sends it nothing new."""
+        """Removes an archive when its open requests are finished; the proxy sends it no new ones."""
         (self._store / f"{archive}.mar").unlink(missing_ok=True)
-        self._say(f"Custom model {archive.removeprefix(CUSTOM)} is gone from {self._file.name}.")
+        self._say(f"Custom model {archive.removeprefix(CUSTOM)} was removed from {self._file.name}.")
         try:
             if self._is_loaded(archive):
                 version = self._management.default_version(archive)["modelVersion"]

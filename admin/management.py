@@ -13,11 +13,11 @@ POLL_S = 0.2
 
 
 class Management:
-    """The requests to TorchServe that a reload consists of. Each raises ReloadError where TorchServe refuses."""
+    """The requests of a reload. Each raises ReloadError if TorchServe refuses it."""
 
     def __init__(self, target: Target, transport: httpx.BaseTransport | None = None) -> None:
         self._target = target
-        # a worker that loads a large model answers late; what never answers is ended by TorchServe's startupTimeout
+        # a worker that loads a large model answers late; TorchServe's startupTimeout ends one that never answers
         timeout = httpx.Timeout(10.0, read=1000.0)
         self._client = httpx.Client(timeout=timeout, transport=transport, trust_env=False)
 
@@ -35,7 +35,7 @@ class Management:
         return answer
 
     def models(self) -> list[str]:
-        """The names of all that is registered."""
+        """The names of all registered archives."""
         answer = self._call("GET", f"{self._target.management_url}/models?limit=100")
         return [model["modelName"] for model in answer.json()["models"]]
 
@@ -72,12 +72,12 @@ class Management:
         return result
 
     def drain(self, name: str, version: str) -> None:
-        """Returns when nothing is in flight on a version any more."""
+        """Returns when no request is in flight on a version any more."""
         while self.open_requests(name, version):
             time.sleep(POLL_S)
 
     def open_requests(self, name: str, version: str) -> int:
-        """How many a version still works on. Asked through its queue, so those that wait there are counted first."""
+        """The open requests of a version. The question goes through its queue, so those that wait there come first."""
         described = self.predict(name, version, DESCRIBE, {})
         count: int = described["models"][0]["activity"]["open_requests"]
         return count

@@ -1,4 +1,4 @@
-"""Whether a model fits on the accelerator three times, once, or only in low-memory mode. Needs no torch."""
+"""Whether a model fits on the accelerator three times, once, or only in low-memory mode. Imports no torch."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from admin.probe import ITEM_BYTES, Device
 from handlers.errors import ModelError
 from handlers.pipelines.hub import PICKLED, WEIGHTS, variant_of
 
-# Round figures for Stable Diffusion 1.5 at 512 pixels, on the safe side: what a process takes for itself on a card,
-# and what generating takes beyond the weights
+# Rough figures for Stable Diffusion 1.5 at 512 pixels, on the safe side: the memory of a process on a GPU, and the
+# memory for generating beyond the weights
 PROCESS_BYTES = 700 * 2**20
 GENERATING_BYTES = 3 * 2**30
 GIB = 2**30
@@ -31,14 +31,14 @@ class Placement:
 def weight_bytes(model: Path, dtype: str) -> int:
     """The memory of a model's weights in `dtype`: a diffusers folder's, or a single file's.
 
-    Raises ModelError for a file that holds none.
+    Raises ModelError for a file without weights.
     """
     files = [model] if model.is_file() else _weight_files(model, dtype)
     return sum(_parameters(file) for file in files) * ITEM_BYTES[dtype]
 
 
 def _weight_files(folder: Path, dtype: str) -> list[Path]:
-    """What is loaded of each component: its files of the wanted variant, else those without one, else a pickle."""
+    """The files that are loaded: of the wanted variant, otherwise those without a variant, otherwise a pickle."""
     variant = variant_of((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), dtype != "float32")
     chosen: list[Path] = []
     for component in (entry for entry in folder.iterdir() if entry.is_dir()):
@@ -53,7 +53,7 @@ def _weight_files(folder: Path, dtype: str) -> list[Path]:
 
 
 def _parameters(file: Path) -> int:
-    """How many numbers a file of weights holds: by a safetensors file's header, else about, by its size."""
+    """The number of parameters in a file: from a safetensors header, otherwise estimated from the size."""
     if file.suffix in PICKLED:
         return file.stat().st_size // 4
     with file.open("rb") as opened:
@@ -64,11 +64,13 @@ def _parameters(file: Path) -> int:
                 return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
         except (ValueError, TypeError, LookupError):
             pass
-    raise ModelError(f"{file} holds no weights: it is damaged, or a pointer of git-lfs (`git lfs pull` gets the file).")
+    raise ModelError(
+        f"{file} has no weights in it: it is damaged, or a git-lfs pointer (`git lfs pull` downloads the file)."
+    )
 
 
 def choose_placement(device: Device, weights: int) -> Placement:
-    """Chooses for an accelerator by what fits; a CPU's three workers share one copy of the weights."""
+    """Chooses for an accelerator by what fits. On a CPU, three workers share one copy of the weights."""
     if device.free_bytes is None:
         return Placement("three", False)
     free = device.free_bytes

@@ -1,11 +1,11 @@
-"""Puts a new version of an archive in the place of the running one, without a failed request.
+"""Replaces a running archive with a new version, without a failed request.
 
     python -m admin.reload txt2img [--model …]
 
-builds the new version, registers it beside the old one, draws a first picture with it, makes it the default, waits
-until nothing is in flight on the old one, and unregisters that. The old version goes on serving if the new one does
-not come up or cannot draw. Everything goes through TorchServe's management API; docs/operations.md has the plain
-requests.
+builds the new version, registers it beside the old one, generates a first image with it, makes it the default, waits
+until nothing is in flight on the old one, and unregisters the old one. If the new version does not start or cannot
+generate, the old one keeps serving. Everything goes through TorchServe's management API; docs/operations.md has the
+plain requests.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def reload(
     Args:
         changes: handler settings that differ from the running version's.
 
-    Raises ReloadError. The old version then still serves, unless only its own end failed.
+    Raises ReloadError. The old version then still serves, unless only its removal failed.
     """
     old = management.default_version(name)
     version = next_version([described["modelVersion"] for described in management.versions(name)])
@@ -51,7 +51,7 @@ def reload(
         management.register(name, archive.name)
         try:
             for task in tasks_of(name):
-                say(f"drawing a first picture with {task}")
+                say(f"generating a first image with {task}")
                 management.predict(name, version, task, first_request())
             management.set_default(name, version)
         except ReloadError:
@@ -60,13 +60,13 @@ def reload(
     except ReloadError as error:
         archive.unlink(missing_ok=True)
         raise ReloadError(f"{name} {old['modelVersion']} still serves. {error}") from None
-    say(f"waiting for what {old['modelVersion']} still draws")
+    say(f"waiting for requests in flight on {old['modelVersion']}")
     management.drain(name, old["modelVersion"])
     try:
         management.unregister(name, old["modelVersion"])
     except ReloadError as error:
         raise ReloadError(f"{name} {version} serves, but {old['modelVersion']} is still there: {error}") from None
-    # the name that `--models all` and the next reload expect; TorchServe has read the file and needs it no more
+    # the name that `--models all` and the next reload expect; TorchServe has read the file already
     running.unlink(missing_ok=True)
     archive.replace(target.store / f"{name}.mar")
     return version
@@ -78,21 +78,23 @@ def next_version(versions: Sequence[str]) -> str:
 
 
 def handler_settings(archive: Path) -> dict[str, Any]:
-    """What the archive's model-config.yaml says for our handler. Raises ReloadError for another archive."""
+    """The handler settings of an archive's model-config.yaml. Raises ReloadError for an archive that is not ours."""
     try:
         with zipfile.ZipFile(archive) as opened:
             config = yaml.safe_load(opened.read("model-config.yaml"))
         return dict(config["handler"])
     except (OSError, KeyError, TypeError, zipfile.BadZipFile):
-        raise ReloadError(f"{archive} is not an archive of ours: build it with python -m admin.archive.") from None
+        raise ReloadError(
+            f"{archive} is not an archive of this server: build it with python -m admin.archive."
+        ) from None
 
 
 def first_request() -> dict[str, Any]:
-    """The fields of a short request that every task takes."""
+    """The fields of a short request that every task accepts."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(buffer, "PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
-    return {"prompt": "", "num_inference_steps": 2, "strength": 1, "init_image": picture, "mask_image": picture}
+    image = base64.b64encode(buffer.getvalue()).decode()
+    return {"prompt": "", "num_inference_steps": 2, "strength": 1, "init_image": image, "mask_image": image}
 
 
 def listing(management: Management) -> str:
@@ -116,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="another model: a hub id or the absolute path of a model folder")
     parser.add_argument("--device", help="another device")
     parser.add_argument("--dtype", help="another dtype")
-    parser.add_argument("--port", type=int, help="which server, if several run: the port that clients use")
+    parser.add_argument("--port", type=int, help="which server, if several run, by the port that clients use")
     options = parser.parse_args(argv)
     if bool(options.archives) == options.list:
         parser.error("name the archives to reload, or give --list")

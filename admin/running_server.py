@@ -15,7 +15,7 @@ RUN_FILE = "server.json"  # in server.py's run directory
 
 
 class ReloadError(OperatorError):
-    """A reload that did not go to its end; the message says what serves now and why."""
+    """A reload that failed; the message says which version serves now, and why."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class RunningServer:
 
 
 def find_target(port: int | None) -> Target:
-    """The running server: one that server.py started, else the addresses of config.properties.
+    """The running server: one that server.py started, otherwise the addresses of config.properties.
 
-    Raises ReloadError if several run and `port`, the one that clients use, does not say which.
+    Raises ReloadError if several run and `port`, the one that clients use, does not choose one.
     """
     found = []
     for file in Path(tempfile.gettempdir()).glob(f"sd-server-*/{RUN_FILE}"):
@@ -62,7 +62,7 @@ def find_target(port: int | None) -> Target:
             found.append(server)
     if len(found) > 1:
         ports = ", ".join(str(server.port) for server in found)
-        raise ReloadError(f"Several servers run, on ports {ports}: say which with --port.")
+        raise ReloadError(f"Several servers run, on ports {ports}: choose one with --port.")
     if found:
         return found[0].target
     if port is not None:

@@ -1,4 +1,4 @@
-"""What an archive is told: the `handler:` section of its model-config.yaml.
+"""An archive's settings: the `handler:` section of its model-config.yaml.
 
 Every key carries its help text; `docs/configuration.md` lists them and a test holds the two together.
 """
@@ -21,30 +21,28 @@ class HandlerConfig:
     model: str = _key(
         "default", "A hub id, the absolute path of a diffusers folder or of a single file, or `default` (see *Models*)."
     )
-    inpainting_model: str = _key("", "Another model for masking, as a rule one with an inpainting UNet.")
-    lora: str = _key("", "LoRA files to add to the weights, one a line: `/a.safetensors=0.8`.")
+    inpainting_model: str = _key("", "Another model for masking, usually one with an inpainting UNet.")
+    lora: str = _key("", "LoRA files to merge into the weights, one per line: `/a.safetensors=0.8`.")
     safety_checker: bool = _key(True, "Whether the model's safety checker is used.")
-    allow_pickle: bool = _key(False, "Whether weights in pickled files are loaded, which can run any program.")
-    home: str = _key(
-        "", "Where the folder `models` lies, unless the variable `SD_HOME` says so. Recorded by the builder."
-    )
+    allow_pickle: bool = _key(False, "Whether pickled weights are loaded, which can run any program.")
+    home: str = _key("", "The folder that holds `models`, unless `SD_HOME` names it. The builder records it.")
     device: str = _key("auto", "`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`.")
-    dtype: str = _key("auto", "`auto` (float16 on cards that can, float32 on CPU), `float32`, `float16`, `bfloat16`.")
+    dtype: str = _key(
+        "auto", "`auto` (float16 on GPUs that support it, float32 on a CPU), `float32`, `float16`, `bfloat16`."
+    )
     low_memory: bool = _key(
-        False, "Keep only the UNet on the card; text encoders and VAE come in for their call, the VAE in tiles."
+        False, "Keep only the UNet on the GPU; text encoders and VAE are moved there for their calls, the VAE in tiles."
     )
-    cuda_graphs: bool = _key(
-        False, "On a card, run the UNet as CUDA graphs, and the VAE beside it. Not run on a card so far."
-    )
+    cuda_graphs: bool = _key(False, "On a GPU, run the UNet as CUDA graphs, and the VAE in a stream beside it.")
     channels_last: bool = _key(False, "Keep the UNet and the VAE in the channels-last layout.")
-    openvino: bool = _key(False, "On a CPU, run the UNet in OpenVINO, a package to install besides.")
+    openvino: bool = _key(False, "On a CPU, run the UNet in OpenVINO, which is an additional package.")
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")
-    min_size: int = _key(64, "The shortest side, in pixels, that the model is asked to draw.")
-    max_size: int = _key(1024, "The longest side, in pixels, that the model is asked to draw.")
-    max_image_bytes: int = _key(33_554_432, "The largest image file that is sent in, in bytes before base64.")
-    max_image_pixels: int = _key(16_000_000, "The most pixels of an image that is sent in (4000 x 4000).")
-    max_prompt_chars: int = _key(10_000, "The longest prompt and negative prompt, in characters.")
+    min_size: int = _key(64, "The shortest side, in pixels, that the model generates.")
+    max_size: int = _key(1024, "The longest side, in pixels, that the model generates.")
+    max_image_bytes: int = _key(33_554_432, "The largest image file of a request, in bytes before base64.")
+    max_image_pixels: int = _key(16_000_000, "The most pixels of an image of a request (4000 x 4000).")
+    max_prompt_chars: int = _key(10_000, "The longest prompt or negative prompt, in characters.")
     max_fields: int = _key(100, "The most fields of a request.")
     max_response_bytes: int = _key(67_108_864, "TorchServe's `max_response_size`: no answer may be larger.")
     max_batch_rows: int = _key(

@@ -1,4 +1,4 @@
-"""config.json: the original server's file for custom models, and for the hub token. Needs the standard library alone.
+"""config.json: the original server's file for custom models and the hub token. Needs only the standard library.
 
 {"hf_token": "hf_…",
  "custom_models": [{"model_path": "/models/mine", "ui_label": "Mine", "url_path": "mine",
@@ -16,7 +16,7 @@ from handlers.wire import CUSTOM
 
 FILE_NAME = "config.json"
 LOAD = ("demand", "start")
-_URL_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # also what TorchServe takes for a name
+_URL_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # TorchServe accepts such names too
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CustomModel:
         model_path: a hub id, or the path of a diffusers folder or a single file.
         ui_label: its name in a client's menu.
         url_path: it is served at /custom/<url_path>.
-        load: `demand`: with its first request; `start`: as soon as the server runs.
+        load: `demand` loads it with its first request, `start` as soon as the server runs.
     """
 
     model_path: str
@@ -42,21 +42,21 @@ class CustomModel:
 
 
 def read_config(file: Path) -> list[CustomModel]:
-    """The custom models; none without the file. Raises ModelError for a faulty file."""
+    """The custom models; an empty list without the file. Raises ModelError for a faulty file."""
     entries = _load(file).get("custom_models", [])
     if not isinstance(entries, list):
         raise ModelError(f"{file}: custom_models must be a list.")
     models: dict[str, CustomModel] = {}
     for i, entry in enumerate(entries):
         model = _entry(entry, f"{file}, custom model {i + 1}", file.parent)
-        # two names that differ in case alone would be one file on Windows and on Macs
+        # names that differ only in case would be one file on Windows and on Macs
         if models.setdefault(model.url_path.casefold(), model) is not model:
-            raise ModelError(f"{file}: url_path {model.url_path!r} is given twice.")
+            raise ModelError(f"{file}: url_path {model.url_path!r} is used twice.")
     return list(models.values())
 
 
 def hub_token(file: Path) -> str | None:
-    """The file's `hf_token`. A fault elsewhere in the file is none of this one's business."""
+    """The file's `hf_token`. Faults elsewhere in the file do not matter here."""
     try:
         token = _load(file).get("hf_token")
     except ModelError:
@@ -66,7 +66,7 @@ def hub_token(file: Path) -> str | None:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors write a mark before it
+        config = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors put a byte order mark before it
     except FileNotFoundError:
         return {}
     except OSError as error:

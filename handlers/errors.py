@@ -1,14 +1,14 @@
-"""How a request can fail, each failure with the HTTP status that the contract gives it.
+"""How a request can fail. Each failure has the HTTP status that the contract gives it.
 
     RequestError
-    ├── InvalidRequest      400  the client has to change something
-    ├── TooLarge            413  bytes, base64 or pixels over a limit
-    ├── InternalError       500  a fault of ours; the log has the details
+    ├── InvalidRequest      400  the client must change something
+    ├── TooLarge            413  bytes, base64 or pixels exceed a limit
+    ├── InternalError       500  a fault of the server; the log has the details
     │   └── NotFinite       500  the model's numbers overflowed
     ├── DeadlineExceeded    504  the client's deadline passed
     └── OutOfMemory         507  the device has no room for this request
 
-    OperatorError                a sentence for whoever runs the server
+    OperatorError                a sentence for the operator of the server
     └── ModelError               the model cannot be served at all (raised while loading)
 
 Errors are raised where they are found. `Generation.fail` turns a RequestError into an answer. The other rooms'
@@ -17,7 +17,7 @@ OperatorErrors: StartError and CheckFailed (launch), ReloadError (admin), Settin
 
 
 class RequestError(Exception):
-    """A failure that ends one request. `message` says what was wrong and what to do."""
+    """A failure that ends one request. `message` says what is wrong and what to do."""
 
     status = 500
 
@@ -41,8 +41,8 @@ class InternalError(RequestError):
 class NotFinite(InternalError):
     def __init__(self) -> None:
         super().__init__(
-            "The model's numbers overflowed, so there is no picture: try a lower guidance_scale, another scheduler or, "
-            "on a card, --dtype float32."
+            "The model's numbers overflowed, so there is no image: try a lower guidance_scale, another scheduler or, "
+            "on a GPU, --dtype float32."
         )
 
 
@@ -55,7 +55,7 @@ class OutOfMemory(RequestError):
 
 
 class OperatorError(Exception):
-    """The server cannot do what it was told to; the message is a sentence for whoever runs it, and says what to do."""
+    """The server cannot do what its operator asked for; the message is a sentence that says what to do."""
 
 
 class ModelError(OperatorError):

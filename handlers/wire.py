@@ -1,8 +1,8 @@
-"""What passes between the proxy and an archive's handler, in both directions. Needs the standard library alone.
+"""What passes between the proxy and an archive's handler, in both directions. Needs only the standard library.
 
 The proxy sends a body's bytes unchanged with the headers of a `RequestHead`. The handler answers with lines, each of
-them JSON or blank: any number of `Progress`, then one `Result` or one `Failed`. Blank lines say nothing: TorchServe
-wants an answer from every open request at every call.
+them JSON or blank: any number of `Progress`, then one `Result` or one `Failed`. Blank lines mean nothing: TorchServe
+requires an answer to every open request at every call.
 
     {"progress": {"step": 3, "of": 50}}
     {"progress": {"step": 5, "of": 50, "preview": "…"}}
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 TASKS = ("txt2img", "img2img", "masking")
-DESCRIBE = "describe"  # in place of a task: asks for what `GET /models` shows
+DESCRIBE = "describe"  # instead of a task: asks for what `GET /models` shows
 COMBINED = "stable-diffusion"  # the archive that serves every task
 CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
 BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy
@@ -32,14 +32,14 @@ _START_FAILURE = "cannot serve: "
 
 @dataclass(frozen=True)
 class RequestHead:
-    """What the handler is told of a request besides its body.
+    """What the handler learns about a request besides its body.
 
     Attributes:
         task: one of TASKS, or DESCRIBE; empty for an archive that has one task.
         form_type: the client's Content-Type, as it was sent.
         request_id: as it stands in the log and in the answer's X-Request-Id.
         deadline: when the client stops waiting, in seconds since the epoch.
-        wants_progress: whether a line shall tell of each step.
+        wants_progress: whether a line reports each step.
     """
 
     task: str = ""
@@ -77,7 +77,7 @@ class RequestHead:
 
 @dataclass(frozen=True)
 class Progress:
-    """UNet calls answered so far, and in all; now and then a preview of the first image, a JPEG as base64."""
+    """Answered UNet calls, and UNet calls in all; now and then a preview of the first image, a JPEG as base64."""
 
     step: int
     of: int
@@ -118,7 +118,7 @@ class Failed:
 
 
 def read_line(line: bytes) -> Progress | Result | Failed | None:
-    """What a line, with or without its end, says; None for a blank one.
+    """The message of a line, with or without its end; None for a blank one.
 
     Raises ValueError for a line that no handler of ours wrote: TorchServe writes some of its own.
     """
@@ -144,7 +144,7 @@ def image_entry(png_base64: str, seed: int, nsfw: bool) -> bytes:
 
 
 def start_failure_line(sentence: str) -> str:
-    """What a worker that cannot serve its model writes to its log; on one line, for whoever looks for it there."""
+    """What a worker that cannot serve its model writes to its log, on one line: server.py looks for it there."""
     return _START_FAILURE + " ".join(sentence.split())[:1000]
 
 

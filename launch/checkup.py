@@ -17,7 +17,7 @@ from launch.trouble import CheckFailed
 
 
 class Checkup:
-    """What server.py would do with these arguments, looked at step by step. Each method raises CheckFailed."""
+    """Checks step by step what server.py would do with these arguments. Each method raises CheckFailed."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._options = parse_options(arguments)
@@ -39,7 +39,7 @@ class Checkup:
         found, build = self._find_device(), torch_build().get("__version__", "?")
         free = f", {found.free_bytes / GIB:.1f} GB free" if found.free_bytes is not None else ""
         on = platform.processor() or platform.machine() if found.device == "cpu" else found.device
-        notice = f". {text}" if (text := gpu_notice()) else ""  # it serves all the same
+        notice = f". {text}" if (text := gpu_notice()) else ""  # the server works all the same
         return f"{found.device} ({on}) in {found.dtype}{free}, torch {build}{notice}"
 
     def port(self) -> str:
@@ -54,21 +54,21 @@ class Checkup:
             proxy_variables(self._options)
         except StartError as error:
             raise CheckFailed(str(error)) from None
-        return "the options for keys and HTTPS fit"
+        return "the options for keys and HTTPS are valid"
 
     def token(self) -> str:
         try:
             token = installation().token()
         except ModelError as error:
             raise CheckFailed(str(error)) from None
-        # none is no trouble: only some models want one
+        # having none is fine: only some models need one
         if token:
             return "there is one for the model hub"
         file = installation().token_file
-        return f"none: models that want one cannot be downloaded (it goes into HF_TOKEN, or into {file})"
+        return f"none: models that need one cannot be downloaded (put it into HF_TOKEN or {file})"
 
     def model(self) -> str:
-        """Downloads a hub model's files where they are missing, as the server would."""
+        """Downloads missing files of a hub model, as the server would."""
         try:
             prepared = prepare(self._settings, installation())
         except ModelError as error:

@@ -1,4 +1,4 @@
-"""What passes between server.py and its console: the signals that end it, and a line that changes."""
+"""server.py's console: the signals that stop it, and a status line that changes."""
 
 import signal
 import sys
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class Stopped(BaseException):
-    """Ctrl-C, or a signal that asks for an orderly end."""
+    """Raised by Ctrl-C, or by a signal that asks for an orderly end."""
 
 
 def stop_on_signals() -> None:
-    """Turns the signals that ask for an end into Stopped, once: a second one does not disturb the ending."""
+    """Turns the signals that ask for an end into Stopped, once: a second one does not disturb the end."""
 
     def stop(number: int, _: object) -> None:
         on_signals(signal.SIG_IGN)
@@ -26,7 +26,7 @@ def on_signals(handler: Any) -> None:
 
 
 class StatusLine:
-    """One line that is written over while it changes; on a pipe, a line for each change."""
+    """One line that is overwritten when it changes; on a pipe, a new line for each change."""
 
     def __init__(self) -> None:
         self._last = ""

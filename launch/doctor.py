@@ -139,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
         except ImportError as error:
             mark, text = "NO", f"{error}: {INSTALL}"
             failures += 1
-        except Exception as error:  # whatever a model or a card comes up with
+        except Exception as error:  # a model or a GPU may fail in any way
             mark, text = "NO", f"{type(error).__name__}: {error}"
             failures += 1
         seconds = time.monotonic() - begin

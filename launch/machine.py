@@ -1,4 +1,4 @@
-"""This machine as server.py needs it: ports, Java, the graphics card, and TorchServe's configuration for a run."""
+"""What a run needs of this machine: ports, Java, the GPU's torch build, and TorchServe's configuration."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ class StartError(OperatorError):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all of them are held until the last is found, so that none comes twice."""
+    """Free ports; all of them are held until the last one is found, so that none comes twice."""
     with contextlib.ExitStack() as held:
         ports = []
         for _ in range(count):
@@ -32,13 +32,14 @@ def check_port(host: str, port: int) -> None:
     """Raises StartError if the proxy could not listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
-        if os.name == "posix":  # on Windows the option would let two servers share a port
+        if os.name == "posix":  # on Windows this option would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
         except (OSError, OverflowError) as error:
             raise StartError(
-                f"Port {port} on {host} cannot be used ({error}): stop the other server, or choose another with --port."
+                f"Port {port} on {host} cannot be used ({error}): stop the other server, or choose another port "
+                "with --port."
             ) from None
 
 
@@ -68,7 +69,7 @@ def gpu_notice() -> str | None:
 
 
 def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
-    """TorchServe's configuration with free ports in place of the template's, so that two servers can run."""
+    """TorchServe's configuration with `ports` instead of the template's, so that two servers can run."""
     inference, management, metrics, grpc_inference, grpc_management, first_worker = ports
     replaced = {
         "inference_address": f"http://127.0.0.1:{inference}",
@@ -76,7 +77,7 @@ def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
         "metrics_address": f"http://127.0.0.1:{metrics}",
         "grpc_inference_port": str(grpc_inference),
         "grpc_management_port": str(grpc_management),
-        "initial_worker_port": str(first_worker),  # on Windows, where workers listen on TCP ports
+        "initial_worker_port": str(first_worker),  # workers listen on TCP ports on Windows
     }
     kept = [line for line in template.read_text(encoding="utf-8").splitlines() if line.split("=")[0] not in replaced]
     target.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in replaced.items())]), encoding="utf-8")

@@ -34,7 +34,7 @@ NAMES = {"torchserve": "TorchServe", "proxy": "The proxy"}
 
 
 class Server:
-    """TorchServe and the proxy as processes of ours, and the run directory that they work in.
+    """TorchServe and the proxy as child processes, and the run directory that they work in.
 
     Args:
         combined: whether one archive serves all tasks.
@@ -55,7 +55,7 @@ class Server:
         self.worker_logs = WorkerLogs(self._logs)
         served = Settings.from_environment({**os.environ, **proxy})
         self._address = address(options.host, options.port, "https" if served.tls_cert else "http")
-        # its own server's certificate need not be made out for the address that this process asks at
+        # this server's own certificate may be made out for another address than the one used here
         keys = served.api_keys()
         self._client = httpx.Client(
             trust_env=False, verify=False, headers={"X-API-Key": keys[0]} if keys else {}, timeout=60.0
@@ -84,13 +84,13 @@ class Server:
         environment |= {"SD_HOME": str(HOME), "SD_CONFIG": str(installation().config_file)}
         torchserve = {
             "JAVA_HOME": str(java_home()),
-            # the pid file, the sockets and the unpacked archives: all of them ours alone
+            # the pid file, the sockets and the unpacked archives: no other server uses them
             "TMPDIR": tmp, "TEMP": tmp, "TMP": tmp,
             "LOG_LOCATION": logs, "METRICS_LOCATION": logs,
             "HF_HUB_OFFLINE": "1",  # the weights are here by now
             "PYTORCH_ENABLE_MPS_FALLBACK": "1",
-            # how long OpenMP's threads wait for each other awake: by default so long that a second busy program on the
-            # machine slows a picture down many times over (docs/performance.md)
+            # how long OpenMP's threads spin while they wait: by default so long that a second busy program on the
+            # machine makes an image take several times as long (docs/performance.md)
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
             **{name: os.environ.get(name, value) for name, value in MALLOC.items()},
         }  # fmt: skip
@@ -123,7 +123,7 @@ class Server:
 
     def _spawn(self, name: str) -> None:
         command, environment, folder = self._commands[name]
-        # in a group of its own: Ctrl-C reaches this process alone, which then ends the others in order
+        # in its own group: Ctrl-C reaches this process alone, which then ends the others in order
         group = (
             {"start_new_session": True}
             if os.name == "posix"
@@ -163,7 +163,7 @@ class Server:
         self.remember_processes()
 
     def remember_processes(self) -> None:
-        """Notes what the children have started: the workers of a TorchServe that was killed have no parent any more."""
+        """Remembers the children's own children: the workers of a killed TorchServe have no parent any more."""
         for child in self._children.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._started.update(child.children(recursive=True))
@@ -182,7 +182,7 @@ class Server:
             raise StartError(f"{NAMES[dead[0]]} dies again and again (logs: {self._logs})")
         code = self._children[dead[0]].returncode
         if "torchserve" in dead:
-            # its workers outlive it, with all their memory, and nobody can reach them
+            # its workers outlive it, with all their memory, and nothing can reach them
             _end(self._started, seconds=0)
             self._started.clear()
             shutil.rmtree(self.run_directory / "tmp", ignore_errors=True)
@@ -193,7 +193,7 @@ class Server:
         return f"{' and '.join(NAMES[name] for name in dead)} died with exit code {code}: started again."
 
     def describe(self) -> str:
-        """Where it serves, which model and on what, as the workers report it."""
+        """The server's address, model and device, as the workers report them."""
         try:
             answer = self._client.get(self._address + "/models")
             models = answer.raise_for_status().json()["models"]
@@ -212,29 +212,29 @@ class Server:
         return text
 
     def drain(self) -> None:
-        """Lets the proxy finish what is being drawn, up to its limit; a second signal ends the wait."""
+        """Lets the proxy finish running requests, within its limit; a second signal ends the wait."""
         proxy = self._children.get("proxy")
         if proxy is None or proxy.poll() is not None:
             return
-        # Windows has no other signal that a process can take notice of; not run there so far
+        # the only signal that a process on Windows can handle; not run there so far
         proxy.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
         try:
             proxy.wait(1)
         except psutil.TimeoutExpired:
-            print("Finishing what is being drawn. Ctrl-C ends it at once.", flush=True)
+            print("Finishing the running requests. Ctrl-C ends them at once.", flush=True)
             stop_on_signals()
             with contextlib.suppress(Stopped):
-                proxy.wait()  # it has a limit of its own
+                proxy.wait()  # it has its own limit
             on_signals(signal.SIG_IGN)
 
     def stop(self) -> None:
-        """Ends the proxy, Java and every worker: first politely, then not."""
-        # all of this process's, also what downloads or builds for a custom model
+        """Ends the proxy, Java and every worker: by SIGTERM, and after STOP_SECONDS by SIGKILL."""
+        # all children of this process, also those that download or build for a custom model
         processes = {*psutil.Process().children(), *self._started}
         for child in self._children.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes.update(child.children(recursive=True))
-        # TorchServe's launcher and its workers end with Java; a signal of their own does no harm
+        # TorchServe's launcher and its workers end with Java; another signal does no harm
         _end(processes, STOP_SECONDS)
 
     def remove_files(self, keep_logs: bool = False) -> None:
@@ -246,7 +246,7 @@ class Server:
 
 
 def _end(processes: Iterable[psutil.Process], seconds: float) -> None:
-    """Ends processes: politely, and after so many seconds not."""
+    """Ends processes by SIGTERM, and after `seconds` by SIGKILL."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()

@@ -1,4 +1,4 @@
-"""Runs the whole server: what it is told, what it serves and how, until it is told to stop."""
+"""Runs the whole server: options, model, placement, and then until it is stopped."""
 
 import argparse
 import os
@@ -31,13 +31,13 @@ def argument_parser() -> argparse.ArgumentParser:
         "--archives",
         choices=("auto", "three", "combined"),
         default="auto",
-        help="a worker for each pipeline, or one for all three with a third of the memory (default: what fits)",
+        help="three workers, one for each pipeline, or one combined worker (default: by free memory)",
     )
-    parser.add_argument("--api-key-file", help="a file with the keys, one a line, that open the server")
-    parser.add_argument("--api-key", help="such a key; seen by whoever lists this machine's processes")
-    parser.add_argument("--no-auth", action="store_true", help="listen on other addresses without a key all the same")
-    parser.add_argument("--tls-cert", help="the certificate's file, for HTTPS, with --tls-key")
-    parser.add_argument("--tls-key", help="the file of its key")
+    parser.add_argument("--api-key-file", help="a file with the keys that open the server, one per line")
+    parser.add_argument("--api-key", help="one key; anybody who lists this machine's processes sees it")
+    parser.add_argument("--no-auth", action="store_true", help="listen on other addresses without a key")
+    parser.add_argument("--tls-cert", help="the certificate file for HTTPS, with --tls-key")
+    parser.add_argument("--tls-key", help="the certificate's key file")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="default: %(default)s")
     return parser
 
@@ -47,7 +47,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
-    """The proxy's settings that the options stand for. Raises StartError for those it would not start with."""
+    """The options as the proxy's settings. Raises StartError for settings that it would not start with."""
     variables = {"SD_HOST": options.host, "SD_PORT": str(options.port), "SD_LOG_LEVEL": options.log_level}
     files = {"SD_API_KEY_FILE": options.api_key_file, "SD_TLS_CERT": options.tls_cert, "SD_TLS_KEY": options.tls_key}
     for name, file in files.items():
@@ -65,7 +65,7 @@ def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
 
 
 def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement, dict[str, Any]]:
-    """Downloads what is served, and chooses how to serve it. Returns that and the archives' handler settings.
+    """Downloads the models and chooses how to serve them. Returns the choice and the archives' handler settings.
 
     Raises ModelError.
     """
@@ -81,7 +81,7 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement,
 
 
 def keep_custom_models(server: Server, ending: threading.Event) -> None:
-    """Keeps the custom models' archives in step with config.json, in a thread, until the server is `ending`."""
+    """Keeps the custom models' archives up to date with config.json, in a thread, until the server is `ending`."""
 
     def say(text: str) -> None:
         if not ending.is_set():
@@ -90,18 +90,18 @@ def keep_custom_models(server: Server, ending: threading.Event) -> None:
     def watch() -> None:
         archives, restarts = CustomArchives(server.target, installation(), say), 0
         while not ending.wait(1):
-            if server.restarts != restarts:  # those that shall be there from the start are to be loaded again
+            if server.restarts != restarts:  # those that load at the start must be loaded again
                 archives, restarts = CustomArchives(server.target, installation(), say), server.restarts
             try:
                 archives.update()
-            except Exception as error:  # whatever it was, the next change of the file shall be followed
-                say(f"The custom models could not be looked after: {error!r}")
+            except Exception as error:  # the next change of the file must still be noticed
+                say(f"The custom models could not be updated: {error!r}")
 
     threading.Thread(target=watch, name="custom models", daemon=True).start()
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Runs the server until it is told to stop. Raises StartError or ModelError."""
+    """Runs the server until it is stopped. Raises StartError or ModelError."""
     proxy = proxy_variables(options)
     check_port(options.host, options.port)
     source = resolve_model(options.model, installation())

@@ -1,4 +1,4 @@
-"""`python -m proxy` runs the proxy alone, set up by SD_… variables."""
+"""`python -m proxy` runs the proxy alone, configured by SD_… variables."""
 
 import contextlib
 import logging
@@ -27,13 +27,13 @@ def main() -> None:
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     log.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[log])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every readiness check
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every readiness check
     app = create_app(settings)
     DrainingServer(configuration(app, settings), app.state.drain, settings.leave_s, settings.drain_s).run()
 
 
 def configuration(app: Starlette, settings: Settings) -> uvicorn.Config:
-    """How uvicorn serves the app."""
+    """uvicorn's configuration."""
     return uvicorn.Config(
         app, host=settings.host, port=settings.port, log_level=settings.log_level, log_config=None, access_log=False,
         ssl_certfile=settings.tls_cert or None, ssl_keyfile=settings.tls_key or None, server_header=False,
@@ -42,13 +42,13 @@ def configuration(app: Starlette, settings: Settings) -> uvicorn.Config:
 
 
 def _raise_open_files() -> None:
-    """As many open files as this user may have: a request takes two, and the usual limit is 1024."""
+    """Raises the limit of open files as far as allowed: a request takes two, and the usual limit is 1024."""
     try:
         import resource
-    except ImportError:  # Windows, which has no such limit
+    except ImportError:  # Windows has no such limit
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS says unlimited and does not take it
+    with contextlib.suppress(ValueError, OSError):  # macOS reports unlimited and does not accept it
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536) if hard > 0 else 65_536, hard))
 
 

@@ -1,4 +1,4 @@
-"""Who may come in: API keys, and what a browser may be made to do by a foreign page."""
+"""Access: API keys, and protection from foreign pages in the user's browser."""
 
 import hmac
 import ipaddress
@@ -12,25 +12,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.errors import Failure
 
-# what says nothing but yes or no, since whoever probes has no key; and the page, which asks for one
+# health checks, which have no key and learn only yes or no; and the page, which asks for the key
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
-OPEN_FILES = "/static/"  # what the page is made of
+OPEN_FILES = "/static/"  # the page's own files
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _KEY_ALONE = re.compile(r"/k/([^/]+)")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class Access:
-    """Lets requests in that name this server and, where keys are set, bring one of them.
+    """Admits requests that name this server and, if keys are set, carry one of them.
 
-    A key comes as `Authorization: Bearer …`, as `X-API-Key`, or as a path prefix `/k/<key>` for clients that can send
-    no header, as the plugin. A browser says in `Origin` which page has sent a request, and no page but this server's
-    own and the allowed ones may; `Host` must be an address or a known name, since a foreign page's name may be made to
-    point here (DNS rebinding).
+    A key comes as `Authorization: Bearer …`, as `X-API-Key`, or as a path prefix `/k/<key>` for clients that cannot
+    send a header, such as the plugin. A browser names the page that sends a request in `Origin`; only this server's
+    own page and the allowed ones may send. `Host` must be an address or a known name, because a foreign page can make
+    its own name point here (DNS rebinding).
 
     Args:
-        keys: any of them opens; none: open to all.
-        hosts: names that this server is known by, besides addresses and the local ones; `*` is any.
+        keys: any of them gives access; without keys, everybody has access.
+        hosts: names of this server, besides addresses and the local names; `*` is any.
         origins: pages that may send requests, as `https://example.com`.
     """
 
@@ -43,7 +43,7 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             if scope["method"] == "GET" and (alone := _KEY_ALONE.fullmatch(scope["path"])):
-                # whoever opens the plugin's address in a browser; the page's own addresses are relative
+                # somebody opens the plugin's address in a browser; the page's own links are relative and need the slash
                 await RedirectResponse(quote(alone[1], safe="") + "/")(scope, receive, send)
                 return
             try:
@@ -52,26 +52,27 @@ class Access:
                 await failure.response()(scope, receive, send)
                 return
             scope["state"] = {**scope.get("state", {}), "client": client}
-        if scope["type"] in ("http", "lifespan"):  # nothing else is served
+        if scope["type"] in ("http", "lifespan"):  # websockets are not served
             await self._app(scope, receive, send)
 
     def _check(self, request: Request, key: bytes) -> str:
-        """Whose request it is: a key's, where there are several, else an address's. Raises Failure 400, 401 or 403."""
+        """The client: its key if there are several, otherwise its address. Raises Failure 400, 401 or 403."""
         host = request.headers.get("host")
-        if host is not None and not self._knows(host):  # browsers always send one
+        if host is not None and not self._knows(host):  # browsers always send it
             raise Failure(
-                400, f"This server does not go by the name {host[:100]!r}: use its address, or set SD_ALLOWED_HOSTS."
+                400,
+                f"This server does not know the name {host[:100]!r}: use its address, or add it to SD_ALLOWED_HOSTS.",
             )
         origin = request.headers.get("origin")
         if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
-            raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: see SD_ALLOWED_ORIGINS.")
-        # the scope's path: request.url is put together with what the client sends as Host
+            raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: add them to SD_ALLOWED_ORIGINS.")
+        # the scope's path, since request.url contains the Host that the client sends
         path, given = request.scope["path"], _key_in_headers(request) or key
         is_open = path in OPEN_PATHS or path.startswith(OPEN_FILES)
         if self._keys and not is_open and not self._opens(given):
             raise Failure(
-                401, "This server wants its API key: as 'Authorization: Bearer KEY', as X-API-Key, or as /k/KEY before "
-                "the path.", headers={"WWW-Authenticate": "Bearer"},
+                401, "This server requires an API key: send it as 'Authorization: Bearer KEY', as X-API-Key, or as "
+                "/k/KEY before the path.", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         if len(self._keys) > 1:
             return given.decode("latin-1")
@@ -96,7 +97,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what listens there can be reached from this machine alone."""
+    """Whether only this machine can reach what listens on `host`."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -110,7 +111,7 @@ def _key_in_headers(request: Request) -> bytes:
 
 
 def _take_key(scope: Scope) -> bytes:
-    """The key of `/k/<key>` before the path. Takes it off the path, so that nobody behind this sees or logs it."""
+    """The key of `/k/<key>` before the path. Removes it from the path, so that no later part sees or logs it."""
     parts = scope["path"].split("/", 3)
     if len(parts) < 4 or parts[:2] != ["", "k"]:
         return b""

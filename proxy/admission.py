@@ -1,4 +1,4 @@
-"""Who goes to an archive next: so many requests at a time, clients in turn, and an honest answer when it is full."""
+"""Admission: how many requests an archive gets at a time, clients in turns, and the answer when it is full."""
 
 import math
 import time
@@ -15,17 +15,17 @@ from proxy.frontend_failures import BUSY_RETRY_S
 from proxy.telemetry import Counts
 from proxy.upstream import Events
 
-LEARNING = 0.2  # how much a request's seconds count for those to come
+LEARNING = 0.2  # the weight of the last request's seconds in the usual ones
 
 
 class Admission:
     """A `Queue` for each archive.
 
     Args:
-        max_open: requests that an archive works on at a time; more would wait in TorchServe, first come, first served.
-        max_waiting: those that wait for that, all clients together.
-        max_per_client: those of one client, open or waiting.
-        counts: told who waits, and how long.
+        max_open: requests that an archive runs at a time; more would queue in TorchServe, first come, first served.
+        max_waiting: requests that queue for that, from all clients together.
+        max_per_client: requests from one client, running or queued.
+        counts: told how many requests wait, and how long.
     """
 
     def __init__(self, max_open: int, max_waiting: int, max_per_client: int, counts: Counts) -> None:
@@ -33,7 +33,7 @@ class Admission:
         self._queues: dict[str, Queue] = {}
 
     def check(self, archive: str, client: str) -> None:
-        """Raises as `Queue.turn`, before anything is done for a request."""
+        """Raises as `Queue.turn`, before any work is done for a request."""
         self._queue(archive).check(client)
 
     def _queue(self, archive: str) -> "Queue":
@@ -42,7 +42,7 @@ class Admission:
     async def generate(self, archive: str, client: str, events: Events) -> Events:
         """`events` of a request to this archive, which begin when it is the client's turn. Raises as `Queue.turn`.
 
-        With the result the turn is over, however long the client takes to read it.
+        The turn ends with the result, however long the client takes to read it.
         """
         async with aclosing(events):
             async with self._queue(archive).turn(client):
@@ -55,7 +55,7 @@ class Admission:
 
 @dataclass(eq=False)
 class _Turn:
-    """A request's place; `began` is when it came to be open, on the monotonic clock."""
+    """A request's place in the queue; `began` is when it was admitted, on the monotonic clock."""
 
     client: str
     came: anyio.Event = field(default_factory=anyio.Event)
@@ -63,22 +63,22 @@ class _Turn:
 
 
 class Queue:
-    """An archive's requests. A client has half of the open ones at most, so that another finds room at once."""
+    """An archive's requests. One client has at most half of the open ones, so another one finds room at once."""
 
     def __init__(self, max_open: int, max_waiting: int, max_per_client: int, counts: Counts) -> None:
         self._max_open, self._share = max_open, math.ceil(max_open / 2)
         self._max_waiting, self._max_per_client = max_waiting, max_per_client
         self._counts = counts
         self._open: set[_Turn] = set()
-        self._waiting: dict[str, deque[_Turn]] = {}  # by client, in the order in which clients come next
-        self._usual_s: float | None = None  # from a request's turn to its end
-        self._promised: list[tuple[str, float]] = []  # to whom (all: "") and when those may come back who had no room
+        self._waiting: dict[str, deque[_Turn]] = {}  # by client; the first client is admitted next
+        self._usual_s: float | None = None  # from admission to the end
+        self._promised: list[tuple[str, float]] = []  # client ("" for all) and the time it was told to come back at
 
     @asynccontextmanager
     async def turn(self, client: str) -> AsyncIterator[None]:
         """Waits for the client's turn, which lasts as long as the context.
 
-        Raises Failure 429 for a client with too many requests, 503 when too many wait.
+        Raises Failure 429 for a client with too many requests, 503 when too many requests wait.
         """
         self.check(client)
         turn, asked = _Turn(client), time.monotonic()
@@ -104,17 +104,17 @@ class Queue:
         own = len(self._open_of(client)) + len(self._waiting.get(client, ()))
         if own >= self._max_per_client:
             again = self._room_in(client, self._open_of(client))
-            raise Failure(429, f"{own} requests of yours are open, which is the most: wait for one of them.", again)
+            raise Failure(429, f"You have {own} open requests, the limit per client: wait for one to finish.", again)
         at_once = len(self._open) < self._max_open and len(self._open_of(client)) < self._share
         if not at_once and sum(map(len, self._waiting.values())) >= self._max_waiting:
             again = self._room_in("", self._open)
-            raise Failure(503, "The server is busy: too many requests are waiting. Try again.", again)
+            raise Failure(503, "The server is busy: too many requests are waiting. Try again later.", again)
 
     def _open_of(self, client: str) -> set[_Turn]:
         return {turn for turn in self._open if turn.client == client}
 
     def _admit(self) -> None:
-        """Gives out the turns that are free, one client after the other."""
+        """Admits requests as long as there is room, one client after the other."""
         while len(self._open) < self._max_open:
             client = next((one for one in self._waiting if len(self._open_of(one)) < self._share), None)
             if client is None:
@@ -122,7 +122,7 @@ class Queue:
             own = self._waiting.pop(client)
             turn = own.popleft()
             if own:
-                self._waiting[client] = own  # behind all others
+                self._waiting[client] = own  # behind all other clients
             turn.began = time.monotonic()
             self._open.add(turn)
             turn.came.set()
@@ -131,7 +131,7 @@ class Queue:
         self._usual_s = seconds if self._usual_s is None else self._usual_s + LEARNING * (seconds - self._usual_s)
 
     def _room_in(self, whom: str, turns: Collection[_Turn]) -> int:
-        """Whole seconds until there will be room: the next end of one of `turns` that was not promised already."""
+        """Whole seconds until there is room: the next end of one of `turns` that was not promised to another client."""
         if self._usual_s is None or not turns:
             return BUSY_RETRY_S
         now, usual = time.monotonic(), self._usual_s

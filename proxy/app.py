@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
-    """The app for `settings`. `transport` stands in for the network in tests."""
+    """The app for `settings`. `transport` replaces the network in tests."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -95,7 +95,9 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    """A fault of ours: the log has the trace, the client gets a sentence."""
-    answer = Failure(500, "A fault of the server, which its log describes.").response(answers_200(request))
-    answer.headers["X-Request-Id"] = request.state.request_id.decode()  # past Telemetry, which adds it to all others
+    """A fault of the server: the log has the trace, the client gets a sentence."""
+    answer = Failure(500, "This is a fault of the server; its log has the cause.").response(answers_200(request))
+    answer.headers["X-Request-Id"] = (
+        request.state.request_id.decode()
+    )  # this answer bypasses Telemetry, which adds it to all others
     return answer

@@ -1,4 +1,4 @@
-"""Takes in a request's body within two limits: its own bytes, and the bytes of all open requests together."""
+"""Reads a request's body within two limits: its own bytes, and the bytes of all open requests together."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -14,7 +14,7 @@ BODY_S = 600  # for a whole body
 
 
 class Bodies:
-    """Counts the bytes that open requests hold. TorchServe's heap would hang without a bound on their sum."""
+    """Counts the bytes that open requests hold. Without a bound on their sum, TorchServe's heap would hang."""
 
     def __init__(self, max_body_bytes: int, max_bytes_in_flight: int) -> None:
         self._max_body_bytes = max_body_bytes
@@ -30,8 +30,8 @@ class Bodies:
         as much as it may, and 429 when half of that belongs to one client.
         """
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
-            # which of the two counts, servers have never agreed on: that is how requests are smuggled (RFC 9112, 6.3)
-            raise Failure(400, "Say Content-Length or Transfer-Encoding, not both.", headers={"Connection": "close"})
+            # servers disagree on which of the two counts, which allows request smuggling (RFC 9112, 6.3)
+            raise Failure(400, "Send Content-Length or Transfer-Encoding, not both.", headers={"Connection": "close"})
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise Failure(415, f"Content-Encoding {encoding[:50]} is not taken: send the body uncompressed.")
@@ -41,11 +41,17 @@ class Bodies:
         try:
             async for chunk in _in_time(request.stream()):
                 self._check(size + len(chunk))
-                # what has come, not what is announced: an idle connection holds no room
+                # the bytes that have come, not those announced: an idle connection holds no room
                 if self.bytes_in_flight + len(chunk) > self._max_bytes_in_flight:
-                    raise Failure(503, "The server holds as many large requests as it can: try again.", retry_after=5)
+                    raise Failure(
+                        503,
+                        "The server already holds as many large requests as it can: try again later.",
+                        retry_after=5,
+                    )
                 if 2 * (self._of_client[client] + len(chunk)) > self._max_bytes_in_flight:
-                    raise Failure(429, "You send too many large requests at once: wait for one of them.", retry_after=5)
+                    raise Failure(
+                        429, "You send too many large requests at once: wait for one to finish.", retry_after=5
+                    )
                 size += len(chunk)
                 self.bytes_in_flight += len(chunk)
                 self._of_client[client] += len(chunk)
@@ -54,18 +60,18 @@ class Bodies:
         finally:
             self.bytes_in_flight -= size
             self._of_client[client] -= size
-            self._of_client += Counter()  # without those at zero
+            self._of_client += Counter()  # drops the zeros
 
     def _check(self, size: int) -> None:
         if size > self._max_body_bytes:
             raise Failure(
                 413,
-                f"The request is larger than {self._max_body_bytes} bytes: send smaller or better compressed images.",
+                f"The request is larger than {self._max_body_bytes} bytes: send smaller or more compressed images.",
             )
 
 
 async def _in_time(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """The chunks of a body; a client that sends nothing for STALL_S, or is not done after BODY_S, is given up."""
+    """The chunks of a body. Raises Failure 408 for a pause of STALL_S, and for a body that takes more than BODY_S."""
     end = anyio.current_time() + BODY_S
     while True:
         try:
@@ -75,7 +81,8 @@ async def _in_time(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
             return
         except TimeoutError:
             raise Failure(
-                408, f"Nothing came for {STALL_S} seconds, or not all in {BODY_S}: send the request without a pause."
+                408,
+                f"The body paused for {STALL_S} seconds, or took more than {BODY_S}: send the request without a pause.",
             ) from None
         yield chunk
 

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with an end to what clients may hold open, and the contract's body for what is no HTTP."""
+"""uvicorn's HTTP/1.1 with limits on what clients may hold open, and JSON errors for requests that are no HTTP."""
 
 import asyncio
 import http
@@ -11,23 +11,23 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from proxy.errors import Failure
 
 HEAD_S = 30  # from a connection, or the first byte of a request, to the end of the request's head
-READ_S = 60  # in which a client reads MIN_READ of an answer at least
+READ_S = 60  # within which a client must read MIN_READ of an answer
 MIN_READ = 65_536  # bytes
 MAX_CONNECTIONS = 1000
 RETRY_S = 5
 
 
 class Protocol(H11Protocol):
-    """A connection."""
+    """One connection."""
 
-    _waiting: asyncio.TimerHandle | None = None  # for a head, or for the rest of a body that nobody wants any more
+    _waiting: asyncio.TimerHandle | None = None  # for a head, or for the rest of a body that is not needed any more
     _writing: asyncio.TimerHandle | None = None  # for the client to read
     _unread = 0  # bytes
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(Failure(503, "The server has as many connections as it can: try again.", RETRY_S))
+            self._refuse(Failure(503, "The server has as many connections as it can hold: try again later.", RETRY_S))
             return
         self._waiting = self.loop.call_later(HEAD_S, self._is_late)
 
@@ -56,10 +56,10 @@ class Protocol(H11Protocol):
         self._stop("_writing")
 
     def send_400_response(self, msg: str) -> None:
-        if self.conn.our_state is h11.SEND_BODY:  # an answer is under way: nothing can be said any more
+        if self.conn.our_state is h11.SEND_BODY:  # an answer is already being sent
             self.transport.close()
             return
-        self._refuse(Failure(400, "This is not a request that HTTP/1.1 allows, or its head is too long."))
+        self._refuse(Failure(400, "This is not a valid HTTP/1.1 request, or its head is too long."))
 
     def _is_late(self) -> None:
         if self.conn.our_state is h11.IDLE:
@@ -76,7 +76,7 @@ class Protocol(H11Protocol):
         self._writing = self.loop.call_later(READ_S, self._look_who_reads)
 
     def _refuse(self, failure: Failure) -> None:
-        """Answers and closes, whatever state the connection is in."""
+        """Answers and closes, in whatever state the connection is."""
         body = json.dumps(failure.body).encode()
         headers = {
             "Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close",

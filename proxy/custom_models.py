@@ -1,4 +1,4 @@
-"""The custom models of config.json: listed, found by their path, and loaded with their first request."""
+"""The custom models of config.json: they are listed, found by path, and loaded with their first request."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ from proxy.upstream import Events, Upstream
 
 
 class CustomModels:
-    """Reads the file anew for each question, so that adding a model needs no restart.
+    """Reads the file for each question, so that a new model needs no restart.
 
-    Whoever builds the archives checks the file (handlers/custom_models.py); here it is only looked up.
+    The file is checked where the archives are built (admin/custom_archives.py); here it is only looked up.
     """
 
     def __init__(self, file: Path, upstream: Upstream) -> None:
@@ -27,7 +27,7 @@ class CustomModels:
         return [CUSTOM + url_path for url_path in self._models()]
 
     def listing(self) -> list[dict[str, Any]]:
-        """model_path, ui_label, url_path and requires_safety_checker of each, as the original answers."""
+        """model_path, ui_label, url_path and requires_safety_checker of each, as the original server answers."""
         return [
             {
                 "model_path": model["model_path"],
@@ -39,16 +39,16 @@ class CustomModels:
         ]
 
     def check(self, url_path: str) -> None:
-        """Raises Failure 404 for a path that config.json does not have."""
+        """Raises Failure 404 for a path that is not in config.json."""
         models = self._models()
         if url_path not in models:
             known = ", ".join(sorted(models)[:20]) or "none"
             raise Failure(404, f"There is no custom model {url_path[:64]!r}; config.json has {known}.")
 
     async def generate(self, url_path: str, head: RequestHead, body: bytes) -> Events:
-        """As Upstream.generate, with the custom model, which is loaded first if need be.
+        """As Upstream.generate, with the custom model, which is loaded first if necessary.
 
-        Loading goes on when the client that began it goes away: the next one needs it, too.
+        Loading goes on if the client that caused it disconnects: the next client needs it too.
         """
         archive = CUSTOM + url_path
         task = self._loading.get(archive)
@@ -63,10 +63,10 @@ class CustomModels:
     def _loaded(self, archive: str, task: asyncio.Task[None]) -> None:
         del self._loading[archive]
         if not task.cancelled():
-            task.exception()  # seen here, should every client have gone away
+            task.exception()  # retrieved here in case every client has disconnected
 
     def _models(self) -> dict[str, dict[str, Any]]:
-        """The entries by their url_path. While the file has a fault, or is being written, those before stay."""
+        """The entries by url_path. While the file is faulty or being written, the previous ones stay."""
         try:
             entries = json.loads(self._file.read_text(encoding="utf-8-sig")).get("custom_models", [])
             self._last = {entry["url_path"]: {"model_path": entry["model_path"], **entry} for entry in entries}
@@ -74,5 +74,5 @@ class CustomModels:
             self._last = {}
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             if self._last is None:
-                raise Failure(500, f"{self._file.name} has a fault: the server's output says which.") from None
+                raise Failure(500, f"{self._file.name} is faulty: the server's output says why.") from None
         return self._last

@@ -1,4 +1,4 @@
-"""How a request fails in the proxy: one exception, one body."""
+"""How a request fails in the proxy: one exception, one JSON body."""
 
 from collections.abc import Mapping
 
@@ -10,9 +10,9 @@ class Failure(Exception):
 
     Args:
         status: the HTTP status.
-        message: what was wrong and what to do.
-        retry_after: seconds after which it is worth trying again.
-        headers: others of the answer.
+        message: a sentence that says what was wrong and what to do.
+        retry_after: seconds after which to try again.
+        headers: more headers of the answer.
     """
 
     def __init__(
@@ -33,5 +33,5 @@ class Failure(Exception):
         return self._headers if self.retry_after is None else {**self._headers, "Retry-After": str(self.retry_after)}
 
     def response(self, always_200: bool = False) -> JSONResponse:
-        """The answer; `always_200` for clients that take any other status for a broken connection."""
+        """The answer; `always_200` for clients that treat any other status as a broken connection."""
         return JSONResponse(self.body, 200 if always_200 else self.status, headers=dict(self.headers))

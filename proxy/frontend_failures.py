@@ -38,7 +38,7 @@ def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         # "has no worker" is TorchServe's text for a full queue as well
         if state == READY:
-            return Failure(503, "The server is busy: too many requests are waiting. Try again.", BUSY_RETRY_S)
+            return Failure(503, "The server is busy: too many requests are waiting. Try again later.", BUSY_RETRY_S)
         return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
     if status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INSUFFICIENT_STORAGE):
         return worker_died()

@@ -21,18 +21,18 @@ from proxy.upstream import Upstream
 COUNTERS = {
     "unet_forwards": "UNet forwards.",
     "merged_forwards": "UNet forwards that served more than one request.",
-    "unet_rows": "Rows of all UNet forwards; by unet_forwards, the rows of one.",
+    "unet_rows": "Rows of all UNet forwards; divided by unet_forwards, the rows of one.",
     "steps": "Denoising steps of all images.",
-    "queue_seconds": "Seconds that requests waited for their first step, all together.",
+    "queue_seconds": "Seconds that requests waited for their first step, summed.",
     "started_requests": "Requests that got their first step.",
 }
 
 
-WAIT_S = 5  # for an archive: one that hangs or loads says nothing
+WAIT_S = 5  # for an archive's figures: one that hangs or loads gives none
 
 
 class _Archives(Collector):
-    """The figures that the archives gave of themselves."""
+    """The figures that the archives report."""
 
     def __init__(self, described: Iterable[Mapping[str, Any]]) -> None:
         self._activities = {model["archive"]: model["activity"] for model in described}
@@ -54,7 +54,7 @@ class _Archives(Collector):
 
 
 async def metrics(request: Request) -> Response:
-    """What cannot be asked right now is left out: a scrape fails for no worker."""
+    """Archives that do not answer are left out, so no worker can make a scrape fail."""
     counts: Counts = request.app.state.counts
     upstream: Upstream = request.app.state.upstream
 

@@ -1,4 +1,4 @@
-"""Paths as plugins join them: `http://host:1337/` + `/ping`, a slash too many at the end, a whole address as target."""
+"""Paths as plugins join them: `http://host:1337/` + `/ping`, an extra slash at the end, a whole address as target."""
 
 import re
 
@@ -20,7 +20,7 @@ def _is_key(path: str) -> bool:
 
 
 class Paths:
-    """Puts the normalized path in place of the one that was sent, before anything looks at it."""
+    """Normalizes the path before any other part reads it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -35,7 +35,7 @@ def answers_200(request: Request) -> bool:
 
 
 async def ping(request: Request) -> Response:
-    """200 when all three pipelines can serve; else 503 with what each one still waits for."""
+    """200 when all three pipelines can serve; otherwise 503 and what each one waits for."""
     upstream: Upstream = request.app.state.upstream
     request.app.state.drain.check()
     waiting: dict[str, list[str]] = {}
@@ -49,7 +49,7 @@ async def ping(request: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """200 as long as the proxy itself lives."""
+    """200 as long as the proxy runs."""
     return JSONResponse({"status": "success"})
 
 
@@ -69,7 +69,7 @@ async def custom_models(request: Request) -> Response:
 
 
 class Generate:
-    """A task, or txt2img with a custom model, by the path. An ASGI app of its own: it holds the body until the end."""
+    """A task, or txt2img with a custom model, by the path. It is an ASGI app, since it holds the body until the end."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -105,7 +105,7 @@ class Generate:
                     events = admission.generate(archive, request.state.client, events)
                     await Generated(events, as_events, drain, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
-            pass  # gone before its request was complete
+            pass  # the client disconnected before its request was complete
 
 
 routes = [

@@ -40,31 +40,35 @@ class Settings:
         "txt2img=txt2img,img2img=img2img,masking=masking",
         "Which archive serves which task; the combined one: `txt2img=stable-diffusion,img2img=stable-diffusion,…`.",
     )
-    config: str = _setting("config.json", "The original's file that lists the custom models (see README.md).")
-    max_body_bytes: int = _setting(67_108_864, "The largest request body; TorchServe's `max_request_size`.")
-    max_bytes_in_flight: int = _setting(268_435_456, "The most bytes of bodies held at once, all requests together.")
-    max_open: int = _setting(
-        32, "Requests that an archive works on at a time; its `batchSize`. A client has half at most."
+    config: str = _setting(
+        "config.json", "The file that lists the custom models, as in the original server (see README.md)."
     )
-    max_waiting: int = _setting(256, "Requests that wait for that, per archive; more get 503.")
+    max_body_bytes: int = _setting(67_108_864, "The largest request body; TorchServe's `max_request_size`.")
+    max_bytes_in_flight: int = _setting(268_435_456, "The most bytes of all bodies that are held at once.")
+    max_open: int = _setting(
+        32, "Requests that an archive runs at a time; its `batchSize`. One client has at most half."
+    )
+    max_waiting: int = _setting(256, "Requests that queue for an archive; more get 503.")
     max_per_client: int = _setting(
-        64, "Requests of one client (an API key, else an address) to an archive; more get 429."
+        64, "Open requests of one client (an API key, otherwise an address) per archive; more get 429."
     )
     deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")
     leave_s: float = _setting(
-        0.0, "Seconds that new requests are still let in for when it is told to stop, while `/readyz` already fails."
+        0.0, "After SIGTERM, keep accepting requests for this many seconds while `/readyz` already fails."
     )
-    drain_s: float = _setting(30.0, "Seconds that what is being drawn gets when the server is told to stop.")
+    drain_s: float = _setting(30.0, "After SIGTERM, wait this many seconds for running requests to finish.")
     failures_as_200: bool = _setting(
-        False, "Answer failures on the original's paths with HTTP 200, for clients that insist on it."
+        False, "Answer failures on the original server's paths with HTTP 200, for clients that require it."
     )
-    api_key: str = _setting("", "The key that every request has to bring; several with commas between.")
-    api_key_file: str = _setting("", "A file with keys, one a line; lines that begin with # are comments.")
-    no_auth: bool = _setting(False, "Listen on other addresses than loopback without a key all the same.")
-    allowed_hosts: str = _setting("", "Names that clients know this server by, with commas between; `*` for any.")
-    allowed_origins: str = _setting("", "Web pages that may use the server, as `https://example.com`, with commas.")
-    tls_cert: str = _setting("", "The certificate's file, for HTTPS.")
-    tls_key: str = _setting("", "The file of the certificate's key.")
+    api_key: str = _setting("", "The key that every request must carry; several are separated by commas.")
+    api_key_file: str = _setting("", "A file with keys, one per line; lines that begin with # are comments.")
+    no_auth: bool = _setting(False, "Listen on addresses other than loopback without a key.")
+    allowed_hosts: str = _setting("", "Names of this server that clients may use, separated by commas; `*` for any.")
+    allowed_origins: str = _setting(
+        "", "Web pages that may use the server, such as `https://example.com`, separated by commas."
+    )
+    tls_cert: str = _setting("", "The certificate file, for HTTPS.")
+    tls_key: str = _setting("", "The certificate's key file.")
     log_format: str = _setting("text", "`text` or `json`.", LOG_FORMATS)
     log_level: str = _setting("warning", "`debug`, `info`, `warning` or `error`.", LOG_LEVELS)
 
@@ -92,12 +96,12 @@ class Settings:
         if not is_loopback(settings.host) and not keys and not settings.no_auth:
             raise SettingsError(
                 f"On {settings.host} others can reach this server: set an API key ({PREFIX}API_KEY or "
-                f"{PREFIX}API_KEY_FILE), or say {PREFIX}NO_AUTH=1 if it shall be open to all."
+                f"{PREFIX}API_KEY_FILE), or set {PREFIX}NO_AUTH=1 if everybody may use it."
             )
         return settings
 
     def api_keys(self) -> list[str]:
-        """The keys that open. Raises SettingsError for a file that cannot be read or is empty."""
+        """The keys that give access. Raises SettingsError for a file that cannot be read or is empty."""
         keys = listed(self.api_key)
         if self.api_key_file:
             try:
@@ -106,11 +110,11 @@ class Settings:
                 raise SettingsError(f"{PREFIX}API_KEY_FILE cannot be read: {error}") from None
             found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
             if not found:
-                raise SettingsError(f"{PREFIX}API_KEY_FILE: {self.api_key_file} holds no key.")
+                raise SettingsError(f"{PREFIX}API_KEY_FILE: {self.api_key_file} has no key in it.")
             keys += found
         if not all(key.isascii() and key.isprintable() and "/" not in key for key in keys):
             raise SettingsError(
-                "An API key may hold printable ASCII characters but '/', since it may stand in a path: "
+                "An API key may consist of printable ASCII characters except '/', since it may be part of a path: "
                 "`openssl rand -hex 24` makes one."
             )
         return keys
@@ -123,13 +127,13 @@ class Settings:
             archives = {}
         if sorted(archives) != sorted(TASKS) or not all(archives.values()):
             raise SettingsError(
-                f"{PREFIX}ARCHIVES must be task=archive for each of {', '.join(TASKS)}, with commas between."
+                f"{PREFIX}ARCHIVES must be task=archive for each of {', '.join(TASKS)}, separated by commas."
             )
         return archives
 
 
 def listed(text: str) -> list[str]:
-    """The parts of a setting with commas between."""
+    """The parts of a setting, which commas separate."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -1,4 +1,4 @@
-"""An orderly end: what is being drawn is finished, up to a limit, and nothing new is begun."""
+"""An orderly end: running requests finish, within a limit, and new ones are refused."""
 
 import time
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ import uvicorn
 
 from proxy.errors import Failure
 
-RETRY_S = 10  # until the server, or another in its place, may be there again
+RETRY_S = 10  # until this server, or a replacement, may be there again
 
 
 class Drain:
-    """Counts what is in flight; once it has begun, the server is not ready any more, and soon lets nothing new in."""
+    """Counts requests in flight. Once the end has begun, the server is not ready, and soon refuses new requests."""
 
     def __init__(self) -> None:
         self.begun = False
-        self.refuses_at = 0.0  # on the monotonic clock: load balancers take a moment to see that it is not ready
+        self.refuses_at = 0.0  # on the monotonic clock; load balancers need a moment to see that it is not ready
         self.in_flight = 0
-        self._broken_off = False
+        self._aborted = False
         self._waiting: set[anyio.CancelScope] = set()
 
     def check(self) -> None:
@@ -34,7 +34,7 @@ class Drain:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Counts a request for as long as the context lasts. Raises as `check` does, once nothing new is let in."""
+        """Counts a request for as long as the context lasts. Raises as `check` once new requests are refused."""
         if self.refuses:
             self.check()
         self.in_flight += 1
@@ -45,33 +45,33 @@ class Drain:
 
     @contextmanager
     def wait_until(self, deadline: float) -> Iterator[None]:
-        """Around a wait for a picture. Raises Failure 504 at the deadline (event loop's clock), 503 when broken off."""
+        """Wraps a wait for an image. Raises Failure 504 at the deadline (event loop's clock), 503 after `abort`."""
         with anyio.CancelScope(deadline=deadline) as scope:
             self._waiting.add(scope)
-            if self._broken_off:
+            if self._aborted:
                 scope.cancel()
             try:
                 yield
             finally:
                 self._waiting.discard(scope)
-        if scope.cancelled_caught and self._broken_off:
-            raise Failure(503, "The server was shut down before the picture was done: try again.", RETRY_S)
+        if scope.cancelled_caught and self._aborted:
+            raise Failure(503, "The server was shut down before the image was finished: try again.", RETRY_S)
         if scope.cancelled_caught:
-            raise Failure(504, "The picture was not done within the server's time limit: ask for less at a time.")
+            raise Failure(504, "The image was not finished within the server's time limit: ask for less at a time.")
 
-    def break_off(self) -> None:
-        """Ends every wait for a picture."""
-        self._broken_off = True
+    def abort(self) -> None:
+        """Ends every wait for an image."""
+        self._aborted = True
         for scope in self._waiting:
             scope.cancel()
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but that the first signal begins a drain: it listens on, and ends when nothing is in flight any more.
+    """uvicorn, but the first signal begins a drain: it keeps listening, and ends when nothing is in flight any more.
 
     Args:
-        leave_s: seconds for which new requests are still let in, while readiness already fails.
-        limit_s: seconds after those, at which what is still in flight is broken off. A second signal does so at once.
+        leave_s: seconds for which new requests are still accepted while readiness already fails.
+        limit_s: seconds after those, when requests in flight are aborted. A second signal aborts them at once.
     """
 
     def __init__(self, config: uvicorn.Config, drain: Drain, leave_s: float, limit_s: float) -> None:
@@ -87,7 +87,7 @@ class DrainingServer(uvicorn.Server):
         else:
             self._captured_signals.append(sig)
             self._drain.refuses_at = time.monotonic() + self._leave_s
-            # a client that keeps its connection would come back to this server in place of another
+            # a client that keeps its connection would come back to this server instead of another one
             self.config.encoded_headers.append((b"connection", b"close"))
         self._drain.begun = True
 
@@ -97,5 +97,5 @@ class DrainingServer(uvicorn.Server):
         if drain.refuses and (not drain.in_flight or time.monotonic() > drain.refuses_at + self._limit_s):
             self.should_exit = True
         if self.should_exit:
-            drain.break_off()
+            drain.abort()
         return await super().on_tick(counter)

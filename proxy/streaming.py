@@ -1,4 +1,4 @@
-"""Answers that take long: they end when the client goes away, and can tell of their progress on the way."""
+"""Answers that take long: they end when the client disconnects, and can report progress on the way."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ from proxy.upstream import Events
 
 
 async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Runs `work`, and cancels it as soon as the client closes its connection. The body has to be read by then."""
+    """Runs `work` and cancels it as soon as the client closes its connection. The body must be read before."""
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
@@ -31,14 +31,14 @@ async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]
 class Generated:
     """The contract's answer to a generation, as an ASGI app: one JSON body, or server-sent events.
 
-    Events are `progress` ({"step": 3, "of": 50}), then `result` (the JSON body) or `error` (the failure body). What
-    fails before the first event is answered as plain JSON with its own status, whichever was asked for.
+    Events are `progress` ({"step": 3, "of": 50}), then `result` (the JSON body) or `error` (the failure body). A
+    failure before the first event is plain JSON with its own status, even if events were asked for.
 
     Args:
-        events: what `Upstream.generate` yields.
+        events: as `Upstream.generate` yields them.
         as_events: whether the client asked for `text/event-stream`.
         drain: bounds the wait for each event.
-        deadline: when to answer 504, on the event loop's clock; a second later, so that the handler's own comes first.
+        deadline: when to answer 504, on the event loop's clock, plus a second, so the handler's own answer comes first.
         always_200: answer failures with status 200.
     """
 

@@ -1,4 +1,4 @@
-"""What is known of each request: its id, a line in the log, and the counts for Prometheus."""
+"""A request's id, its line in the log, and the counts for Prometheus."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger(__name__)
 
 SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")  # an X-Request-Id that is taken over
+_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")  # an X-Request-Id that is adopted
 
 
 class Counts:
-    """The proxy's own figures, in a registry of its own."""
+    """The proxy's own figures, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -33,14 +33,14 @@ class Counts:
             "sd_requests_waiting", "Requests that wait for their client's turn.", registry=self.registry
         )
         self.waited_seconds = Counter(
-            "sd_waited_seconds", "Seconds that requests waited for it, all together.", registry=self.registry
+            "sd_waited_seconds", "Seconds that requests waited for it, summed.", registry=self.registry
         )
 
 
 class Telemetry:
-    """Gives each request an id, which the handlers' log has as well and the answer brings back as X-Request-Id.
+    """Gives each request an id, which the handlers' log has too and the answer carries as X-Request-Id.
 
-    The log gets no prompts, images or keys: a path without what follows it, a status, a duration.
+    The log gets no prompts, images or keys, only the route, the status and the duration.
     """
 
     def __init__(self, app: ASGIApp, counts: Counts) -> None:
@@ -54,7 +54,7 @@ class Telemetry:
         sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex.encode()
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
-        seen: dict[str, Any] = {"status": 499, "bytes": 0}  # 499: the client was gone before there was an answer
+        seen: dict[str, Any] = {"status": 499, "bytes": 0}  # 499: the client disconnected before there was an answer
         begin = time.perf_counter()
 
         async def sending(message: Message) -> None:
@@ -76,7 +76,7 @@ class Telemetry:
             self._report(scope, request_id, time.perf_counter() - begin, seen)
 
     def _report(self, scope: Scope, request_id: bytes, seconds: float, seen: dict[str, Any]) -> None:
-        # the route that matched, not the path: anybody may ask for any number of paths
+        # the route that matched, not the path: clients may ask for any number of paths
         route = getattr(scope.get("route"), "path", "other")
         self._counts.requests.labels(route, seen["status"]).inc()
         self._counts.seconds.labels(route).observe(seconds)
@@ -88,7 +88,7 @@ class Telemetry:
 
 
 class JsonFormatter(logging.Formatter):
-    """A log line as JSON, for those who collect logs."""
+    """A log line as JSON, for log collectors."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}

@@ -1,4 +1,4 @@
-"""TorchServe as the proxy sees it: is an archive ready, what does it serve, and generate an image with it."""
+"""TorchServe as the proxy sees it: whether an archive is ready, what it serves, and generating images with it."""
 
 import asyncio
 import json
@@ -16,9 +16,9 @@ from proxy.frontend_failures import READY, START_RETRY_S, failure_of, unreachabl
 
 logger = logging.getLogger(__name__)
 
-WATCH_S = 1  # how often a request that gets no answer looks whether there is a worker
-PATIENCE_S = 10  # for how long it waits for one: as a rule a worker that died is back by then
-PREPARING_S = 10  # for how long a request waits for the archive of its custom model
+WATCH_S = 1  # how often a request without an answer checks that there is a worker
+PATIENCE_S = 10  # how long it waits for one: a worker that died is usually back by then
+PREPARING_S = 10  # how long a request waits for the archive of its custom model
 
 
 Events = AsyncGenerator[Progress | Result, None]  # of one generation: any number of Progress, then one Result
@@ -43,7 +43,7 @@ class Upstream:
         self._management_url = management_url.rstrip("/")
         self._metrics_url = metrics_url.rstrip("/")
         self._archive_of_task = archive_of_task
-        # a picture may take minutes, so reads have no time limit of their own: the deadline and the client bound them
+        # an image may take minutes, so reads have no time limit of their own: the deadline and the client bound them
         timeout = httpx.Timeout(10.0, read=None, write=60.0, pool=None)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
         self._client = httpx.AsyncClient(timeout=timeout, limits=limits, transport=transport, trust_env=False)
@@ -52,7 +52,7 @@ class Upstream:
         await self._client.aclose()
 
     async def states(self) -> dict[str, str]:
-        """Each task's state: READY, or why not."""
+        """Each task's state: READY, or why it cannot serve."""
         archives = sorted(set(self._archive_of_task.values()))
         states = dict(zip(archives, await asyncio.gather(*map(self._archive_state, archives)), strict=True))
         return {task: states[archive] for task, archive in self._archive_of_task.items()}
@@ -66,7 +66,7 @@ class Upstream:
         except httpx.TransportError:
             return "TorchServe is starting"
         except (httpx.HTTPStatusError, ValueError, LookupError):
-            return "TorchServe does not answer as it should"
+            return "TorchServe gives an unexpected answer"
         if not workers:
             return "no worker: scale it up with the management API"
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
@@ -77,15 +77,15 @@ class Upstream:
         return tasks | {archive: "txt2img" for archive in others if await self._archive_state(archive) == READY}
 
     async def describe(self, archive: str, task: str) -> list[dict[str, Any]]:
-        """What an archive serves, model by model. Raises Failure where it does not answer."""
+        """What an archive serves, model by model. Raises Failure if it does not answer."""
         async with aclosing(self.generate(archive, RequestHead(DESCRIBE), b"")) as events:
             async for event in events:
                 if isinstance(event, Result):
                     return [{"archive": archive, **model} for model in json.loads(event.body)["models"]]
-        raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
+        raise Failure(503, f"{archive} did not describe itself: try again shortly.", START_RETRY_S)
 
     async def metrics(self) -> bytes:
-        """TorchServe's own figures in Prometheus' format; nothing where it does not answer."""
+        """TorchServe's own figures in Prometheus' format; empty if it does not answer."""
         try:
             answer = await self._client.get(f"{self._metrics_url}/metrics", timeout=5.0)
         except httpx.TransportError:
@@ -96,9 +96,9 @@ class Upstream:
         return self._archive_of_task[task]
 
     async def load(self, archive: str) -> None:
-        """Registers an archive that lies in the model store, unless it is there already.
+        """Registers an archive of the model store, unless it is registered already.
 
-        Returns when it can serve; raises Failure where it cannot.
+        Returns when it can serve. Raises Failure if it cannot.
         """
         url = f"{self._management_url}/models"
         query = {"url": f"{archive}.mar", "model_name": archive, "initial_workers": "1", "synchronous": "true"}
@@ -109,15 +109,15 @@ class Upstream:
                 answer = await self._client.post(url, params=query)
                 if answer.status_code != 404:
                     break
-                await asyncio.sleep(1)  # an entry that is new in config.json: its archive is being built
+                await asyncio.sleep(1)  # a new entry of config.json: its archive is being built
             else:
                 raise Failure(
                     503,
-                    "This model is still being prepared, or cannot be served: the server's output says which.",
+                    "This model is still being prepared, or cannot be served: see the server's output.",
                     START_RETRY_S,
                 )
-            if answer.is_error and answer.status_code != 409:  # 409: somebody else has just registered it
-                # registered without a worker it would never be loaded again
+            if answer.is_error and answer.status_code != 409:  # 409: another request has just registered it
+                # an archive that stays registered without a worker would never be loaded again
                 await self._client.delete(f"{url}/{archive}")
                 raise Failure(503, "This model cannot be loaded: the server's output says why.", 60)
         except httpx.TransportError:
@@ -126,8 +126,8 @@ class Upstream:
     async def generate(self, archive: str, head: RequestHead, body: bytes) -> Events:
         """Runs one request on an archive: yields a Progress a step, then the Result.
 
-        Closing the iterator closes the connection, which makes the handler drop the request at its next call. Raises
-        Failure for whatever goes wrong.
+        Closing the iterator closes the connection, so the handler drops the request at its next call. Raises Failure
+        for everything that goes wrong.
         """
         url = f"{self._inference_url}/predictions/{archive}"
         headers = [(name.encode(), value) for name, value in head.headers().items()]
@@ -151,13 +151,13 @@ class Upstream:
         except httpx.ConnectError:
             raise unreachable() from None
         except httpx.TransportError as error:
-            logger.warning("TorchServe broke off a request: %s", type(error).__name__)
+            logger.warning("TorchServe ended a request early: %s", type(error).__name__)
             raise worker_died() from None
 
     async def _send(self, archive: str, request: httpx.Request) -> httpx.Response:
         """The head of TorchServe's answer, which comes when a worker has the request.
 
-        Raises Failure 503 while there is none: TorchServe would let the request wait for one, if need be for ever.
+        Raises Failure 503 if no worker comes: TorchServe would let the request wait for ever.
         """
         sending = asyncio.create_task(self._client.send(request, stream=True))
         try:
@@ -176,7 +176,7 @@ class Upstream:
 
 
 def _close(sending: asyncio.Task[httpx.Response]) -> None:
-    """Closes the connection of a request that was given up, also if its answer came at that very moment."""
+    """Closes the connection of an abandoned request, even if its answer came at that moment."""
     if not sending.cancelled() and sending.exception() is None:
         asyncio.get_running_loop().create_task(sending.result().aclose())
 
@@ -194,7 +194,7 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def _event(line: bytes) -> Progress | Result | None:
-    """What a line says. Raises Failure for an error's, and for one that no handler wrote."""
+    """The message of a line. Raises Failure for an error, and for a line that no handler wrote."""
     try:
         event = read_line(line)
     except ValueError:

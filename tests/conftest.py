@@ -16,10 +16,14 @@ from tests.support.paths import CONFIGS, EMBEDDED
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The end-to-end tests share their servers, so one process runs all of them, and begins with them."""
-    servers = [item for item in items if "/tests/e2e/" in item.path.as_posix()]
-    for item in servers:
-        item.add_marker(pytest.mark.xdist_group("servers"))
-    items[:] = servers + [item for item in items if item not in servers]
+    for item in items:
+        if is_end_to_end(item):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+    items.sort(key=is_end_to_end, reverse=True)
+
+
+def is_end_to_end(item: pytest.Item) -> bool:
+    return "/tests/e2e/" in item.path.as_posix()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""A stock diffusers pipeline as a coroutine that pauses at every UNet call, and before its VAE decodes the picture.
+"""A stock diffusers pipeline as a coroutine that pauses at every UNet call, and before its VAE decodes the image.
 
-The pipeline's own `__call__` runs unmodified in a greenlet: either the owner runs or one of its jobs, so what the
-jobs share (tokenizer, text encoder, VAE) is never raced. Not in a thread each: OpenMP keeps a team of workers for
-every thread that computes, and as soon as there are more of them than cores they stop spinning between two small
+The pipeline's own `__call__` runs unmodified in a greenlet. Either the owner runs or one of its jobs, so nothing races
+for the modules that jobs share (tokenizer, text encoder, VAE). Jobs have no threads of their own: OpenMP keeps a team
+of workers for every thread that computes, and with more workers than cores they stop spinning between two small
 operations, which doubled the time of a step (docs/engine.md).
 """
 
@@ -18,11 +18,11 @@ from handlers.forward.calls import DecodeCall, UNetCall
 
 
 class Cancelled(BaseException):
-    """Raised inside a job's pipeline to end it. No `except Exception` on the way may stop it."""
+    """Raised inside a job's pipeline to end it. No `except Exception` on the way catches it."""
 
 
 class PausingUNet:
-    """Stands in for a pipeline's UNet: a call pauses the job, every other attribute is the real module's."""
+    """Stands in for a pipeline's UNet: a call pauses the job; every other attribute is the real module's."""
 
     def __init__(self, unet: Any, job: "PipelineJob") -> None:
         self._unet = unet
@@ -36,14 +36,14 @@ class PausingUNet:
 
 
 def _pausing_vae(vae: Any, job: "PipelineJob") -> Any:
-    """A VAE on the same weights whose `decode` pauses the job; a module, since pipelines ask theirs for the device."""
+    """A VAE on the same weights whose `decode` pauses the job. It is a module: pipelines ask it for its device."""
 
     def decode(latents: torch.Tensor, **kwargs: Any) -> Any:
         return job._pause(DecodeCall(vae, latents.to(vae.dtype), kwargs))
 
     own = copy.copy(vae)
     own.encode, own.decode = vae.encode, decode
-    if vae.dtype == torch.float32:  # stays so, whatever a pipeline would turn it to: others use it at their pauses
+    if vae.dtype == torch.float32:  # it stays so, though pipelines would convert it: other jobs use it at their pauses
         own.to = lambda *_, **__: own
     return own
 
@@ -53,13 +53,13 @@ class PipelineJob:
 
     Args:
         arguments: of the pipeline's `__call__`.
-        scheduler: the job's own, in place of a copy of the pipeline's.
+        scheduler: the job's own, instead of a copy of the pipeline's.
 
     Attributes:
-        call: what the UNet or the VAE is asked for at this pause; None before the start and after the end.
-        steps_done, total_steps: UNet calls answered, and UNet calls in all (0 until the first).
+        call: the call of the UNet or VAE that the job is paused at; None before the start and after the end.
+        steps_done, total_steps: answered UNet calls, and UNet calls in all (0 until the first).
         result: the pipeline's output, once `ended` without an `error`.
-        error: what the pipeline raised.
+        error: the exception that the pipeline raised.
     """
 
     def __init__(self, pipeline: Any, arguments: Mapping[str, Any], scheduler: Any = None) -> None:
@@ -102,8 +102,8 @@ class PipelineJob:
 
     def _continue(self, switch: Callable[..., Any], *arguments: Any) -> None:
         self.call = None
-        self._greenlet.parent = getcurrent()  # whoever goes on with the job is who it pauses for
-        # Grad mode belongs to the thread, so to all greenlets: every job has to find it off and leaves it off.
+        self._greenlet.parent = getcurrent()  # the job pauses for the greenlet that resumes it
+        # Grad mode belongs to the thread, so to all greenlets: every job must find it off, and leaves it off.
         with torch.no_grad():
             switch(*arguments)
 
@@ -116,18 +116,18 @@ class PipelineJob:
     def _run(self) -> None:
         try:
             self.result = self._pipeline(**self._arguments)
-        except BaseException as error:  # handed to the owner, who knows which request it ends
+        except BaseException as error:  # the owner knows which request it ends
             self.error = error
         finally:
             self.ended = True
-            # they would hold themselves, and this job, for the collector
+            # reference cycles, which would keep this job until a garbage collection
             self._pipeline.scheduler.__dict__.pop("set_timesteps", None)
             self._pipeline.vae.__dict__.pop("to", None)
             del self._pipeline, self._arguments
 
 
 def _with_timesteps_on_cpu(scheduler: Any) -> Any:
-    """Keeps a scheduler's timesteps off the card: it looks one up at each step, which would wait for the card."""
+    """Keeps a scheduler's timesteps off the GPU: it looks one up at each step, which would wait for the GPU."""
     set_timesteps = scheduler.set_timesteps
 
     @wraps(set_timesteps)

@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by stage, for `GET /metrics`."""
+"""Seconds by stage, for `GET /metrics`."""
 
 import threading
 import time
@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-# modules of a pipeline by the stage that their calls belong to
+# modules of a pipeline, and the stage that their calls belong to
 MODULES = {"text_encoder": "text", "text_encoder_2": "text", "safety_checker": "checker"}
 
 
 class Timings:
     """Seconds since the start by stage: parse, text, unet, vae, checker, encode.
 
-    On a GPU the stages that only queue work there look shorter than they are; what waits for it looks longer.
+    On a GPU, stages that only queue work look shorter than they are, and those that wait for it look longer.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Timings:
             self._add(stage, time.perf_counter() - begin)
 
     def watch(self, pipeline: Any) -> None:
-        """Times the calls of a pipeline's modules but the UNet, whose calls the step batcher makes."""
+        """Times the calls of a pipeline's modules, except the UNet, which the step batcher calls."""
         for name, stage in MODULES.items():
             self._watch_module(getattr(pipeline, name, None), stage)
         for name in ("encoder", "decoder"):
@@ -43,9 +43,9 @@ class Timings:
     def _watch_module(self, module: Any, stage: str) -> None:
         if not isinstance(module, torch.nn.Module):
             return
-        begun: list[float] = []  # one call at a time: all of torch's work is done in one thread
+        begun: list[float] = []  # one call at a time: one thread does all of torch's work
         module.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter()))
-        # also where the call fails
+        # also if the call fails
         module.register_forward_hook(lambda *_: self._add(stage, time.perf_counter() - begun.pop()), always_call=True)
 
     def _add(self, stage: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""A first small picture with each pipeline when a worker starts: that it draws, how fast, and in how much memory."""
+"""A worker's first image with each pipeline: whether it works, how fast, and with how much memory."""
 
 import math
 import time
@@ -22,7 +22,7 @@ STEPS = 3
 
 @dataclass
 class Measured:
-    """What was seen to be needed for a picture of `native_area` latent pixels: by a UNet row, and to decode it.
+    """What an image of `native_area` latent pixels was seen to need: for a UNet row, and for its decoding.
 
     `call` is one of the UNet calls of the first task.
     """
@@ -35,10 +35,10 @@ class Measured:
 
 
 def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measured:
-    """Runs each task's pipeline for a few steps, at its native size where the device is quick enough for that.
+    """Runs each task's pipeline for a few steps, at its native size if the device is fast enough for that.
 
-    Returns the largest needs, for a picture of the first task's native size. Raises ModelError if a model loads but
-    cannot draw.
+    Returns the largest needs, for an image of the first task's native size. Raises ModelError if a model loads but
+    cannot generate.
     """
     measured = Measured(next(iter(served.values())).native_area)
     for task, one in served.items():
@@ -52,10 +52,10 @@ def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measu
             begin = time.perf_counter()
             with Peak(device) as peak:
                 output = forward(call)
-                output[0].cpu()  # waits for the device
+                output[0].cpu()  # this waits for the device
             if isinstance(call, UNetCall):
                 measured.call = measured.call or call
-                # the first ones are slow
+                # the first calls are slow
                 seconds = (time.perf_counter() - begin) / call.rows / share
                 measured.seconds_per_row = min(measured.seconds_per_row, seconds)
                 measured.row_bytes = max(measured.row_bytes, int(peak.bytes / call.rows / share))
@@ -65,7 +65,7 @@ def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measu
                 job.advance(output)
             measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))
         if job.error is not None:
-            raise ModelError(f"The model loads, but its {task} pipeline cannot draw: {job.error}") from job.error
+            raise ModelError(f"The model loads, but its {task} pipeline cannot generate: {job.error}") from job.error
     return measured
 
 

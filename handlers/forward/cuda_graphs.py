@@ -1,7 +1,7 @@
-"""The merged UNet forward as CUDA graphs: a card runs it without waiting for Python to launch its kernels.
+"""The merged UNet forward as CUDA graphs: a GPU runs it without waiting for Python to launch its kernels.
 
-A graph has fixed shapes, so the rows are filled up to one of SIZES. It is captured for a shape that comes the second
-time (docs/devices.md).
+A graph has fixed shapes, so the rows are padded to one of SIZES. A graph is captured when its shape comes for the
+second time (docs/devices.md).
 """
 
 import logging
@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32)  # rows
 Key = tuple[CallSignature, int]  # and the number of rows that the graph has
-MAX_GRAPHS = 32  # each has inputs and an output of its own; what lies between is shared
+MAX_GRAPHS = 32  # each has its own inputs and output; everything in between is shared
 
 
 class Graph(Protocol):
-    """What is captured once and then repeated on the same tensors."""
+    """Work that is captured once and then repeated on the same tensors."""
 
     def capture(self, work: Callable[[], Any]) -> Any:
-        """Runs `work`, remembers what it did on the device, and returns what it returned."""
+        """Runs `work`, records what it does on the device, and returns what it returns."""
 
     def replay(self) -> None:
-        """Does it again, with what its input tensors hold now, into the tensors that it returned."""
+        """Repeats it with the present contents of its input tensors, into the tensors that it returned."""
 
 
 class CudaGraph:
-    """A CUDA graph in the memory that all of them share. What is in an output is gone with the next graph's replay."""
+    """A CUDA graph in memory that all graphs share. The next replay of any graph overwrites its output."""
 
     _pool: Any = None
 
@@ -51,11 +51,11 @@ class CudaGraph:
 
 
 class GraphedForward:
-    """Stands in for `merging.forward`. A call that no graph can be made of runs as it is."""
+    """Stands in for `merging.forward`. A call that cannot be captured runs without a graph."""
 
     def __init__(self, make_graph: Callable[[], Graph] = CudaGraph) -> None:
         self._make_graph = make_graph
-        self._captured: dict[Key, _Captured | None] = {}  # None: it could not be
+        self._captured: dict[Key, _Captured | None] = {}  # None: it could not be captured
         self._seen: set[Key] = set()
 
     def __call__(self, call: UNetCall) -> Any:
@@ -72,7 +72,7 @@ class GraphedForward:
         return forward(call)
 
     def prepare(self, call: UNetCall, max_rows: int) -> None:
-        """Captures the shape of `call` for every size up to `max_rows`, before anybody waits for it."""
+        """Captures the shape of `call` for every size up to `max_rows`, before any request waits for it."""
         for size in SIZES:
             if call.rows <= size <= max_rows and size % call.rows == 0:
                 repeated = merge([call] * (size // call.rows))
@@ -84,8 +84,8 @@ class GraphedForward:
         if len(self._captured) < MAX_GRAPHS:
             try:
                 captured = _Captured(call, key[1], self._make_graph())
-            except Exception:  # a model that cannot be captured is drawn with all the same
-                logger.exception("A CUDA graph of the UNet could not be captured: it runs without.")
+            except Exception:  # a model that cannot be captured runs all the same
+                logger.exception("A CUDA graph of the UNet could not be captured: it runs without one.")
         self._captured[key] = captured
         return captured
 
@@ -103,7 +103,7 @@ class _Captured:
         for held, given in zip(self._inputs.tensors(), call.with_timesteps().tensors(), strict=True):
             held[:rows].copy_(given)
         self._graph.replay()
-        sample = self._output[0][:rows].clone()  # the next replay writes over it
+        sample = self._output[0][:rows].clone()  # the next replay overwrites it
         return (sample,) if isinstance(self._output, tuple) else type(self._output)(sample=sample)
 
 
@@ -120,7 +120,7 @@ def _size(rows: int) -> int | None:
 
 
 def _filled_up(call: UNetCall, size: int) -> UNetCall:
-    """A copy of the call with `size` rows; those that are missing are its last one again."""
+    """A copy of the call with `size` rows; the missing ones repeat its last row."""
     call = call.with_timesteps()
     missing = size - call.rows
     return call.with_tensors(

@@ -1,4 +1,4 @@
-"""The merged UNet forward in OpenVINO, by option: quicker than torch on a CPU (docs/performance.md)."""
+"""The merged UNet forward in OpenVINO, by option: faster than torch on a CPU (docs/performance.md)."""
 
 import logging
 from typing import Any
@@ -16,27 +16,27 @@ logger = logging.getLogger(__name__)
 class OpenVINOForward:
     """Stands in for `merging.forward`. A call that cannot be converted runs in torch.
 
-    Its numbers differ from torch's in the last digits, so a picture is not bit by bit the plain pipeline's.
+    Its numbers differ from torch's in the last digits, so images are not bit-identical to the plain pipeline's.
 
     Args:
-        threads: that a forward computes with.
+        threads: the number of threads that a forward uses.
 
-    Raises ModelError where OpenVINO is not installed.
+    Raises ModelError if OpenVINO is not installed.
     """
 
     def __init__(self, threads: int) -> None:
         try:
             import openvino
         except ImportError:
-            raise ModelError("--openvino needs a package more: .venv/bin/pip install openvino") from None
+            raise ModelError("--openvino needs another package: .venv/bin/pip install openvino") from None
         self._openvino = openvino
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # the workers would pin their threads to the same cores
+            "ENABLE_CPU_PINNING": False,  # several workers would pin their threads to the same cores
         }
-        self._compiled: dict[CallSignature, Any] = {}  # None: it could not be
+        self._compiled: dict[CallSignature, Any] = {}  # None: it could not be converted
 
     def __call__(self, call: UNetCall) -> Any:
         signature = CallSignature.of(call).without_sizes()  # a conversion takes every size
@@ -48,7 +48,7 @@ class OpenVINOForward:
         if compiled is None:
             return forward(call)
         output = compiled([tensor.numpy() for tensor in call.with_timesteps().tensors()])[0]
-        sample = torch.from_numpy(output).clone()  # the next call writes over it
+        sample = torch.from_numpy(output).clone()  # the next call overwrites it
         if call.kwargs.get("return_dict", True):
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
@@ -61,13 +61,13 @@ class OpenVINOForward:
             with torch.no_grad():
                 model = self._openvino.convert_model(_Positional(call), example_input=tuple(call.tensors()))
             return self._openvino.compile_model(model, "CPU", self._settings)
-        except Exception:  # a model that cannot be converted is drawn with all the same
+        except Exception:  # a model that cannot be converted runs all the same
             logger.exception("The UNet could not be converted for OpenVINO: it runs in torch.")
             return None
 
 
 class _Positional(torch.nn.Module):
-    """The UNet of a call with the call's tensors as its arguments, in their order; all else stays as it is there."""
+    """The UNet of a call with only the call's tensors as arguments; all other arguments are fixed."""
 
     def __init__(self, call: UNetCall) -> None:
         super().__init__()
@@ -81,5 +81,5 @@ class _Positional(torch.nn.Module):
 
 
 def _is_even(call: UNetCall) -> bool:
-    """Whether the latents can be halved as often as the UNet does; else it takes sizes that a conversion fixes."""
+    """Whether the latents can be halved as often as the UNet halves them; if not, a conversion would fix their size."""
     return not any(side % 2**call.unet.num_upsamplers for side in call.sample.shape[-2:])

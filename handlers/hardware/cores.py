@@ -1,7 +1,7 @@
-"""The machine's cores, divided among the workers that draw, or load, at the moment.
+"""The machine's cores, divided among the workers that generate or load at the moment.
 
-Alone, a worker uses all of them. Several that use all of them at once wait for each other's threads at every small
-operation: six clients of three workers on two cores got a quarter of the pictures (docs/performance.md).
+A worker alone uses all of them. If several workers use all of them at once, their threads wait for each other at every
+small operation: six clients of three workers on two cores got a quarter of the images (docs/performance.md).
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import torch
 
 try:
     import fcntl
-except ImportError:  # Windows, where each worker goes on using all cores
+except ImportError:  # on Windows each worker keeps using all cores
     fcntl = None  # type: ignore[assignment]
 
-SLOTS = 8  # workers that are told apart
+SLOTS = 8  # the most workers that are counted
 
 
 class Cores:
@@ -34,7 +34,7 @@ class Cores:
         self._own: int | None = None
 
     def share(self) -> None:
-        """Counts this worker among those that draw, and sets its thread's number of torch threads to its share."""
+        """Counts this worker among those that generate, and sets its thread's number of torch threads to its share."""
         if self._own is None:
             self._own = next((slot for slot in self._open() if self._lock(slot, exclusive=True)), None)
         others = 0

@@ -1,4 +1,4 @@
-"""All that depends on the device: which one, its number format, its memory. Nothing else asks what the device is."""
+"""The device: which one, its number format, its memory. No other module asks which kind of device there is."""
 
 import gc
 
@@ -7,13 +7,13 @@ import torch
 from handlers.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# what the RuntimeErrors say of the CPU's allocator on Linux and on Windows, of MPS's, and of CUDA's libraries
+# the words of the RuntimeErrors from the CPU's allocator on Linux and on Windows, from MPS and from CUDA's libraries
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")
-FULL_PRECISION = "GTX 16"  # cards whose half precision draws black pictures (huggingface/diffusers issue 2153)
+FULL_PRECISION = "GTX 16"  # GPUs whose half precision gives black images (huggingface/diffusers issue 2153)
 
 
 def choose_device(wanted: str, gpu_id: int | None) -> torch.device:
-    """`auto` is CUDA (the card that TorchServe assigned), then MPS, then the CPU. Raises ModelError."""
+    """`auto` is CUDA (the GPU that TorchServe assigned), then MPS, then the CPU. Raises ModelError."""
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", gpu_id or 0)
@@ -21,33 +21,31 @@ def choose_device(wanted: str, gpu_id: int | None) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ModelError(f"device {wanted!r} is not known: use auto, cpu, cuda, cuda:N or mps.") from None
+        raise ModelError(f"There is no device {wanted!r}: use auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(
-            "device cuda was asked for, but this torch finds no NVIDIA card: use --device cpu, or install "
+            "This torch finds no NVIDIA GPU for --device cuda: use --device cpu, or install "
             "a CUDA build of torch, as README.md describes."
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"device {wanted} was asked for, but there are {torch.cuda.device_count()} cards, from cuda:0."
-        )
+        raise ModelError(f"There is no {wanted}: this machine has {torch.cuda.device_count()} GPUs, from cuda:0.")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("device mps was asked for, but this machine has none: use --device cpu.")
+        raise ModelError("This machine has no device mps: use --device cpu.")
     return device
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on the CPU, where a format chosen by a timing would draw another picture tomorrow.
+    """`auto` is float32 on the CPU, where a dtype chosen by a timing would generate another image tomorrow.
 
-    On a card it is float16, which has three more bits of precision than bfloat16 and is what models are published in;
-    float32 on cards that compute in it alone, or wrongly in float16. Raises ModelError.
+    On a GPU it is float16, which has three more bits of precision than bfloat16 and is what models are published in.
+    It is float32 on GPUs that compute only in float32, or wrongly in float16. Raises ModelError.
     """
     if wanted != "auto" and wanted not in DTYPES:
-        raise ModelError(f"dtype {wanted!r} is not known: use auto, {', '.join(DTYPES)}.")
+        raise ModelError(f"There is no dtype {wanted!r}: use auto, {', '.join(DTYPES)}.")
     if device.type == "cuda":
         capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
         if wanted == "bfloat16" and capability < (8, 0):
-            raise ModelError(f"The card {name} cannot compute in bfloat16: use --dtype auto.")
+            raise ModelError(f"The GPU {name} cannot compute in bfloat16: use --dtype auto.")
         if wanted == "auto":
             return torch.float32 if capability < (5, 3) or FULL_PRECISION in name else torch.float16
     if wanted == "auto":
@@ -56,7 +54,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What can still be allocated on an accelerator; None for a CPU, whose memory the operating system manages."""
+    """The bytes that can still be allocated on an accelerator; None for a CPU, whose memory the system manages."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
@@ -66,18 +64,18 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def first_size(device: torch.device, width: int, height: int) -> tuple[int, int]:
-    """The size of a worker's first picture, in pixels, for a model of this native size.
+    """The size of a worker's first image, in pixels, for a model of this native size.
 
-    Native on a card, whose libraries choose their kernels by shape; small on a CPU, where a first picture of 512 x 512
-    would take Stable Diffusion a minute.
+    It is the native size on a GPU, whose libraries choose their kernels by shape. It is small on a CPU, where a first
+    image of 512 x 512 would take Stable Diffusion a minute.
     """
     return (min(width, 128), min(height, 128)) if device.type == "cpu" else (width, height)
 
 
 class Peak:
-    """Measures the bytes that a piece of work holds at its peak beyond what was there: `with Peak(device) as peak`.
+    """Measures the most bytes that a piece of work allocates at a time: `with Peak(device) as peak`.
 
-    `bytes` is 0 where the device does not keep count: torch does for CUDA alone.
+    `bytes` is 0 if torch does not count for this device: it does for CUDA only.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -100,9 +98,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives back what torch holds in reserve, after a request that did not fit.
+    """Releases torch's reserve, after a request that did not fit.
 
-    What it had is kept alive by a cycle: its error has a traceback, whose frames have the error.
+    A reference cycle keeps that request's memory alive: its error has a traceback, whose frames have the error.
     """
     gc.collect()
     if device.type == "cuda":

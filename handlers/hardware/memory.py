@@ -1,4 +1,4 @@
-"""What fits on the device: rows of one forward, and pictures, by what they were measured to need."""
+"""What fits on the device: rows of one forward, and images, by their measured needs."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ from handlers.hardware.device import available_bytes, release_memory
 from handlers.request.fields import GenerationRequest
 
 GUIDED_ROWS = 2  # of one image with guidance: with the prompt, and with the negative prompt
-SHARE = 0.9  # of the free memory that is counted on: allocators leave gaps
+SHARE = 0.9  # of the free memory that is used: allocators leave gaps
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The measured needs of a model on its device. Without a measurement (see device.Peak) everything is let in.
+    """The measured needs of a model on its device. Without a measurement (see device.Peak) everything is admitted.
 
     Attributes:
-        native_area: latent pixels of a picture of native size.
-        row_bytes: what one row of a UNet forward takes at native size, beyond the weights.
-        image_bytes: what decoding a picture of native size takes.
-        decodes_beside: whether that happens while a forward runs.
+        native_area: latent pixels of an image of native size.
+        row_bytes: the bytes of one row of a UNet forward at native size, beyond the weights.
+        image_bytes: the bytes for decoding an image of native size.
+        decodes_beside: whether images are decoded while a forward runs.
     """
 
     device: torch.device
@@ -30,12 +30,12 @@ class Memory:
     decodes_beside: bool = False
 
     def rows(self) -> int | None:
-        """How many rows of native size one forward may have; None if there is no telling."""
+        """How many rows of native size one forward may have; None if that is unknown."""
         available = available_bytes(self.device) if self.row_bytes else None
         return None if available is None else max(1, int(SHARE * available / self.row_bytes))
 
     def admit(self, request: GenerationRequest, vae_scale_factor: int) -> None:
-        """Raises OutOfMemory for a picture that has no room even alone."""
+        """Raises OutOfMemory for an image that does not fit even alone."""
         available = available_bytes(self.device) if self.row_bytes else None
         if available is None:
             return
@@ -47,8 +47,8 @@ class Memory:
             shrink = (SHARE * available / needed) ** 0.5
             fits = [max(64, int(side * shrink) // 64 * 64) for side in (request.width, request.height)]
             raise OutOfMemory(
-                f"A picture of {request.width} x {request.height} pixels needs {needed / 2**30:.1f} GiB of memory "
-                f"on the device, and {available / 2**30:.1f} GiB are free: try {fits[0]} x {fits[1]}."
+                f"An image of {request.width} x {request.height} pixels needs {needed / 2**30:.1f} GiB of memory "
+                f"on the device, but {available / 2**30:.1f} GiB are free: try {fits[0]} x {fits[1]}."
             )
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""What a stock pipeline is called with for a request."""
+"""The arguments of a stock pipeline's call for a request."""
 
 from inspect import signature
 from typing import Any
@@ -11,14 +11,14 @@ from handlers.request.fields import GenerationRequest
 
 
 def generator(seed: int) -> torch.Generator:
-    """On the CPU whatever the device: the same seed starts from the same noise everywhere."""
+    """On the CPU for every device: the same seed starts from the same noise everywhere."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def pipeline_arguments(request: GenerationRequest, pipeline: Any) -> dict[str, Any]:
-    """The arguments of the stock pipeline's `__call__` for any image of `request`, but for the generator.
+    """The arguments of the stock pipeline's `__call__` for any image of `request`, except the generator.
 
-    Without those that this family's pipeline has no use for: latent consistency models take no negative prompt.
+    Arguments that this family's pipeline does not take are left out: latent consistency models take no negative prompt.
     """
     arguments: dict[str, Any] = {
         "prompt": request.prompt,

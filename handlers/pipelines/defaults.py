@@ -1,4 +1,4 @@
-"""What a model generates with where a request is silent: its own steps, guidance and size."""
+"""A model's own steps, guidance scale and size, for requests that do not give them."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ DEFAULTS_FILE = "generation_config.json"  # beside model_index.json; the name th
 
 
 def model_defaults(path: Path, pipeline: Any) -> ModelDefaults:
-    """The model's own steps, guidance, native and drawn size, from its generation_config.json, else from its parts.
+    """The model's own steps, guidance scale and sizes, from its generation_config.json, otherwise from its parts.
 
-    Raises ModelError for a file with a fault.
+    Raises ModelError for a faulty file.
     """
     own: dict[str, Any] = _distilled(pipeline)
     file = path / DEFAULTS_FILE
@@ -36,7 +36,7 @@ def model_defaults(path: Path, pipeline: Any) -> ModelDefaults:
 
 
 def _distilled(pipeline: Any) -> dict[str, Any]:
-    """The defaults of a few-step model, told by its parts; empty for any other."""
+    """The defaults of a few-step model, recognised by its parts; empty for any other."""
     scheduler, settings = type(pipeline.scheduler).__name__, pipeline.scheduler.config
     if pipeline.unet.config.time_cond_proj_dim:  # latent consistency: the guidance is an input of the UNet
         return {"num_inference_steps": 4, "guidance_scale": 8.5}

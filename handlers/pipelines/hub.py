@@ -16,17 +16,17 @@ from handlers.pipelines.sources import ModelSource
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 PICKLE_WARNING = (
     "its weights are pickled files, which can run any program when they are loaded: look for a model in the "
-    "safetensors format, or say --allow-pickle if you trust whoever made it."
+    "safetensors format, or use --allow-pickle if you trust its author."
 )
 # the weights of a component, with the name of their variant: unet/diffusion_pytorch_model.fp16.safetensors
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors")
 
 
 def variant_of(file_names: Iterable[str], half: bool) -> str | None:
-    """Which variant of the weights to load: `fp16` where half precision is served, else the full one, if there is one.
+    """The variant of the weights to load: `fp16` for half precision if there is one, otherwise the full one.
 
     Args:
-        file_names: of the model's files, with their folders.
+        file_names: the model's files, with their folders.
     """
     weights = [WEIGHTS.fullmatch(Path(name).name) for name in file_names if Path(name).parent.name == "unet"]
     variants = {match["variant"] for match in weights if match}
@@ -36,11 +36,11 @@ def variant_of(file_names: Iterable[str], half: bool) -> str | None:
 
 
 def fetch(source: ModelSource, installed: Installation, half: bool = False, allow_pickle: bool = False) -> Path:
-    """The local folder or file of a model; a hub model's files are downloaded into the cache where they are missing.
+    """The local folder or file of a model; missing files of a hub model are downloaded into the cache.
 
-    Only what the pipelines load is downloaded. A connection that breaks is taken up again, and files that are complete
-    stay for the next try. Raises ModelError with what to do about a refused, missing, unreachable or pickled model, or
-    a full disk.
+    Only files that the pipelines load are downloaded. A broken download is resumed, and complete files are kept for the
+    next try. Raises ModelError, which says what to do about a refused, missing, unreachable or pickled model, or a full
+    disk.
     """
     if source.is_local:
         return Path(source.location)
@@ -67,7 +67,7 @@ def fetch(source: ModelSource, installed: Installation, half: bool = False, allo
 
 
 def _hub_files(model: str, token: str | None) -> list[str] | None:
-    """The names of a hub model's files; None if the hub cannot be reached or is not to be."""
+    """The names of a hub model's files; None if the hub cannot be reached, or must not be."""
     import httpx2  # huggingface_hub's HTTP client
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -78,13 +78,13 @@ def _hub_files(model: str, token: str | None) -> list[str] | None:
         return None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code >= 500:
-            return None  # a hub in trouble: what is in the cache will do
+            return None  # the hub has a fault: the cache may have the files
         raise
 
 
 @contextlib.contextmanager
 def _sentences(model: str) -> Iterator[None]:
-    """Turns what the hub and the libraries raise into ModelErrors that say what to do."""
+    """Turns errors of the hub and its libraries into ModelErrors that say what to do."""
     import httpx2
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -97,21 +97,21 @@ def _sentences(model: str) -> Iterator[None]:
             f"{model} is gated: accept its licence on the hub's page, then put your token into token.txt or HF_TOKEN."
         )
     except RepositoryNotFoundError:
-        text = f"The hub knows no model {model}, or your token may not see it: check the id and token."
+        text = f"The hub has no model {model}, or your token gives no access to it: check the id and the token."
     except HFValidationError:
-        text = f"{model} is neither a folder here nor a hub id of the form name/model."
+        text = f"{model} is neither a folder on this machine nor a hub id of the form name/model."
     except httpx2.TransportError as error:
-        text = f"The download of {model} broke off ({error}): start again, files that are complete stay."
+        text = f"The download of {model} was interrupted ({error}): start again, complete files are kept."
     except FileNotFoundError:
         text = (
             f"{model} is not in the local cache, or only in part, and the hub cannot be reached: connect to the "
             "internet, or give --model the path of a model folder."
         )
-    except Exception as error:  # a strange model fails in as many ways as there are loaders
+    except Exception as error:  # an unusual model fails in as many ways as there are loaders
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             text = (
                 f"The disk is full, {model} does not fit: make room, or set HF_HOME to a folder on a larger disk. "
-                "What is complete already stays."
+                "Complete files are kept."
             )
         else:
             text = f"{model} cannot be downloaded: {error}"
@@ -121,7 +121,7 @@ def _sentences(model: str) -> Iterator[None]:
 
 
 def check_files(model: str, file_names: Iterable[str], allow_pickle: bool) -> None:
-    """Raises ModelError for a model that is not in the diffusers format, or has pickled weights alone."""
+    """Raises ModelError for a model that is not in the diffusers format, or has only pickled weights."""
     names = list(file_names)
     if "model_index.json" not in names:
         single = next((name for name in names if name.endswith(".safetensors")), None)

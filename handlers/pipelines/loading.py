@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedPipeline:
-    """A task's pipeline, with what its model says of itself. `model` is the name that clients see."""
+    """A task's pipeline and its model's own settings. `model` is the name that clients see."""
 
     model: str
     pipeline: Any
@@ -48,7 +48,7 @@ def prepare_pipelines(source: ModelSource, path: Path, pipelines: Mapping[str, A
     defaults, names = model_defaults(path, first), tuple(schedulers(first))
     try:
         preview_map = fit_preview(first)
-    except Exception:  # a model without previews serves all the same
+    except Exception:  # a model without previews is served all the same
         logger.exception("No previews with this model.")
         preview_map = None
     return {
@@ -80,14 +80,14 @@ def load_pipelines(
             first.to(device)
         pipelines = {task: _of_task(task, first, dtype) for task in tasks}
         if dtype != torch.float32 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
-            # SDXL's overflows in half precision: its pipelines turn it to float32 and back while others wait for it
+            # SDXL's overflows in half precision: its pipelines convert it to float32 and back while other jobs wait
             first.vae.to(torch.float32)
         if config.channels_last:
             for module in (first.unet, first.vae):
                 module.to(memory_format=torch.channels_last)
     except ModelError:
         raise
-    except Exception as error:  # a damaged or strange model fails in as many ways as there are loaders
+    except Exception as error:  # a damaged or unusual model fails in as many ways as there are loaders
         raise ModelError(f"The model {path} cannot be loaded: {error}") from error
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
@@ -123,10 +123,10 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
     folder = configs / kind
     if not folder.is_dir():
         known = ", ".join(sorted(entry.name for entry in configs.iterdir() if (entry / "model_index.json").is_file()))
-        raise ModelError(f"{path} is a checkpoint of the kind {kind}; those that can be served are {known}.")
+        raise ModelError(f"{path} is a checkpoint of the kind {kind}; these kinds can be served: {known}.")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts: dict[str, Any] = {"tokenizer": CLIPTokenizer.from_pretrained(configs / "tokenizer")}
-    if "tokenizer_2" in index:  # SDXL's second tokenizer is the same but for the token that fills up
+    if "tokenizer_2" in index:  # SDXL's second tokenizer differs only in its padding token
         parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(configs / "tokenizer", pad_token="!")
     if "safety_checker" in index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
@@ -136,15 +136,15 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
 
 
 def _check_family(pipeline: Any, tasks: Sequence[str], name: str) -> None:
-    """Raises ModelError for a model that draws in another way than by a UNet, or not what it is asked for."""
+    """Raises ModelError for a model without a UNet, or with the wrong one for its tasks."""
     if getattr(pipeline, "unet", None) is None:
         raise ModelError(
-            f"{name} is a {type(pipeline).__name__}, which has no UNet: Stable Diffusion 1, 2, XL and their kin can be "
-            "served."
+            f"{name} is a {type(pipeline).__name__}, which has no UNet: Stable Diffusion 1, 2, XL and their relatives "
+            "can be served."
         )
     if pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels and set(tasks) != {"masking"}:
         raise ModelError(
-            f"{name} is an inpainting model, which can serve masking alone: give it as --inpainting-model, beside a "
+            f"{name} is an inpainting model, which can serve masking alone: give it as --inpainting-model, and another "
             "--model for the other tasks."
         )
 
@@ -156,13 +156,13 @@ def _of_task(task: str, pipeline: Any, dtype: torch.dtype) -> Any:
     try:
         return getattr(diffusers, f"AutoPipelineFor{kind}").from_pipe(pipeline, dtype=dtype)
     except ValueError:
-        # a family without a pipeline of its own for it, as LCM for inpainting: its parts fit the stock one
+        # a family without its own pipeline for the task, such as LCM for inpainting: its parts fit the stock one
         stock = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}[task]
         return getattr(diffusers, f"StableDiffusion{stock}Pipeline").from_pipe(pipeline, dtype=dtype)
 
 
 def _add_lora(pipeline: Any, file: Path, scale: float) -> None:
-    """Adds a LoRA to the weights themselves, so that it costs nothing while drawing."""
+    """Merges a LoRA into the weights, so it takes no time while generating."""
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
         pipeline.fuse_lora(lora_scale=scale)
@@ -172,15 +172,15 @@ def _add_lora(pipeline: Any, file: Path, scale: float) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keeps progress bars and advice for programmers out of a server's log; errors still get there.
+    """Keeps progress bars and advice for programmers out of a server's log; errors still go there.
 
-    And prompts: diffusers warns of one that is too long with the part that it cuts off.
+    It also keeps prompts out: diffusers quotes the end of a prompt that is too long.
     """
     for library in ("transformers", "diffusers"):
         variable = f"{library.upper()}_VERBOSITY"
         if variable not in os.environ:
-            os.environ[variable] = "error"  # for what is said while it is imported
-            importlib.import_module(f"{library}.utils.logging").set_verbosity_error()  # where it was before
+            os.environ[variable] = "error"  # for messages during the import
+            importlib.import_module(f"{library}.utils.logging").set_verbosity_error()  # if it was imported before
     import diffusers.utils.logging
     import transformers.utils.logging
 

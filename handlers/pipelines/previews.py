@@ -1,9 +1,9 @@
-"""Live previews: a small picture of what a latent will become, without the VAE.
+"""Previews: a small image of what a latent will become, without the VAE.
 
-A latent's channels are nearly a linear picture already, so that a map from its channels to red, green and blue, fitted
-once to the model's own VAE, shows a picture of an eighth of the size for next to nothing. What is shown is not the
-noisy latent but what the UNet takes for the picture behind it, as every scheduler of Stable Diffusion does: the UNet is
-asked for z = sqrt(a) x + sqrt(1 - a) e, with a the timestep's share of the picture x and e the noise.
+A latent's channels are nearly linear in the image's colours. So a map from its channels to red, green and blue, fitted
+once to the model's own VAE, gives an image of an eighth of the size in hardly any time. It shows not the noisy latent
+but the image x that the UNet predicts behind it, as every scheduler of Stable Diffusion does: the latent is
+z = sqrt(a) x + sqrt(1 - a) e, with the noise e and the timestep's share a of the image.
 """
 
 import base64
@@ -20,8 +20,8 @@ from handlers.forward.calls import UNetCall
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 10  # pictures of a drawing, about
-SIDE = 128  # pixels of the picture that the map is fitted with
+SHOWN = 10  # previews of an image, about
+SIDE = 128  # pixels of the image that the map is fitted with
 PATCH = 16  # pixels of its patches of one colour
 
 
@@ -38,9 +38,9 @@ class PreviewMap:
     prediction_type: str
 
     def look(self, call: UNetCall, output: Any, guidance_scale: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """What `draw` needs of a UNet call: the noisy latent and what was made of it, (channels, h, w), and a.
+        """What `draw` needs of a UNet call: the noisy latent and the UNet's output, (channels, h, w), and a.
 
-        All of torch's work for a preview, in the engine's thread: it copies two small tensors.
+        This is all of torch's work for a preview, in the engine's thread: it copies two small tensors.
         """
         channels = len(self.weights)
         sample = call.sample[-1, :channels].float().cpu().numpy().copy()
@@ -52,7 +52,7 @@ class PreviewMap:
         return sample, made[:channels].cpu().numpy().copy(), float(self.alphas_cumprod[timestep])
 
     def draw(self, sample: np.ndarray, made: np.ndarray, alpha: float) -> str:
-        """The picture as a base64 JPEG of the latent's size. Uses no torch: it runs beside the engine's thread."""
+        """The preview as a base64 JPEG of the latent's size. It uses no torch: it runs beside the engine's thread."""
         signal, noise = max(alpha, 1e-4) ** 0.5, (1 - alpha) ** 0.5
         if self.prediction_type == "epsilon":
             latent = (sample - noise * made) / signal
@@ -75,8 +75,8 @@ def every(total_steps: int) -> int:
 def fit_preview(pipeline: Any) -> PreviewMap | None:
     """The map of a pipeline's VAE: least squares over its own decoding of patches of many colours and of noise.
 
-    The patches' latents are like a picture's. The noise bounds what they leave open, where a model's latents have a
-    dimension that its encoder does not use. None where the model has no such numbers.
+    The patches' latents are like an image's. The noise bounds directions that they leave open, if a model's latents
+    have a dimension that its encoder does not use. None if the model gives no such numbers.
     """
     vae, scheduler = pipeline.vae, pipeline.scheduler
     alphas = getattr(scheduler, "alphas_cumprod", None)
@@ -85,21 +85,21 @@ def fit_preview(pipeline: Any) -> PreviewMap | None:
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     colours = np.random.default_rng(0).integers(0, 256, (SIDE // PATCH, SIDE // PATCH, 3), dtype=np.uint8)
     patches = Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    picture = torch.from_numpy(np.asarray(patches).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    image = torch.from_numpy(np.asarray(patches).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         device = pipeline._execution_device
-        encoded = vae.encode(picture.to(device, vae.dtype)).latent_dist.mode()
+        encoded = vae.encode(image.to(device, vae.dtype)).latent_dist.mode()
         noise = torch.randn(encoded.shape, generator=torch.Generator().manual_seed(0)) / vae.config.scaling_factor
         latents = torch.cat([encoded, noise.to(encoded) + shift])
         decoded = vae.decode(latents).sample.float().cpu()
-    pictures, channels, height, width = latents.shape
+    count, channels, height, width = latents.shape
     small = torch.nn.functional.adaptive_avg_pool2d(decoded, (height, width))
     known = (latents.float().cpu() - shift) * vae.config.scaling_factor
     inputs = known.permute(0, 2, 3, 1).reshape(-1, channels).numpy()
-    inputs = np.concatenate([inputs, np.ones((pictures * height * width, 1))], axis=1)
+    inputs = np.concatenate([inputs, np.ones((count * height * width, 1))], axis=1)
     targets = (small.permute(0, 2, 3, 1).reshape(-1, 3).numpy() + 1) * 127.5
     if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
-        logger.warning("The model's VAE gives no finite numbers for a picture of patches: no previews.")
+        logger.warning("The model's VAE gives no finite numbers for an image of patches: no previews.")
         return None
     solution = np.linalg.lstsq(inputs, targets, rcond=None)[0].astype(np.float32)
     return PreviewMap(solution[:-1], solution[-1], alphas.float().cpu().numpy(), scheduler.config.prediction_type)

@@ -1,4 +1,4 @@
-"""A text encoder that remembers its last prompts: an empty negative one, or one of eight pictures, is encoded once."""
+"""A text encoder that remembers its last prompts: a prompt of eight images, or an empty one, is encoded once."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -10,10 +10,10 @@ ENTRIES = 8  # SDXL keeps all hidden states of a prompt, 8 MB in half precision
 
 
 class RememberingEncoder:
-    """Stands in for a text encoder: a call with the same tokens gets the same output; all else is the real module's.
+    """Stands in for a text encoder: the same tokens get the same output; every other attribute is the real module's.
 
-    The output is the very one of the first call, so a picture is bit-identical with and without it. Nobody writes into
-    it: the pipelines make their embeddings of it anew.
+    The output is the object of the first call, so an image is bit-identical with and without the cache. Nothing writes
+    into it: the pipelines make new embeddings from it.
     """
 
     def __init__(self, encoder: Any) -> None:

@@ -27,7 +27,7 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """What clients are told: a file's or folder's name without the path to it."""
+        """The name for clients: a file's or folder's name without its path."""
         return Path(self.location).name if self.is_local else self.location
 
 
@@ -37,9 +37,9 @@ def resolve_model(wanted: str, installed: Installation) -> ModelSource:
     Raises ModelError if a path names no model.
     """
     if wanted != "default":
-        source = ModelSource(wanted, "as asked for")
+        source = ModelSource(wanted, "as you chose")
     elif installed.model:
-        source = ModelSource(installed.model, "as SD_MODEL says")
+        source = ModelSource(installed.model, "from SD_MODEL")
     elif installed.token():
         source = ModelSource(HUB_DEFAULT, "because there is a Hugging Face token")
     else:
@@ -47,8 +47,8 @@ def resolve_model(wanted: str, installed: Installation) -> ModelSource:
     try:
         path = Path(source.location).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, RuntimeError) as error:  # a folder that may not be read, a home that is not known
-        raise ModelError(f"{source.location} cannot be looked at: {error}") from None
+    except (OSError, RuntimeError) as error:  # a folder without permission, an unknown home directory
+        raise ModelError(f"{source.location} cannot be read: {error}") from None
     if is_folder:
         if not (path / "model_index.json").is_file():
             raise ModelError(f"{path} has no model_index.json: it is not a diffusers model folder.")
@@ -65,7 +65,7 @@ def resolve_model(wanted: str, installed: Installation) -> ModelSource:
 
 
 def loras(setting: str) -> list[tuple[Path, float]]:
-    """The files and scales of LoRAs, one a line: `/a.safetensors` or `/a.safetensors=0.8`. Raises ModelError."""
+    """The files and scales of LoRAs, one per line: `/a.safetensors` or `/a.safetensors=0.8`. Raises ModelError."""
     found = []
     for entry in filter(None, (line.strip() for line in setting.splitlines())):
         name, _, scale = (entry, "", "1") if entry.endswith(".safetensors") else entry.rpartition("=")
@@ -75,5 +75,7 @@ def loras(setting: str) -> list[tuple[Path, float]]:
         try:
             found.append((file.resolve(), float(scale)))
         except ValueError:
-            raise ModelError(f"The scale of a LoRA must be a number, not {scale!r}: give FILE=0.8, say.") from None
+            raise ModelError(
+                f"The scale of a LoRA must be a number, not {scale!r}: give for example FILE=0.8."
+            ) from None
     return found

@@ -1,4 +1,4 @@
-"""A request's bytes as the contract's fields: types, defaults, limits, decoded images. Imports no torch."""
+"""The contract's fields, read from a request's body: types, defaults, limits, decoded images. Imports no torch."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, TooLarge
 from handlers.request import forms, images
 
-MAX_SEED = 2**53 - 1  # the largest whole number that a JavaScript client can send back exactly
+MAX_SEED = 2**53 - 1  # the largest integer that a JavaScript client can send back exactly
 
 FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off", ""), False)
 
@@ -25,10 +25,10 @@ _REAL = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What the served model uses where a request is silent. `scheduler` is diffusers' name of it.
+    """What the served model uses if a request does not say. `scheduler` is diffusers' class name.
 
-    `drawn_size`: the longer side, in pixels, at which a model of a single size draws every picture, which is then
-    scaled to the size that was asked for (beyond their size small models repeat objects). None: no such limit.
+    `drawn_size`: the longer side, in pixels, of every image that a fixed-size model generates; the result is scaled to
+    the requested size (beyond their own size, small models repeat objects). None: no such limit.
     """
 
     num_inference_steps: int = 50
@@ -41,7 +41,7 @@ class ModelDefaults:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One validated request. `width` and `height` are what the model draws at, `answer_size` is the picture's."""
+    """One validated request. The model generates at `width` and `height`; the answer has `answer_size`."""
 
     task: str
     prompt: str
@@ -55,14 +55,14 @@ class GenerationRequest:
     height: int
     answer_size: tuple[int, int]
     strength: float = 1.0
-    scheduler: str | None = None  # another than the model's own
+    scheduler: str | None = None  # None: the model's own
     init_image: Image.Image | None = None  # RGB, as sent
     mask_image: Image.Image | None = None  # greyscale, the init image's size, 255 = replace
-    preview: bool = False  # whether its progress shows small pictures
+    preview: bool = False  # whether its progress has small images
 
 
 def read_fields(data: Mapping[str, Any], form_type: str, max_fields: int) -> forms.Fields:
-    """The fields of what TorchServe hands over: a body's bytes, a decoded JSON body, or a form it has parsed."""
+    """The fields of TorchServe's data: a body's bytes, a decoded JSON body, or a form that TorchServe has parsed."""
     body = data.get("body", data.get("data"))
     if body is None or len(data) > 1:
         return {name: bytes(value) if isinstance(value, bytearray) else value for name, value in data.items()}
@@ -125,7 +125,7 @@ def parse_request(
 
 
 def _check_answer_size(num_outputs: int, size: tuple[int, int], max_response_bytes: int) -> None:
-    """An answer over TorchServe's limit would close the worker's channel and fail everybody's request."""
+    """An answer over TorchServe's limit would close the worker's channel and fail every request."""
     each = images.max_png_base64_bytes(*size)
     if num_outputs * each > max_response_bytes:
         if each > max_response_bytes:
@@ -146,7 +146,7 @@ def _number_rule(name: str, value: object, low: float, high: float, above: bool)
 
 
 class _Reader:
-    """Reads single fields. An empty number counts as absent: forms send fields that were left blank."""
+    """Reads single fields. A blank number counts as absent: forms also send fields that were left blank."""
 
     def __init__(self, fields: forms.Fields) -> None:
         self._fields = fields
@@ -162,7 +162,7 @@ class _Reader:
         return value.strip() or None
 
     def _integer(self, name: str) -> int | str | float | None:
-        """A whole number where the field is one; else the field as it is, for the sentence that refuses it."""
+        """The whole number, or else the field as it is, for the sentence that refuses it."""
         value = self._scalar(name)
         if isinstance(value, str) and _WHOLE.fullmatch(value):
             return int(value.partition(".")[0])
@@ -172,7 +172,7 @@ class _Reader:
         value = self._fields.get(name)
         if value is None:
             if default is None:
-                raise InvalidRequest(f"{name} is missing: send it, empty if need be.")
+                raise InvalidRequest(f"{name} is missing: send it, even if it is empty.")
             return default
         return self._text_of(name, value, max_chars)
 
@@ -186,14 +186,14 @@ class _Reader:
         return decoded
 
     def choice(self, name: str, choices: Collection[str]) -> str | None:
-        """One of `choices`; None where the field is absent or blank."""
+        """One of `choices`; None if the field is absent or blank."""
         value = self.text(name, "", 100).strip() or None
         if value is not None and value not in choices:
             raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {forms.shown(value)}.")
         return value
 
     def flag(self, name: str) -> bool:
-        """Yes or no; no where the field is absent or blank."""
+        """True or false; false if the field is absent or blank."""
         value = self._fields.get(name)
         if isinstance(value, (bool, int, float)):
             value = str(value)
@@ -248,7 +248,7 @@ class _Reader:
         return number
 
     def image(self, name: str, config: HandlerConfig) -> Image.Image:
-        """base64 text, or a file's bytes where a multipart form carries the file itself."""
+        """base64 text, or the file's own bytes from a multipart form."""
         value = self._fields.get(name)
         if value is None:
             raise InvalidRequest(f"{name} is missing: send a PNG, JPEG or WebP file as base64.")
@@ -258,5 +258,7 @@ class _Reader:
             raise InvalidRequest(f"{name} must be an image as base64 text, not {forms.shown(value)}.")
         is_file = images.is_file(value)
         if len(value) > config.max_image_bytes * (1 if is_file else 4 / 3) + 1024:
-            raise TooLarge(f"{name} is over {config.max_image_bytes} bytes: send a smaller or better compressed image.")
+            raise TooLarge(
+                f"{name} is larger than {config.max_image_bytes} bytes: send a smaller or more compressed image."
+            )
         return images.open_image(value if is_file else images.decode_base64(value, name), name, config.max_image_pixels)

@@ -1,7 +1,7 @@
 """Images in and out: base64, PNG/JPEG/WebP files, masks, sizes.
 
-Each limit is checked before the step that it protects: base64 length, then the header (format and pixel count),
-then the decode.
+Each limit is checked before the step that it protects: the length of the base64, then the header (format and number
+of pixels), then the decoding.
 """
 
 import base64
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_SCANS = 100  # of a progressive JPEG; ten are usual, and each costs a pass over all pixels
+MAX_SCANS = 100  # of a progressive JPEG; ten are usual, and each takes a pass over all pixels
 SIZE_MULTIPLE = 8  # every Stable Diffusion VAE and UNet takes sizes in multiples of this
 _NOT_BASE64 = b"\r\n\t"
 
@@ -53,10 +53,10 @@ def is_file(data: bytes) -> bool:
 
 
 def decode_base64(text: bytes, field: str) -> bytes:
-    """Decodes base64 as clients really send it.
+    """Decodes base64 as real clients send it.
 
-    Takes a `data:…;base64,` prefix, line breaks, missing padding, the URL-safe alphabet, and spaces where a client
-    forgot to escape `+` in a form. Raises InvalidRequest for anything else.
+    Accepts a `data:…;base64,` prefix, line breaks, missing padding, the URL-safe alphabet, and spaces from clients that
+    do not escape `+` in a form. Raises InvalidRequest for anything else.
     """
     text = text.strip()
     if text[:5].lower() == b"data:":
@@ -74,7 +74,7 @@ def decode_base64(text: bytes, field: str) -> bytes:
 
 
 def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
-    """Decodes an image file, upright (EXIF) and of any mode Pillow gives it.
+    """Decodes an image file, upright (EXIF), in any mode of Pillow's.
 
     Raises InvalidRequest for other formats and broken files, TooLarge for more than `max_pixels`.
     """
@@ -90,15 +90,15 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
                 "Send a smaller image."
             )
         if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
-            raise InvalidRequest(f"{field} is a JPEG with more than {MAX_SCANS} scans: save it anew.")
+            raise InvalidRequest(f"{field} is a JPEG with more than {MAX_SCANS} scans: save it again.")
         image.load()
         return ImageOps.exif_transpose(image)
     except (RequestError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise TooLarge(f"{field} has far more pixels than the {max_pixels} that this server takes.") from None
-    except Exception:  # Pillow's decoders raise a dozen kinds for damaged files, struct.error and TypeError among them
-        raise InvalidRequest(f"{field} is damaged or cut short: it cannot be decoded.") from None
+    except Exception:  # for damaged files, Pillow's decoders raise a dozen kinds, struct.error and TypeError among them
+        raise InvalidRequest(f"{field} is damaged or incomplete: it cannot be decoded.") from None
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -110,7 +110,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture's colours as RGB; an alpha channel is dropped, so that every pixel keeps its value."""
+    """The image's colours as RGB; the alpha channel is dropped, so every pixel keeps its value."""
     image = _eight_bit(image)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -120,8 +120,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_mask(image: Image.Image) -> Image.Image:
     """The mask as greyscale: 255 = replace, 0 = keep.
 
-    A mask that carries its shape in the alpha channel alone (transparent = replace) is recognised by colours that
-    say nothing: where it is visible it is one single colour, or a coloured picture with holes.
+    A mask whose shape is in its alpha channel alone (transparent = replace) is recognised by its colours: the visible
+    part is one single colour, or a coloured image with holes.
     """
     image = _eight_bit(image)
     if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -139,20 +139,20 @@ def to_mask(image: Image.Image) -> Image.Image:
 
 
 def nearest_size(value: int, low: int, high: int) -> int:
-    """The legal size (a multiple of 8 within low … high) nearest to `value`, in pixels."""
+    """The valid size (a multiple of 8 within low … high) nearest to `value`, in pixels."""
     legal_low = -(-low // SIZE_MULTIPLE) * SIZE_MULTIPLE
     legal_high = high // SIZE_MULTIPLE * SIZE_MULTIPLE
     return max(legal_low, min(legal_high, (value + SIZE_MULTIPLE // 2) // SIZE_MULTIPLE * SIZE_MULTIPLE))
 
 
 def working_size(width: int, height: int, low: int, high: int) -> tuple[int, int]:
-    """The size (width, height) at which the model draws an image of this size: its own, as nearly as is legal."""
+    """The size (width, height) at which the model generates an image of this size: the nearest valid one."""
     scale = min(1.0, high / max(width, height))
     return nearest_size(round(width * scale), low, high), nearest_size(round(height * scale), low, high)
 
 
 def drawn_size(width: int, height: int, longer_side: int) -> tuple[int, int]:
-    """The size (width, height) at which a model draws that knows one size: of the same shape, but at most 2 : 1."""
+    """The size (width, height) at which a fixed-size model generates: of the same shape, but at most 2 : 1."""
     scale = longer_side / max(width, height)
     low = longer_side // 2
     return nearest_size(round(width * scale), low, longer_side), nearest_size(round(height * scale), low, longer_side)
@@ -171,8 +171,8 @@ def paste_back(init: Image.Image, result: Image.Image, mask: Image.Image) -> Ima
 def encode_png(image: Image.Image) -> str:
     """The image as a base64 PNG.
 
-    zlib's level 1 with its run-length strategy: lossless all the same, six times quicker than level 6, and after PNG's
-    filters smaller than level 1 by itself (docs/performance.md).
+    zlib's level 1 with its run-length strategy is lossless, six times faster than level 6 and, after PNG's filters,
+    smaller than level 1 by itself (docs/performance.md).
     """
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)

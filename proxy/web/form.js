@@ -1,4 +1,4 @@
-// The form: the fields that a task takes, with the server's own defaults and limits, and the picture to start from.
+// The form: the fields that a task takes, with the server's own defaults and limits, and the init image.
 
 import { Mask } from "./mask.js";
 
@@ -13,7 +13,7 @@ export let task = "";
 
 export const mask = new Mask($("mask"), $("brush"), $("cursor"), () => $("error").toggleAttribute("hidden", true));
 
-/** Where a drawing is sent: the task, or a custom model's path. */
+/** Where a request is sent: the task, or a custom model's path. */
 export function path() {
   return task === "txt2img" && $("model").value ? `custom/${encodeURIComponent($("model").value)}` : task;
 }
@@ -87,13 +87,13 @@ export function choose(wanted) {
   fill();
 }
 
-/** Takes `blob` as the picture to start from. Throws where it is none. */
+/** Takes `blob` as the init image. Throws if it is no image. */
 export async function start(blob) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
-    throw new Error("This file is not a picture that can be read: take a PNG, JPEG or WebP.");
+    throw new Error("This file is not an image that can be read: choose a PNG, JPEG or WebP file.");
   }
   init = { blob, width: bitmap.width, height: bitmap.height };
   bitmap.close();
@@ -105,7 +105,7 @@ export async function start(blob) {
   choose(task === "txt2img" ? "img2img" : task);
 }
 
-/** Back to the field where a picture is chosen. */
+/** Back to the field where an image is chosen. */
 export function another() {
   init = null;
   $("easel").hidden = $("other").hidden = true;
@@ -115,7 +115,7 @@ export function another() {
   $("file").focus();
 }
 
-/** The form's fields as the server takes them. Throws with a sentence where something is missing. */
+/** The form's fields as the server takes them. Throws a sentence if something is missing. */
 export async function collect() {
   const form = new FormData();
   for (const field of fields) {
@@ -124,11 +124,11 @@ export async function collect() {
     if (!unused && (field.value.trim() || field.name === "prompt")) form.append(field.name, field.value);
   }
   if (task !== "txt2img") {
-    if (!init) throw new Error("Choose the picture to start from.");
+    if (!init) throw new Error("Choose an init image.");
     form.append("init_image", init.blob, "init_image.png");
   }
   if (task === "masking") {
-    if (mask.empty) throw new Error("Paint over what shall be drawn anew.");
+    if (mask.empty) throw new Error("Paint over the part that you want to replace.");
     form.append("mask_image", await mask.blob(), "mask_image.png");
   }
   return form;
@@ -139,7 +139,7 @@ export function texts(form) {
   return Object.fromEntries([...form].filter(([, value]) => typeof value === "string"));
 }
 
-/** Takes over an earlier drawing's fields. */
+/** Restores the fields of an earlier request. */
 export function restore(earlier) {
   touched = new Set(Object.keys(earlier.fields));
   const custom = earlier.task.startsWith("custom/");
@@ -154,13 +154,13 @@ export function restore(earlier) {
   showEta();
 }
 
-/** Draws the next one with this seed. */
+/** Uses this seed for the next request. */
 export function keepSeed(seed) {
   set("seed", seed);
   set("num_outputs", 1);
 }
 
-/** Shows what is wrong, at the field that the server's sentence begins with. */
+/** Shows an error, at the field that the server's sentence begins with. */
 export function showError(message) {
   clearError();
   $("error").textContent = message;

@@ -1,6 +1,6 @@
-// Earlier pictures, in this browser's IndexedDB. Where it has none (a private window), none are kept.
+// Earlier images, in this browser's IndexedDB. Without one (in a private window), nothing is kept.
 
-const STORE = "pictures";
+const STORE = "pictures"; // as it was named first: another name would lose what browsers have stored
 const KEPT = 200;
 
 const opening = new Promise((resolve) => {
@@ -26,9 +26,9 @@ async function transact(mode, work) {
   });
 }
 
-/** Keeps {blob, seed, nsfw, task, fields}. The oldest go once there are KEPT. */
-export async function keep(picture) {
-  await transact("readwrite", (store) => store.add(picture));
+/** Keeps {blob, seed, nsfw, task, fields}. Beyond KEPT, the oldest are deleted. */
+export async function keep(image) {
+  await transact("readwrite", (store) => store.add(image));
   const ids = (await transact("readonly", (store) => store.getAllKeys())) ?? [];
   const old = ids.slice(0, -KEPT);
   if (old.length) await transact("readwrite", (store) => store.delete(IDBKeyRange.bound(old[0], old.at(-1))));

@@ -1,6 +1,6 @@
-// The brush: what is painted over the picture is drawn anew. By mouse, pen and finger, or with the keyboard.
+// The brush that paints the mask over the init image, by mouse, pen and finger, or with the keyboard.
 
-const LONGEST = 2048; // pixels of the mask; the server scales it to the picture
+const LONGEST = 2048; // pixels of the mask; the server scales it to the init image
 const UNDOS = 20;
 
 export class Mask {
@@ -22,7 +22,7 @@ export class Mask {
     canvas.addEventListener("blur", () => (this.cursor.hidden = true));
   }
 
-  /** A blank mask for a picture of this size. */
+  /** A blank mask for an image of this size. */
   reset(width, height) {
     const scale = Math.min(1, LONGEST / Math.max(width, height));
     this.canvas.width = Math.round(width * scale);
@@ -49,7 +49,7 @@ export class Mask {
     return true;
   }
 
-  /** The mask as the server wants it: a PNG, white = replace, black = keep. */
+  /** The mask as the server takes it: a PNG, white = replace, black = keep. */
   blob() {
     const { width, height } = this.canvas;
     const copy = new OffscreenCanvas(width, height);

@@ -1,4 +1,4 @@
-// The page: draws what the form says, shows it come into being, and keeps what came of it.
+// The page: sends the form, shows the progress and the images, and stores them.
 
 import * as form from "./form.js";
 import { $ } from "./form.js";
@@ -6,8 +6,8 @@ import * as history from "./history.js";
 import { Failure, curl, generate, get, key, withoutKey } from "./server.js";
 
 const RETRY_MS = 2000;
-let running = null; // the AbortController of what is being drawn
-let shown = null; // the picture on the stage: {blob, url, seed, nsfw, task, fields}
+let running = null; // the AbortController of the running request
+let shown = null; // the image on the stage: {blob, url, seed, nsfw, task, fields}
 
 // --- the server ---
 
@@ -32,17 +32,17 @@ async function connect() {
 
 function askForKey(error) {
   const refused = error instanceof Failure && (withoutKey || key.get());
-  $("key-heading").textContent = refused ? "This key does not open the server" : "This server wants a key";
+  $("key-heading").textContent = refused ? "The server refused this key" : "This server requires a key";
   $("key-forget").hidden = !key.get();
-  $("state").textContent = "This server wants a key.";
+  $("state").textContent = "This server requires a key.";
   $("key-button").hidden = false;
   $("key").value = "";
   if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 
-// --- drawing ---
+// --- generating ---
 
-async function draw() {
+async function run() {
   if (running) return;
   form.clearError();
   const controller = new AbortController();
@@ -61,19 +61,19 @@ async function draw() {
     else if (!controller.signal.aborted) form.showError(error instanceof TypeError ? "The server cannot be reached: is it running?" : error.message);
   } finally {
     running = null;
-    $("progress").hidden = $("preview-picture").hidden = true;
-    $("draw").disabled = false;
-    if (shown) $("picture-button").hidden = $("about").hidden = false;
+    $("progress").hidden = $("preview-image").hidden = true;
+    $("generate").disabled = false;
+    if (shown) $("image-button").hidden = $("about").hidden = false;
     else $("empty").hidden = false;
   }
 }
 
 function begin() {
-  $("draw").disabled = true;
+  $("generate").disabled = true;
   $("progress").hidden = false;
   $("about").hidden = true;
   $("bar").removeAttribute("value");
-  $("steps").textContent = "Waiting for its turn …";
+  $("steps").textContent = "Queued …";
   $("cancel").focus({ preventScroll: true });
   if (matchMedia("(max-width: 52rem)").matches) $("stage").scrollIntoView({ block: "start" });
 }
@@ -83,59 +83,59 @@ function progress({ step, of, preview }) {
   $("bar").value = step;
   $("steps").textContent = `Step ${step} of ${of}`;
   if (!preview) return;
-  $("preview-picture").src = `data:image/jpeg;base64,${preview}`;
-  $("preview-picture").hidden = false;
-  $("picture-button").hidden = $("empty").hidden = true;
+  $("preview-image").src = `data:image/jpeg;base64,${preview}`;
+  $("preview-image").hidden = false;
+  $("image-button").hidden = $("empty").hidden = true;
 }
 
-async function results(images, task, fields) {
-  const pictures = [];
-  for (const { base64, seed, nsfw, mimetype } of images) {
+async function results(answer, task, fields) {
+  const images = [];
+  for (const { base64, seed, nsfw, mimetype } of answer) {
     const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-    pictures.push({ blob: new Blob([bytes], { type: mimetype }), seed, nsfw, task, fields, time: Date.now() });
+    images.push({ blob: new Blob([bytes], { type: mimetype }), seed, nsfw, task, fields, time: Date.now() });
   }
-  for (const picture of pictures) await history.keep(picture).catch(() => {});
-  list($("results"), pictures.length > 1 ? pictures : []);
-  show(pictures[0]);
+  for (const image of images) await history.keep(image).catch(() => {});
+  list($("results"), images.length > 1 ? images : []);
+  show(images[0]);
   await showHistory();
 }
 
-/** A custom model tells its defaults once it is loaded. */
+/** A custom model's defaults are known once it is loaded. */
 async function connectedModels(path) {
   if (path.startsWith("custom/")) await connect();
 }
 
-// --- pictures ---
+// --- images ---
 
-function show(picture) {
+function show(image) {
   if (shown) URL.revokeObjectURL(shown.url);
-  shown = { ...picture, url: URL.createObjectURL(picture.blob) };
-  const prompt = picture.fields.prompt;
-  $("picture").src = shown.url;
-  $("picture").alt = prompt ? `Picture: ${prompt}` : "Picture without words";
-  $("picture-button").hidden = $("about").hidden = false;
+  shown = { ...image, url: URL.createObjectURL(image.blob) };
+  const prompt = image.fields.prompt;
+  $("image").src = shown.url;
+  $("image").alt = prompt ? `Image: ${prompt}` : "Image without a prompt";
+  $("image-button").hidden = $("about").hidden = false;
   $("empty").hidden = true;
   $("caption").textContent = prompt;
-  $("result-seed").textContent = picture.seed;
-  $("nsfw").hidden = !picture.nsfw;
+  $("result-seed").textContent = image.seed;
+  $("nsfw").hidden = !image.nsfw;
   $("download").href = shown.url;
-  $("download").download = `${(prompt || "picture").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60)}-${picture.seed}.png`;
+  $("download").download = `${(prompt || "image").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60)}-${image.seed}.png`;
   for (const button of document.querySelectorAll("li button")) {
-    button.setAttribute("aria-current", button.picture.seed === picture.seed && button.picture.time === picture.time);
+    button.setAttribute("aria-current", button.image.seed === image.seed && button.image.time === image.time);
   }
 }
 
-function list(element, pictures) {
-  for (const image of element.querySelectorAll("img")) URL.revokeObjectURL(image.src);
+function list(element, images) {
+  for (const old of element.querySelectorAll("img")) URL.revokeObjectURL(old.src);
   element.replaceChildren(
-    ...pictures.map((picture) => {
-      const button = Object.assign(document.createElement("button"), { type: "button", picture });
-      const image = Object.assign(document.createElement("img"), {
-        src: URL.createObjectURL(picture.blob), loading: "lazy", alt: `${picture.fields.prompt || "picture"}, seed ${picture.seed}`,
+    ...images.map((image) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", image });
+      const thumbnail = Object.assign(document.createElement("img"), {
+        src: URL.createObjectURL(image.blob), loading: "lazy", alt: `${image.fields.prompt || "image"}, seed ${image.seed}`,
       });
-      button.append(image);
+      button.append(thumbnail);
       button.addEventListener("click", () => {
-        show(picture);
+        show(image);
         if (element.id === "history") $("stage").scrollIntoView({ block: "nearest" });
       });
       const item = document.createElement("li");
@@ -146,9 +146,9 @@ function list(element, pictures) {
 }
 
 async function showHistory() {
-  const pictures = await history.kept().catch(() => []);
-  list($("history"), pictures);
-  $("earlier").hidden = !pictures.length;
+  const images = await history.kept().catch(() => []);
+  list($("history"), images);
+  $("earlier").hidden = !images.length;
 }
 
 async function startFrom(blob) {
@@ -174,22 +174,22 @@ async function showCurl() {
     await navigator.clipboard.writeText($("curl-text").value);
     $("curl-note").textContent = "Copied.";
   } catch {
-    $("curl-note").textContent = "Copy it from here: this browser lets no page do so over plain http.";
+    $("curl-note").textContent = "Copy it from here: browsers let no page copy over plain http.";
   }
 }
 
 // --- what the user does ---
 
-function pictureIn(transfer) {
+function imageIn(transfer) {
   return [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
 }
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  draw();
+  run();
 });
 document.addEventListener("keydown", (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") draw();
+  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") run();
   if (event.key === "Escape" && running && !document.querySelector("dialog[open]")) running.abort();
 });
 $("cancel").addEventListener("click", () => running?.abort());
@@ -215,11 +215,11 @@ document.addEventListener("dragleave", () => document.body.classList.remove("dra
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  const file = pictureIn(event.dataTransfer);
+  const file = imageIn(event.dataTransfer);
   if (file) startFrom(file);
 });
 document.addEventListener("paste", (event) => {
-  const file = pictureIn(event.clipboardData);
+  const file = imageIn(event.clipboardData);
   if (file) startFrom(file);
 });
 $("other").addEventListener("click", form.another);
@@ -231,7 +231,7 @@ $("erase").addEventListener("click", () => {
 $("undo").addEventListener("click", () => form.mask.undo());
 $("clear").addEventListener("click", () => form.mask.clear());
 
-for (const id of ["reuse", "picture-button"]) $(id).addEventListener("click", () => startFrom(shown.blob));
+for (const id of ["reuse", "image-button"]) $(id).addEventListener("click", () => startFrom(shown.blob));
 $("result-seed").addEventListener("click", () => form.keepSeed(shown.seed));
 $("again").addEventListener("click", () => form.restore(shown));
 $("curl").addEventListener("click", showCurl);

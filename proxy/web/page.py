@@ -1,4 +1,4 @@
-"""The page at `/`, the description of the API at `/docs`, and the files that they are made of."""
+"""Serves the page at `/`, the API's description at `/docs`, and their files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
-# nothing but the server's own files; pictures also from memory (blob:) and from the events (data:)
+# only the server's own files; images also from memory (blob:) and from events (data:)
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -24,7 +24,7 @@ POLICY = (
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # the address may hold a key
+    "Referrer-Policy": "no-referrer",  # the address may contain a key
     "Cache-Control": "no-cache",
 }
 
@@ -32,7 +32,7 @@ HEADERS: Mapping[str, str] = {
 def _file(name: str) -> Response:
     path = FOLDER / name
     if path not in FOLDER.iterdir() or path.suffix not in TYPES:
-        raise Failure(404, f"There is no file {name[:100]!r} of the page.")
+        raise Failure(404, f"The page has no file {name[:100]!r}.")
     return Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
 
 

@@ -4,7 +4,7 @@ const KEY = "sd-api-key";
 const here = new URL(".", document.baseURI);
 const inAddress = here.pathname.match(/^(.*\/)k\/[^/]+\/$/);
 
-/** The page's address without the key in it; null where there is none. A key in it is newer than one that is kept. */
+/** The page's address without the key in it; null where there is none. A key in it is newer than a stored one. */
 export const withoutKey = inAddress && new URL(inAddress[1], here);
 
 export const key = {
@@ -35,7 +35,7 @@ export async function get(path) {
   return response.json();
 }
 
-/** Sends a form; yields {name: "progress" | "result", data}. Throws Failure; aborting `signal` stops the work. */
+/** Sends a form; yields {name: "progress" | "result", data}. Throws Failure; aborting `signal` cancels the request. */
 export async function* generate(path, form, signal) {
   const response = await fetch(path, {
     method: "POST", body: form, signal, headers: headers({ Accept: "text/event-stream" }),
@@ -47,7 +47,7 @@ export async function* generate(path, form, signal) {
     ended ||= name === "result";
     yield { name, data };
   }
-  if (!ended) throw new Failure("The connection to the server broke off: try again.", 503);
+  if (!ended) throw new Failure("The connection to the server was lost: try again.", 503);
 }
 
 async function* events(stream) {

@@ -53,7 +53,7 @@ def test_archives_follow_the_file(
     assert handler_settings(store / "custom-mine.mar")["safety_checker"] is True
     written(tmp_path)
     archives.update()
-    assert not list(store.glob("custom-*")) and "is gone from config.json" in said[-1]
+    assert not list(store.glob("custom-*")) and "was removed from config.json" in said[-1]
     (tmp_path / "config.json").write_text("{")
     archives.update()
     assert "The custom models stay as they were." in said[-1]

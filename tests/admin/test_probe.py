@@ -42,4 +42,4 @@ def test_the_command_reports_as_json(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert probe.main([]) == 0
     assert json.loads(capsys.readouterr().out) == {"device": "cuda", "dtype": "float16", "free_bytes": 9 * 2**30}
     assert probe.main(["--dtype", "float8"]) == 1
-    assert "is not known" in capsys.readouterr().err
+    assert "There is no dtype" in capsys.readouterr().err

@@ -162,7 +162,7 @@ def test_a_server_that_is_not_there_is_said_so(tmp_path: Path) -> None:
 
 def test_an_archive_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "txt2img.mar").write_bytes(b"no zip")
-    with pytest.raises(ReloadError, match="not an archive of ours"):
+    with pytest.raises(ReloadError, match="not an archive of this server"):
         reload(TorchServe(), tmp_path)
 
 
@@ -200,6 +200,6 @@ def test_the_running_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     runs(1337, os.getpid())
     assert find_target(None) == Target("http://m1337", "http://i1337", tmp_path / "sd-server-1337" / "store")
     runs(1338, os.getpid())
-    with pytest.raises(ReloadError, match=r"ports 133[78], 133[78]: say which with --port"):
+    with pytest.raises(ReloadError, match=r"ports 133[78], 133[78]: choose one with --port"):
         find_target(None)
     assert find_target(1338).management_url == "http://m1338"

@@ -67,7 +67,7 @@ def test_more_requests_than_one_client_may_have_are_told_to_come_back(combined: 
 
     answer = asyncio.run(until_one_is_refused())
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
-    assert "64 requests of yours are open" in answer.json()["message"]
+    assert "You have 64 open requests" in answer.json()["message"]
     # the clients of all the others have left, and so has their work
     wait_for(lambda: httpx.get(f"{combined.url}/models", timeout=60).status_code == 200, 60)
     wait_for(lambda: combined.activity("txt2img")["open_requests"] == 0, 60)

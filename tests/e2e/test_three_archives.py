@@ -181,7 +181,7 @@ def test_json_and_multipart_bodies_give_the_same_image(three: Running) -> None:
         ("txt2img", {"num_outputs": 99}, 400, "num_outputs must be a whole number from 1 to 8"),
         ("txt2img", {"guidance_scale": "nan"}, 400, "guidance_scale must be a number"),
         ("img2img", {}, 400, "init_image is missing"),
-        ("img2img", {"init_image": b64(file_bytes(picture())[:500])}, 400, "damaged or cut short"),
+        ("img2img", {"init_image": b64(file_bytes(picture())[:500])}, 400, "damaged or incomplete"),
         ("img2img", {"init_image": b64(bomb())}, 413, "pixels"),
         ("img2img", {"init_image": INIT, "strength": 2}, 400, "strength must be"),
         ("masking", {"init_image": INIT}, 400, "mask_image is missing"),
@@ -199,7 +199,7 @@ def test_bad_input_is_a_sentence_and_harms_nobody(
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (b"prompt=a&prompt=b", "given twice"),
+        (b"prompt=a&prompt=b", "comes twice"),
         (b"prompt=%zz", "bad percent-escape: write a '%' within a value as %25"),
         (b"prompt", "no '='"),
         (b"", "prompt is missing"),

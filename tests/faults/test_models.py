@@ -103,7 +103,7 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
     early = entry | {"url_path": "early", "load": "start"}
     (folder / "config.json").write_text(json.dumps({"custom_models": [early]}))
     wait_for(lambda: "at /custom/early" in instance.output.read_text() and len(instance.workers()) == workers + 1)
-    assert "emoji is gone from config.json" in instance.output.read_text()
+    assert "emoji was removed from config.json" in instance.output.read_text()
 
     # another model in its place, and then none: what is in flight is drawn to its end
     fields = {"prompt": "a red apple", "num_inference_steps": 60}

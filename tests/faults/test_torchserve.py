@@ -57,8 +57,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in original.namelist():
             content = original.read(name)
             if name == "handlers/request/fields.py":
-                assert b"is missing: send it, empty if need be." in content
-                content = content.replace(b"is missing: send it, empty if need be.", b"is missing, says version 1.1.")
+                assert b"is missing: send it, even if it is empty." in content
+                content = content.replace(
+                    b"is missing: send it, even if it is empty.", b"is missing, says version 1.1."
+                )
             changed.writestr(name, content)
     staged.with_suffix(".original").unlink()
     return store
@@ -125,7 +127,7 @@ def test_a_url_is_refused(torchserve: None) -> None:
 
 
 def test_a_second_version_replaces_the_first_while_requests_run(torchserve: None, store: Path) -> None:
-    assert "send it, empty" in _missing_prompt("txt2img")
+    assert "send it, even if" in _missing_prompt("txt2img")
     failures: list[Any] = []
     stop = threading.Event()
 

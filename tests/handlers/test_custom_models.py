@@ -49,7 +49,7 @@ def test_a_faulty_entry_is_named(tmp_path: Path, entry: Any, sentence: str) -> N
 
 
 def test_a_faulty_file_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="given twice"):
+    with pytest.raises(ModelError, match="is used twice"):
         read_config(written(tmp_path, MINE, MINE | {"url_path": "MINE"}))
     file = tmp_path / "config.json"
     for text, sentence in (

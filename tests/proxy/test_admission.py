@@ -81,7 +81,7 @@ async def test_clients_have_their_turns_one_after_the_other() -> None:
 async def test_there_are_limits_for_one_client_and_for_all() -> None:
     async with clients() as there:
         await there.ask("a", 5)
-        with pytest.raises(Failure, match="5 requests of yours are open") as refused:
+        with pytest.raises(Failure, match="You have 5 open requests") as refused:
             async with there.queue.turn("a"):
                 pass
         assert (refused.value.status, refused.value.retry_after) == (429, BUSY_RETRY_S)

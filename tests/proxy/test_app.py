@@ -124,7 +124,7 @@ async def test_a_broken_connection_becomes_a_sentence(error: Exception, sentence
         ),
         (lambda request: httpx.Response(404), 503, "the archive img2img is not registered"),
         (lambda request: httpx.Response(200, json=[{"workers": []}]), 503, "no worker"),
-        (lambda request: httpx.Response(200, text="<html>"), 503, "does not answer as it should"),
+        (lambda request: httpx.Response(200, text="<html>"), 503, "gives an unexpected answer"),
     ],
 )
 async def test_ping_is_true_readiness(respond: Respond, status: int, sentence: str | None) -> None:
@@ -206,7 +206,7 @@ async def test_a_deadline_is_a_504_though_the_worker_says_nothing() -> None:
 
     async with client(respond, deadline_s=0.05) as http:
         answer = await http.post("/txt2img", data={"prompt": "x"})
-    assert answer.status_code == 504 and "not done within" in answer.json()["message"]
+    assert answer.status_code == 504 and "not finished within" in answer.json()["message"]
 
 
 async def test_a_client_that_leaves_closes_the_connection_to_torchserve() -> None:
@@ -302,7 +302,7 @@ async def test_a_body_that_stalls_is_given_up_and_holds_no_room_meanwhile(monkey
     }  # fmt: skip
     async with app.router.lifespan_context(app):
         await app(scope, receive, send)
-    assert sent[0]["status"] == 408 and b"Nothing came" in sent[1]["body"]
+    assert sent[0]["status"] == 408 and b"The body paused" in sent[1]["body"]
 
 
 async def test_a_request_does_not_wait_for_ever_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

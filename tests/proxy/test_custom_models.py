@@ -112,7 +112,7 @@ async def test_a_faulty_file_leaves_the_last_good_one(config: Path) -> None:
     config.write_text("[" * 100_000)
     async with client(Management(), config=str(config)) as http:
         answer = await http.get("/custom_models")
-        assert answer.status_code == 500 and "config.json has a fault" in answer.json()["message"]
+        assert answer.status_code == 500 and "config.json is faulty" in answer.json()["message"]
         config.write_text(good)
         assert len((await http.get("/custom_models")).json()) == 2
         config.write_text("{")

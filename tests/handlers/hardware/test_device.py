@@ -40,7 +40,8 @@ def test_device(monkeypatch: pytest.MonkeyPatch, wanted: str, cuda: bool, mps: b
 
 
 @pytest.mark.parametrize(
-    ("wanted", "sentence"), [("cuda", "no NVIDIA card"), ("mps", "has none"), ("tpu9", "not known")]
+    ("wanted", "sentence"),
+    [("cuda", "finds no NVIDIA GPU"), ("mps", "has no device mps"), ("tpu9", "There is no device 'tpu9'")],
 )
 def test_a_device_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch, wanted: str, sentence: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -80,7 +81,7 @@ def test_dtype_without_a_card() -> None:
     assert device.choose_dtype("auto", CPU) == torch.float32
     assert device.choose_dtype("auto", torch.device("mps")) == torch.float16
     assert device.choose_dtype("bfloat16", CPU) == torch.bfloat16
-    with pytest.raises(ModelError, match="is not known"):
+    with pytest.raises(ModelError, match="There is no dtype"):
         device.choose_dtype("float8", CPU)
 
 

@@ -124,7 +124,7 @@ def test_only_what_is_needed_is_downloaded_and_only_once(served: hub.Hub, tmp_pa
 def test_a_connection_that_breaks_is_taken_up_again(served: hub.Hub, tmp_path: Path) -> None:
     weights = "unet/diffusion_pytorch_model.safetensors"
     served.cut[weights] = 100
-    with pytest.raises(ModelError, match=r"broke off .* files that are complete stay"):
+    with pytest.raises(ModelError, match=r"was interrupted .* complete files are kept"):
         download(MODEL, Installation(tmp_path, os.environ))
     complete = {name for name, _ in served.fetched if name.endswith(".safetensors")} - {weights}
     served.fetched.clear()
@@ -158,8 +158,8 @@ def test_a_token_from_its_file_opens_a_gated_model(served: hub.Hub, tmp_path: Pa
 @pytest.mark.parametrize(
     ("model", "refusal", "sentence"),
     [
-        ("no/such", None, "knows no model no/such"),
-        ("a/secret", (401, "RepoNotFound"), "knows no model a/secret, or your token may not see it"),
+        ("no/such", None, "has no model no/such"),
+        ("a/secret", (401, "RepoNotFound"), "has no model a/secret, or your token gives no access"),
         ("a/gated", (403, "GatedRepo"), "is gated: accept its licence"),
         ("in/trouble", (500, ""), "not in the local cache"),
         ("a/b/c", None, "neither a folder here nor a hub id"),

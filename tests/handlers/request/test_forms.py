@@ -28,13 +28,13 @@ def test_an_empty_body_has_no_fields() -> None:
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (b"prompt=a&prompt=b", "'prompt' is given twice"),
-        (b"prompt=a&p%72ompt=b", "'prompt' is given twice"),
+        (b"prompt=a&prompt=b", "'prompt' comes twice"),
+        (b"prompt=a&p%72ompt=b", "'prompt' comes twice"),
         (b"prompt", "no '='"),
         (b"prompt=%zz", "bad percent-escape: write a '%' within a value as %25"),
         (b"prompt=100%", "bad percent-escape: write a '%' within a value as %25"),
         (b"%ff=1", "not valid UTF-8"),
-        (b"&".join(b"f%d=1" % i for i in range(11)), "11 fields; at most 10"),
+        (b"&".join(b"f%d=1" % i for i in range(11)), "11 fields; the limit is 10"),
     ],
 )
 def test_malformed_forms_say_what_is_wrong(body: bytes, sentence: str) -> None:
@@ -61,12 +61,12 @@ def test_multipart_takes_text_and_files() -> None:
 @pytest.mark.parametrize(
     ("body", "content_type", "sentence"),
     [
-        (_multipart((PROMPT, b"a"), (PROMPT, b"b")), "; boundary=XX", "given twice"),
+        (_multipart((PROMPT, b"a"), (PROMPT, b"b")), "; boundary=XX", "comes twice"),
         (_multipart((PROMPT, b"a"))[:-8], "; boundary=XX", "cut short|malformed"),
         (b"rubbish", "; boundary=XX", "malformed|cut short"),
         (_multipart((PROMPT, b"a")), "", "no boundary"),
         (_multipart((PROMPT, b"a")), "; boundary=" + "B" * 5000, "malformed"),
-        (_multipart(*[(PROMPT, b"a")] * 11), "; boundary=XX", "at most 10"),
+        (_multipart(*[(PROMPT, b"a")] * 11), "; boundary=XX", "the limit is 10"),
     ],
 )
 def test_malformed_multipart_says_what_is_wrong(body: bytes, content_type: str, sentence: str) -> None:
@@ -83,14 +83,14 @@ def test_json_keeps_its_types() -> None:
     [
         (b"{", "not valid JSON"),
         (b"[]", "must be an object"),
-        (b'{"prompt": "a", "prompt": "b"}', "given twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "comes twice"),
         (b'{"guidance_scale": NaN}', "not finite"),
         (b'{"guidance_scale": -Infinity}', "not finite"),
         (b"[" * 90_000, "nested too deeply"),
         (b'{"a":[' + b"1," * 200_000 + b"1]}", "far too many elements"),
         (b'{"seed": ' + b"1" * 10_000 + b"}", "a number that is too long"),
         (b'{"prompt": "\xff"}', "not valid JSON"),
-        (json.dumps({f"f{i}": 1 for i in range(11)}).encode(), "11 fields; at most 10"),
+        (json.dumps({f"f{i}": 1 for i in range(11)}).encode(), "11 fields; the limit is 10"),
     ],
 )
 def test_malformed_json_says_what_is_wrong(body: bytes, sentence: str) -> None:
@@ -99,7 +99,7 @@ def test_malformed_json_says_what_is_wrong(body: bytes, sentence: str) -> None:
 
 
 def test_other_content_types_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="text/xml is not understood"):
+    with pytest.raises(InvalidRequest, match="text/xml is not supported"):
         parse_body(b"<a/>", "text/xml", 10)
 
 

@@ -110,23 +110,23 @@ def test_words_become_a_picture_that_the_seed_brings_back(page: Page, server: Ru
     draw(page, "a red apple", num_inference_steps=4, num_outputs=2)
     expect(page.locator("#results button")).to_have_count(2)
     expect(page.locator("#nsfw")).to_be_hidden()
-    first = pixels(page, "#picture")
+    first = pixels(page, "#image")
     page.locator("#result-seed").click()
     draw(page, "a red apple", num_inference_steps=4)
     # it was drawn beside another one, now it is alone
-    assert np.abs(pixels(page, "#picture").astype(int) - first.astype(int)).max() <= 2
+    assert np.abs(pixels(page, "#image").astype(int) - first.astype(int)).max() <= 2
 
 
 def test_progress_and_previews_arrive_and_cancel_stops_it(page: Page) -> None:
     page.locator("#prompt").fill("a panda")
     settings(page, num_inference_steps=250, seed=5)
-    page.locator("#draw").click()
+    page.locator("#generate").click()
     expect(page.locator("#steps")).to_have_text(re.compile(r"Step \d+ of 250"))
-    expect(page.locator("#preview-picture")).to_be_visible()
-    assert min(pixels(page, "#preview-picture").shape[:2]) >= 8
+    expect(page.locator("#preview-image")).to_be_visible()
+    assert min(pixels(page, "#preview-image").shape[:2]) >= 8
     page.locator("#cancel").click()
     expect(page.locator("#progress")).to_be_hidden()
-    expect(page.locator("#draw")).to_be_enabled()
+    expect(page.locator("#generate")).to_be_enabled()
     expect(page.locator("#error")).to_be_hidden()
     expect(page.locator("#earlier")).to_be_hidden()
 
@@ -136,8 +136,8 @@ def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page: Page) -> None:
     init = picture(96, 64)
     upload(page, init)
     page.locator("#prompt").fill("a red apple")
-    page.locator("#draw").click()
-    expect(page.locator("#error")).to_have_text("Paint over what shall be drawn anew.")
+    page.locator("#generate").click()
+    expect(page.locator("#error")).to_have_text("Paint over the part that you want to replace.")
     page.locator("#strength").fill("1")
     box = page.locator("#mask").bounding_box()
     assert box is not None
@@ -146,7 +146,7 @@ def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page: Page) -> None:
     page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.6, steps=5)
     page.mouse.up()
     draw(page, "a red apple", num_inference_steps=5)
-    changed = (pixels(page, "#picture") != np.asarray(init).astype(int)).any(axis=2)
+    changed = (pixels(page, "#image") != np.asarray(init).astype(int)).any(axis=2)
     assert changed[:, :40].any() and not changed[:, 48:].any()
 
 
@@ -169,8 +169,8 @@ def test_the_brush_by_keyboard(page: Page) -> None:
 
 def test_a_result_starts_the_next_picture_and_earlier_ones_are_found_after_a_reload(page: Page) -> None:
     draw(page, "a red car", num_inference_steps=4, seed=11)
-    before = pixels(page, "#picture")
-    page.locator("#picture-button").click()
+    before = pixels(page, "#image")
+    page.locator("#image-button").click()
     expect(page.locator("#tab-img2img")).to_have_attribute("aria-selected", "true")
     assert np.array_equal(pixels(page, "#init"), before)
     draw(page, "a green car", num_inference_steps=5, strength="0.6")
@@ -180,7 +180,7 @@ def test_a_result_starts_the_next_picture_and_earlier_ones_are_found_after_a_rel
     page.locator("#history button").nth(1).click()
     expect(page.locator("#caption")).to_have_text("a red car")
     expect(page.locator("#result-seed")).to_have_text("11")
-    assert np.array_equal(pixels(page, "#picture"), before)
+    assert np.array_equal(pixels(page, "#image"), before)
     page.locator("#again").click()
     assert page.locator("#prompt").input_value() == "a red car" and page.locator("#seed").input_value() == "11"
     page.locator("#forget").click()
@@ -209,7 +209,7 @@ def test_pasting_and_dropping_a_picture(page: Page) -> None:
 def test_a_bad_size_is_told_at_its_field(page: Page) -> None:
     page.locator("#prompt").fill("a red apple")
     settings(page, width=77)
-    page.locator("#draw").click()
+    page.locator("#generate").click()
     expect(page.locator("#error")).to_have_text(
         "width must be a multiple of 8 from 64 to 1024, not 77: the nearest is 80."
     )
