@@ -11,7 +11,7 @@ import pytest
 
 from handlers.archive import build
 from handlers.custom_archives import CustomArchives
-from handlers.custom_models import CustomModel, config_file, hub_token, read_config
+from handlers.custom_models import CustomModel, config_file, hub_token, read_config, user_folder
 from handlers.errors import ModelError
 from handlers.reload import Management, Target, handler_settings
 from tests.conftest import EMBEDDED, HOME
@@ -139,3 +139,15 @@ def test_what_could_not_be_served_is_tried_again_later(
     monkeypatch.setattr(archives, "_retry_at", 0.0)
     archives.update()
     assert said[1] == "Custom model: late at /custom/late"
+
+
+def test_the_files_of_an_installed_servers_user_lie_in_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))  # on Windows
+    assert user_folder(tmp_path) == tmp_path and config_file(tmp_path, {}) == tmp_path / "config.json"
+    (tmp_path / "__init__.py").touch()  # as in the wheel
+    assert user_folder(tmp_path) == tmp_path / "user" / ".sd-api-server"
+    assert config_file(tmp_path, {}) == tmp_path / "user" / ".sd-api-server" / "config.json"
+    assert config_file(tmp_path, {"SD_CONFIG": "/my/config.json"}) == Path("/my/config.json")
