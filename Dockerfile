@@ -36,12 +36,13 @@ WORKDIR /app
 COPY config.properties log4j2.xml server.py ./
 COPY models models
 COPY proxy proxy
+COPY admin admin
 COPY handlers handlers
 COPY launch launch
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp server \
     && mkdir /weights \
     && chown server /weights \
-    && /opt/venv/bin/python -m compileall -q server.py launch proxy handlers
+    && /opt/venv/bin/python -m compileall -q server.py admin launch proxy handlers
 # downloaded models lie in the volume; all else that is written goes to /tmp, so the rest may be read-only
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/weights SD_HOST=0.0.0.0 \
     JAVA_HOME=/opt/venv/java
@@ -49,7 +50,7 @@ VOLUME /weights
 USER 10001
 EXPOSE 1337
 HEALTHCHECK --interval=10s --timeout=6s --start-period=15m --retries=3 \
-    CMD ["python", "-c", "import os, ssl, urllib.request as u; u.urlopen(('https' if os.environ.get('SD_TLS_CERT') else 'http') + '://127.0.0.1:1337/readyz', timeout=5, context=ssl._create_unverified_context())"]
+    CMD ["python", "-m", "admin.ready"]
 # to the whole group: TorchServe's launcher would keep the signal to itself
 ENTRYPOINT ["tini", "-g", "--"]
 CMD ["python", "server.py", "--host", "0.0.0.0"]

@@ -63,7 +63,7 @@ lock: $(VENV)/.installed
 	mv $(VENV)/locked.txt constraints.txt
 
 archives: $(VENV)/.installed
-	$(BIN)/python -m handlers.archive $(ARGS)
+	$(BIN)/python -m admin.archive $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.serving $(ARGS)

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
+from admin.paths import HOME
 from benchmarks.timing import row
-from handlers.archive import HOME
 from launch.machine import free_ports
 from launch.processes import MALLOC
 

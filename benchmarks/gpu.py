@@ -24,15 +24,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.true_shapes import make
-from handlers.cuda_graphs import GraphedForward
-from handlers.device import choose_dtype
-from handlers.generation import generator
-from handlers.merging import forward, merge
-from handlers.pipeline_job import PipelineJob, UNetCall
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.forward.calls import UNetCall
+from handlers.forward.cuda_graphs import GraphedForward
+from handlers.forward.merging import forward, merge
+from handlers.hardware.device import choose_dtype
+from handlers.pipelines.arguments import generator
 from handlers.stable_diffusion import CombinedHandler
-from tests.e2e.running import running
-from tests.frontend import Context, Frontend
-from tests.samples import decode
+from tests.support.frontend import Context, Frontend
+from tests.support.running import running
+from tests.support.samples import decode
 
 STEPS, GUIDANCE = 20, 7.5
 BATCHES = (1, 2, 4, 8, 16)  # guided pictures

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
+from admin.paths import HOME
 from benchmarks.timing import in_turns, ratio, row
 from benchmarks.workload import text_to_image
-from handlers.archive import HOME
 from handlers.config import HandlerConfig
-from handlers.device import choose_dtype
-from handlers.merging import forward, merge
-from handlers.pipeline_job import PipelineJob
-from handlers.pipelines import CONFIGS, load_pipelines
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.forward.merging import forward, merge
+from handlers.hardware.device import choose_dtype
+from handlers.pipelines.loading import CONFIGS, load_pipelines
 
 
 class InProcess:

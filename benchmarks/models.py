@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from handlers.archive import HOME
-from handlers.pipelines import DEFAULTS_FILE
-from handlers.sources import resolve_model
-from tests import tiny_models
+from admin.paths import HOME
+from handlers.pipelines.defaults import DEFAULTS_FILE
+from handlers.pipelines.sources import resolve_model
+from tests.support import tiny_models
 
 
 def free_size_copy(folder: Path) -> Path:

@@ -12,8 +12,8 @@ import httpx
 from benchmarks.in_process import InProcess
 from benchmarks.timing import difference, in_turns, ratio, row, seconds
 from benchmarks.workload import text_to_image
-from handlers.images import open_image
-from tests.samples import file_bytes, picture
+from handlers.request.images import open_image
+from tests.support.samples import file_bytes, picture
 
 
 class Overhead:

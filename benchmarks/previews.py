@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handlers.archive import HOME
+from admin.paths import HOME
 from handlers.config import HandlerConfig
-from handlers.generation import generator
-from handlers.merging import forward
-from handlers.pipeline_job import PipelineJob, UNetCall
-from handlers.pipelines import CONFIGS, load_pipelines
-from handlers.previews import fit_preview
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.forward.calls import UNetCall
+from handlers.forward.merging import forward
+from handlers.pipelines.arguments import generator
+from handlers.pipelines.loading import CONFIGS, load_pipelines
+from handlers.pipelines.previews import fit_preview
 
 GUIDANCE = 3.5
 

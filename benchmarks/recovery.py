@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks.timing import row
-from tests.e2e.running import Running, running, wait_for
 from tests.e2e.test_faults import CLIENTS, LONG, parts
+from tests.support.running import Running, running, wait_for
 
 TIMES = 3
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 import psutil
 
+from admin.paths import HOME
 from benchmarks.contenders import Contender
 from benchmarks.timing import ratio, row
-from handlers.archive import HOME
-from handlers.request import TASKS
+from handlers.wire import TASKS
 from launch.machine import free_ports, java_home, write_config
-from tests.e2e.running import Running, running, wait_for
+from tests.support.running import Running, running, wait_for
 
 # what a worker of this task has imported when it is ready, and the processor time that this took
 IMPORTS = """

@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from admin.paths import HOME
 from benchmarks.contenders import IN_OPENVINO, OURS, Contender, peers
 from benchmarks.in_process import InProcess
 from benchmarks.load import arriving, capacity, closed_loops
@@ -36,9 +37,8 @@ from benchmarks.queueing import short_behind_long
 from benchmarks.resources import Memory, cold_start
 from benchmarks.timing import row
 from benchmarks.workload import mixed
-from handlers.archive import HOME
-from tests.conftest import SIDE
-from tests.e2e.running import Running, running
+from tests.support.paths import SIDE
+from tests.support.running import Running, running
 
 STEPS = 20
 

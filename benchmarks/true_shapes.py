@@ -22,11 +22,11 @@ import transformers
 from diffusers import AutoPipelineForText2Image
 from transformers import CLIPTextConfig, CLIPTokenizer
 
+from admin.paths import HOME
 from benchmarks.timing import difference, in_turns, seconds
-from handlers.archive import HOME
-from handlers.device import Peak, choose_dtype
-from tests.e2e.running import Running, running
-from tests.samples import decode
+from handlers.hardware.device import Peak, choose_dtype
+from tests.support.running import Running, running
+from tests.support.samples import decode
 
 CONFIGS = HOME / "models" / "configs"
 TOGETHER = 4  # clients at once

@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.request import TASKS
-from tests.samples import b64, half_mask, picture
+from handlers.wire import TASKS
+from tests.support.samples import b64, half_mask, picture
 
 GUIDANCE = 3.5
 SIZES, STEPS = (96, 128, 192), (5, 10, 20)  # of the mixed list; the embedded model's native size is 128

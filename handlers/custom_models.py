@@ -6,17 +6,15 @@
 """
 
 import json
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from handlers.errors import ModelError
+from handlers.wire import CUSTOM
 
 FILE_NAME = "config.json"
-CUSTOM = "custom-"  # what the names of their archives start with
 LOAD = ("demand", "start")
 _URL_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # also what TorchServe takes for a name
 
@@ -41,20 +39,6 @@ class CustomModel:
     @property
     def archive(self) -> str:
         return CUSTOM + self.url_path
-
-
-def user_folder(home: Path) -> Path:
-    """Where people's own files lie, `token.txt`, `config.json` and `model_store`: the project's folder.
-
-    Of an installed server that folder belongs to pip, which may replace it: theirs is `~/.sd-api-server` then.
-    """
-    is_installed = (home / "__init__.py").is_file()  # launch/installed.py: the wheel has the project in a package
-    return Path(os.path.expanduser("~"), ".sd-api-server") if is_installed else home
-
-
-def config_file(home: Path, environment: Mapping[str, str]) -> Path:
-    """SD_CONFIG, else config.json in the user's folder; as an absolute path."""
-    return Path(environment.get("SD_CONFIG") or user_folder(home) / FILE_NAME).absolute()
 
 
 def read_config(file: Path) -> list[CustomModel]:

@@ -8,14 +8,12 @@
     ├── DeadlineExceeded    504  the client's deadline passed
     └── OutOfMemory         507  the device has no room for this request
 
-    ModelError                   the model cannot be served at all (raised while loading)
+    OperatorError                a sentence for whoever runs the server
+    └── ModelError               the model cannot be served at all (raised while loading)
 
-Errors are raised where they are found and turned into an answer in one place, `error_line`.
+Errors are raised where they are found. `Generation.fail` turns a RequestError into an answer. The other rooms'
+OperatorErrors: StartError and CheckFailed (launch), ReloadError (admin), SettingsError (proxy).
 """
-
-import json
-
-FAILURE_MARK = "cannot serve: "  # a worker writes it and a ModelError's text to its log, where server.py looks for it
 
 
 class RequestError(Exception):
@@ -56,16 +54,9 @@ class OutOfMemory(RequestError):
     status = 507
 
 
-class ModelError(Exception):
-    """The model cannot be loaded; the message is a sentence that says what to do."""
+class OperatorError(Exception):
+    """The server cannot do what it was told to; the message is a sentence for whoever runs it, and says what to do."""
 
 
-def result_line(result: object) -> bytes:
-    """The NDJSON line that ends a request that succeeded."""
-    return json.dumps({"result": result}).encode() + b"\n"
-
-
-def error_line(error: RequestError) -> bytes:
-    """The NDJSON line that ends a failed request."""
-    body = {"status": error.status, "message": error.message, "retry_after": None}
-    return json.dumps({"error": body}).encode() + b"\n"
+class ModelError(OperatorError):
+    """The model cannot be loaded."""

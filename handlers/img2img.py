@@ -1,7 +1,7 @@
 """Entry point of the archive img2img.mar. One class a file: TorchServe insists."""
 
-from handlers import base_handler
+from handlers import handler
 
 
-class Img2ImgHandler(base_handler.StableDiffusionHandler):
+class Img2ImgHandler(handler.StableDiffusionHandler):
     tasks = ("img2img",)

@@ -1,7 +1,7 @@
 """Entry point of the archive masking.mar. One class a file: TorchServe insists."""
 
-from handlers import base_handler
+from handlers import handler
 
 
-class MaskingHandler(base_handler.StableDiffusionHandler):
+class MaskingHandler(handler.StableDiffusionHandler):
     tasks = ("masking",)

@@ -1,7 +1,7 @@
 """Entry point of the combined archive stable-diffusion.mar: all three pipelines on one set of weights."""
 
-from handlers import base_handler
+from handlers import handler
 
 
-class CombinedHandler(base_handler.StableDiffusionHandler):
+class CombinedHandler(handler.StableDiffusionHandler):
     tasks = ("txt2img", "img2img", "masking")

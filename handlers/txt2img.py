@@ -1,7 +1,7 @@
 """Entry point of the archive txt2img.mar. One class a file: TorchServe insists."""
 
-from handlers import base_handler
+from handlers import handler
 
 
-class Txt2ImgHandler(base_handler.StableDiffusionHandler):
+class Txt2ImgHandler(handler.StableDiffusionHandler):
     tasks = ("txt2img",)

@@ -1,17 +1,16 @@
-"""The doctor's checks that need the project's packages: device, port, access, token, model, and a first picture."""
+"""The doctor's checks that need the project's packages: device, port, access, token, model, and a first image."""
 
-import os
 import platform
 from collections.abc import Sequence
 from typing import Any
 
-from handlers.archive import HOME, settings_of
-from handlers.config import HandlerConfig
-from handlers.custom_models import user_folder
+from admin.download import prepare
+from admin.options import settings_of
+from admin.paths import HOME, installation
+from admin.placement import GIB
+from admin.probe import Device, find_device, torch_build
 from handlers.errors import ModelError
-from handlers.fit import GIB, Device, find_device, torch_build
-from handlers.request import TASKS
-from handlers.sources import fetch, read_token, resolve_model
+from handlers.wire import TASKS
 from launch.machine import StartError, check_port, gpu_notice
 from launch.serve import parse_options, proxy_variables
 from launch.trouble import CheckFailed
@@ -59,41 +58,33 @@ class Checkup:
 
     def token(self) -> str:
         try:
-            token = read_token(HOME, os.environ)
+            token = installation().token()
         except ModelError as error:
             raise CheckFailed(str(error)) from None
         # none is no trouble: only some models want one
         if token:
             return "there is one for the model hub"
-        file = user_folder(HOME) / "token.txt"
+        file = installation().token_file
         return f"none: models that want one cannot be downloaded (it goes into HF_TOKEN, or into {file})"
 
     def model(self) -> str:
         """Downloads a hub model's files where they are missing, as the server would."""
         try:
-            source = resolve_model(self._options.model, HOME, os.environ)
-            half = self._find_device().dtype != "float32"
-            path = fetch(source, HOME, os.environ, half, self._settings["allow_pickle"])
+            prepared = prepare(self._settings, installation())
         except ModelError as error:
             raise CheckFailed(str(error)) from None
-        return f"{source.location} ({source.reason}), at {path}"
+        source = prepared.sources[0]
+        return f"{source.location} ({source.reason}), at {prepared.paths[0]}"
 
-    def picture(self) -> str:
-        """Loads the model and draws three steps with each pipeline, in this process."""
+    def image(self) -> str:
+        """Loads the model and generates three steps with each pipeline, in this process."""
         import torch
 
-        from handlers.device import choose_device, choose_dtype
-        from handlers.pipelines import CONFIGS, load_pipelines, serve
-        from handlers.warm_up import warm_up
+        from handlers.worker import Worker
 
         try:
-            source = resolve_model(self._options.model, HOME, os.environ)
-            device = choose_device(self._settings["device"], None)
-            dtype = choose_dtype(self._settings["dtype"], device)
-            path = fetch(source, HOME, os.environ, dtype != torch.float32, self._settings["allow_pickle"])
-            config = HandlerConfig.from_mapping(self._settings | {"model": source.location})
-            pipelines = load_pipelines(path, TASKS, device, dtype, config, HOME / "models" / CONFIGS)
-            measured = warm_up(serve(source, path, pipelines), device)
+            worker = Worker.load(TASKS, self._settings | {"home": str(HOME)}, None, torch.get_num_threads())
         except ModelError as error:
             raise CheckFailed(str(error)) from None
-        return f"all three pipelines draw; a UNet row of native size takes {measured.seconds_per_row * 1000:.0f} ms"
+        milliseconds = worker.measured.seconds_per_row * 1000
+        return f"all three pipelines generate; a UNet row of native size takes {milliseconds:.0f} ms"

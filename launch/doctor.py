@@ -123,7 +123,7 @@ def checks(arguments: Sequence[str]) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "Access", checkup.access
     yield "Token", checkup.token
     yield "Model", checkup.model
-    yield "Picture", checkup.picture
+    yield "Image", checkup.image
 
 
 def main(arguments: Sequence[str]) -> int:

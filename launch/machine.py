@@ -7,12 +7,13 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from handlers.fit import torch_build
+from admin.probe import torch_build
+from handlers.errors import OperatorError
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 
 
-class StartError(Exception):
+class StartError(OperatorError):
     """The server cannot start, or has stopped; the message says why and what to do."""
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -18,10 +17,10 @@ from typing import Any
 import httpx
 import psutil
 
-from handlers.archive import COMBINED, HOME, build
-from handlers.custom_models import config_file
-from handlers.reload import RUN_FILE, Target
-from handlers.request import TASKS
+from admin.archive import build
+from admin.paths import HOME, installation
+from admin.running_server import RunningServer, Target
+from handlers.wire import COMBINED, TASKS
 from launch.console import Stopped, on_signals, stop_on_signals
 from launch.machine import StartError, address, free_ports, java_home, write_config
 from launch.worker_logs import WorkerLogs
@@ -82,7 +81,7 @@ class Server:
         environment = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
         }
-        environment |= {"SD_HOME": str(HOME), "SD_CONFIG": str(config_file(HOME, os.environ))}
+        environment |= {"SD_HOME": str(HOME), "SD_CONFIG": str(installation().config_file)}
         torchserve = {
             "JAVA_HOME": str(java_home()),
             # the pid file, the sockets and the unpacked archives: all of them ours alone
@@ -112,15 +111,10 @@ class Server:
         self._commands["proxy"] = [sys.executable, "-m", "proxy"], environment | proxy, HOME
         for name in self._commands:
             self._spawn(name)
-        # for `python -m handlers.reload`
-        reached = {
-            "pid": os.getpid(),
-            "port": self._options.port,
-            "inference_url": proxy["SD_INFERENCE_URL"],
-            "management_url": proxy["SD_MANAGEMENT_URL"],
-            "model_store": str(self._store),
-        }
-        (self.run_directory / RUN_FILE).write_text(json.dumps(reached), encoding="utf-8")
+        self._running = RunningServer(
+            os.getpid(), self._options.port, proxy["SD_MANAGEMENT_URL"], proxy["SD_INFERENCE_URL"], str(self._store)
+        )
+        self._running.write(self.run_directory)
 
     def _spawn(self, name: str) -> None:
         command, environment, folder = self._commands[name]
@@ -138,8 +132,7 @@ class Server:
     @property
     def target(self) -> Target:
         """TorchServe, for those who register archives."""
-        inference, management = self._ports[:2]
-        return Target(f"http://127.0.0.1:{management}", f"http://127.0.0.1:{inference}", self._store)
+        return self._running.target
 
     def wait_ready(self, show: Callable[[str], None]) -> None:
         """Waits until all three pipelines can serve. Raises StartError if they never will."""

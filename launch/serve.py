@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import HOME, add_handler_options, prepare, settings_of
-from handlers.custom_archives import CustomArchives
-from handlers.errors import ModelError
-from handlers.fit import Fit, fit, weight_bytes
-from handlers.sources import ModelSource, resolve_model
+from admin.custom_archives import CustomArchives
+from admin.download import prepare
+from admin.options import add_handler_options, settings_of
+from admin.paths import installation
+from admin.placement import Placement, choose_placement, weight_bytes
+from handlers.errors import OperatorError
+from handlers.pipelines.sources import ModelSource, resolve_model
 from launch.console import StatusLine, Stopped, stop_on_signals
 from launch.machine import StartError, check_port, gpu_notice
 from launch.processes import Server
@@ -58,18 +60,19 @@ def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
     return variables
 
 
-def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Fit, dict[str, Any]]:
+def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement, dict[str, Any]]:
     """Downloads what is served, and chooses how to serve it. Returns that and the archives' handler settings.
 
     Raises ModelError.
     """
     settings = settings_of(options) | {"model": source.location}
-    device, paths = prepare(settings)
+    prepared = prepare(settings, installation())
+    device = prepared.device
     settings["dtype"] = device.dtype
     if options.archives != "auto":
-        return Fit(options.archives, options.low_memory), settings
-    weights = sum(weight_bytes(path, device.dtype) for path in paths) if device.free_bytes is not None else 0
-    chosen = fit(device, weights)
+        return Placement(options.archives, options.low_memory), settings
+    weights = sum(weight_bytes(path, device.dtype) for path in prepared.paths) if device.free_bytes is not None else 0
+    chosen = choose_placement(device, weights)
     return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}
 
 
@@ -81,10 +84,10 @@ def keep_custom_models(server: Server, ending: threading.Event) -> None:
             print(text, flush=True)
 
     def watch() -> None:
-        archives, restarts = CustomArchives(server.target, HOME, os.environ, say), 0
+        archives, restarts = CustomArchives(server.target, installation(), say), 0
         while not ending.wait(1):
             if server.restarts != restarts:  # those that shall be there from the start are to be loaded again
-                archives, restarts = CustomArchives(server.target, HOME, os.environ, say), server.restarts
+                archives, restarts = CustomArchives(server.target, installation(), say), server.restarts
             try:
                 archives.update()
             except Exception as error:  # whatever it was, the next change of the file shall be followed
@@ -97,7 +100,7 @@ def serve(options: argparse.Namespace) -> None:
     """Runs the server until it is told to stop. Raises StartError or ModelError."""
     proxy = proxy_variables(options)
     check_port(options.host, options.port)
-    source = resolve_model(options.model, HOME, os.environ)
+    source = resolve_model(options.model, installation())
     print(f"Model: {source.location} ({source.reason})", flush=True)
     if notice := gpu_notice():
         print(notice, flush=True)
@@ -139,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_on_signals()
     try:
         serve(options)
-    except (StartError, ModelError) as error:
+    except OperatorError as error:
         print(f"Cannot serve: {error}", file=sys.stderr, flush=True)
         return 1
     except Stopped:

@@ -3,12 +3,10 @@
 import re
 from pathlib import Path
 
-from handlers.errors import FAILURE_MARK
+from handlers.wire import read_start_failure
 from launch.machine import StartError
 
-RECOVERIES = (
-    3  # attempts of TorchServe at starting a worker that may fail: the machine may be short of memory for a while
-)
+RECOVERIES = 3  # attempts of TorchServe to start a worker that may fail: memory may be short for a while
 
 
 class WorkerLogs:
@@ -34,7 +32,7 @@ class WorkerLogs:
             return []
         self._bytes_read = file.stat().st_size
         lines = self._text(file.name).splitlines()
-        said = {line.partition(FAILURE_MARK)[2]: None for line in lines if FAILURE_MARK in line}
+        said = dict.fromkeys(sentence for line in lines if (sentence := read_start_failure(line)))
         new = [sentence for sentence in said if sentence not in self._reported]
         self._reported.update(new)
         return new

@@ -9,9 +9,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from proxy.app import create_app
-from proxy.draining import DrainingServer
-from proxy.protocol import Protocol
+from proxy.connections import Protocol
 from proxy.settings import Settings, SettingsError
+from proxy.shutdown import DrainingServer
 from proxy.telemetry import JsonFormatter
 
 MAX_HEAD_BYTES = 32_768

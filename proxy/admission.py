@@ -3,15 +3,17 @@
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
 
+from handlers.wire import Result
 from proxy.errors import Failure
+from proxy.frontend_failures import BUSY_RETRY_S
 from proxy.telemetry import Counts
-from proxy.upstream import BUSY_RETRY_S, Progress
+from proxy.upstream import Events
 
 LEARNING = 0.2  # how much a request's seconds count for those to come
 
@@ -37,9 +39,7 @@ class Admission:
     def _queue(self, archive: str) -> "Queue":
         return self._queues.setdefault(archive, self._make_queue())
 
-    async def generate(
-        self, archive: str, client: str, events: AsyncGenerator[Progress | bytes, None]
-    ) -> AsyncGenerator[Progress | bytes, None]:
+    async def generate(self, archive: str, client: str, events: Events) -> Events:
         """`events` of a request to this archive, which begin when it is the client's turn. Raises as `Queue.turn`.
 
         With the result the turn is over, however long the client takes to read it.
@@ -47,7 +47,7 @@ class Admission:
         async with aclosing(events):
             async with self._queue(archive).turn(client):
                 async for event in events:
-                    if isinstance(event, bytes):
+                    if isinstance(event, Result):
                         break
                     yield event
             yield event

@@ -15,14 +15,16 @@ from starlette.responses import Response
 
 from proxy.access import Access
 from proxy.admission import Admission
-from proxy.custom import CustomModels
-from proxy.draining import Drain
+from proxy.bodies import Bodies
+from proxy.custom_models import CustomModels
 from proxy.errors import Failure
-from proxy.intake import Intake
+from proxy.frontend_failures import READY
+from proxy.paths import Paths
 from proxy.routes import answers_200, routes
 from proxy.settings import Settings, listed
+from proxy.shutdown import Drain
 from proxy.telemetry import Counts, Telemetry
-from proxy.upstream import READY, Upstream
+from proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         await upstream.aclose()
 
     counts, origins = Counts(), listed(settings.allowed_origins)
-    middleware = [Middleware(Telemetry, counts)]
+    middleware = [Middleware(Paths), Middleware(Telemetry, counts)]
     if origins:
         methods = ["GET", "POST"]
         middleware.append(
@@ -70,7 +72,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.counts = counts
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)
-    app.state.intake = Intake(settings.max_body_bytes, settings.max_bytes_in_flight)
+    app.state.bodies = Bodies(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app
 
 
@@ -82,12 +84,11 @@ async def _failure(request: Request, failure: Exception) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405, in the contract's form."""
     assert isinstance(error, HTTPException)
-    known = ", ".join(
-        sorted(f"{'/'.join(sorted((route.methods or set()) - {'HEAD'}))} {route.path}" for route in routes)
-    )
-    response = Failure(
-        error.status_code, f"{request.method} {request.scope['path'][:200]} is not served; there is {known}."
-    )
+    path = request.scope["path"][:200]
+    if error.status_code == 405 and (allowed := (error.headers or {}).get("Allow")):
+        response = Failure(405, f"{path} takes {allowed.replace('HEAD, ', '')}, not {request.method}.")
+    else:
+        response = Failure(error.status_code, f"There is no {path} here: /docs lists every address of the API.")
     answer = response.response(answers_200(request))
     answer.headers.update(error.headers or {})
     return answer

@@ -11,16 +11,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from handlers.wire import CUSTOM, TASKS, RequestHead
 from proxy.admission import Admission
-from proxy.custom import ARCHIVE, CustomModels
-from proxy.draining import Drain
+from proxy.bodies import Bodies
+from proxy.custom_models import CustomModels
 from proxy.errors import Failure
-from proxy.intake import Intake
+from proxy.frontend_failures import READY
 from proxy.metrics import metrics
-from proxy.page import docs, openapi, page, static
-from proxy.settings import TASKS, Settings
+from proxy.settings import Settings
+from proxy.shutdown import Drain
 from proxy.streaming import Generated
-from proxy.upstream import READY, Upstream
+from proxy.upstream import Upstream
+from proxy.web.page import docs, openapi, page, static
 
 ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in TASKS)})
 
@@ -72,36 +74,34 @@ class Generate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         settings: Settings = request.app.state.settings
-        intake: Intake = request.app.state.intake
+        bodies: Bodies = request.app.state.bodies
         upstream: Upstream = request.app.state.upstream
         custom: CustomModels = request.app.state.custom_models
         admission: Admission = request.app.state.admission
         drain: Drain = request.app.state.drain
         url_path: str | None = request.path_params.get("url_path")
         task = request.scope["path"].removeprefix("/")
-        # bytes, since a client's header may hold more than ASCII
-        headers = {
-            "X-Form-Type": request.headers.get("content-type", "").encode("latin-1"),
-            "X-Request-Id": request.state.request_id,
-        }
         as_events = "text/event-stream" in request.headers.get("accept", "")
-        if as_events:
-            headers["X-Progress"] = b"1"
-        deadline = math.inf
-        if settings.deadline_s:
-            headers["X-Deadline"] = f"{time.time() + settings.deadline_s:.3f}".encode()
-            deadline = anyio.current_time() + settings.deadline_s
+        limit = settings.deadline_s or math.inf
+        deadline = anyio.current_time() + limit
+        head = RequestHead(
+            task="txt2img" if url_path else task,
+            form_type=request.headers.get("content-type", ""),
+            request_id=request.state.request_id.decode("latin-1"),
+            deadline=time.time() + limit,
+            wants_progress=as_events,
+        )
         if url_path:
             custom.check(url_path)
-        archive = ARCHIVE + url_path if url_path else upstream.archive_of(task)
+        archive = CUSTOM + url_path if url_path else upstream.archive_of(task)
         try:
             with drain.request():
                 admission.check(archive, request.state.client)
-                async with intake.body(request) as body:
+                async with bodies.body(request) as body:
                     if url_path:
-                        events = custom.generate(url_path, body, headers)
+                        events = custom.generate(url_path, head, body)
                     else:
-                        events = upstream.generate(archive, task, body, headers)
+                        events = upstream.generate(archive, head, body)
                     events = admission.generate(archive, request.state.client, events)
                     await Generated(events, as_events, drain, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:

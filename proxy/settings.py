@@ -9,16 +9,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from handlers.errors import OperatorError
+from handlers.wire import TASKS
 from proxy.access import is_loopback
 
 PREFIX = "SD_"
-TASKS = ("txt2img", "img2img", "masking")
 BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class SettingsError(Exception):
+class SettingsError(OperatorError):
     """A setting's value cannot be used; the message says what it may be."""
 
 

@@ -1,18 +1,17 @@
 """Answers that take long: they end when the client goes away, and can tell of their progress on the way."""
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from proxy.draining import Drain
+from handlers.wire import Progress, Result
 from proxy.errors import Failure
-from proxy.upstream import Progress
-
-Events = AsyncGenerator[Progress | bytes, None]
+from proxy.shutdown import Drain
+from proxy.upstream import Events
 
 
 async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
@@ -59,7 +58,7 @@ class Generated:
                     return
                 while isinstance(event, Progress):
                     event = await self._next()
-                response = Response(event, media_type="application/json")
+                response = Response(event.body, media_type="application/json")
             except Failure as failure:
                 response = failure.response(self._always_200)
             await response(scope, receive, send)
@@ -67,12 +66,12 @@ class Generated:
         async with aclosing(self._events):
             await until_disconnect(receive, work)
 
-    async def _next(self) -> Progress | bytes:
+    async def _next(self) -> Progress | Result:
         with self._drain.wait_until(self._deadline):
             event = await anext(self._events)
         return event
 
-    async def _send_events(self, event: Progress | bytes, send: Send) -> None:
+    async def _send_events(self, event: Progress | Result, send: Send) -> None:
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-store"),
@@ -81,11 +80,10 @@ class Generated:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             while isinstance(event, Progress):
-                shown = {} if event.preview is None else {"preview": event.preview}
-                progress = json.dumps({"step": event.step, "of": event.of, **shown}).encode()
+                progress = json.dumps(event.fields()).encode()
                 await send({"type": "http.response.body", "body": _event(b"progress", progress), "more_body": True})
                 event = await self._next()
-            last = _event(b"result", event)
+            last = _event(b"result", event.body)
         except Failure as failure:
             last = _event(b"error", json.dumps(failure.body).encode())
         await send({"type": "http.response.body", "body": last})

@@ -6,31 +6,22 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from handlers.wire import DESCRIBE, Failed, Progress, RequestHead, Result, read_line
 from proxy.errors import Failure
+from proxy.frontend_failures import READY, START_RETRY_S, failure_of, unreachable, worker_died
 
 logger = logging.getLogger(__name__)
 
-RESULT_PREFIX = b'{"result": '  # a result goes to the client as it is: the proxy cuts it out and never parses it
-READY = "ready"
-START_RETRY_S = 5
-BUSY_RETRY_S = 10
 WATCH_S = 1  # how often a request that gets no answer looks whether there is a worker
 PATIENCE_S = 10  # for how long it waits for one: as a rule a worker that died is back by then
 PREPARING_S = 10  # for how long a request waits for the archive of its custom model
 
 
-@dataclass(frozen=True)
-class Progress:
-    """UNet calls answered so far, and in all; now and then a small picture of it, as base64."""
-
-    step: int
-    of: int
-    preview: str | None = None
+Events = AsyncGenerator[Progress | Result, None]  # of one generation: any number of Progress, then one Result
 
 
 class Upstream:
@@ -87,10 +78,10 @@ class Upstream:
 
     async def describe(self, archive: str, task: str) -> list[dict[str, Any]]:
         """What an archive serves, model by model. Raises Failure where it does not answer."""
-        async with aclosing(self.generate(archive, task, b"", {"X-Task": b"describe"})) as lines:
-            async for line in lines:
-                if isinstance(line, bytes):
-                    return [{"archive": archive, **model} for model in json.loads(line)["models"]]
+        async with aclosing(self.generate(archive, RequestHead(DESCRIBE), b"")) as events:
+            async for event in events:
+                if isinstance(event, Result):
+                    return [{"archive": archive, **model} for model in json.loads(event.body)["models"]]
         raise Failure(503, f"{archive} gave no description of itself: try again shortly.", START_RETRY_S)
 
     async def metrics(self) -> bytes:
@@ -130,39 +121,38 @@ class Upstream:
                 await self._client.delete(f"{url}/{archive}")
                 raise Failure(503, "This model cannot be loaded: the server's output says why.", 60)
         except httpx.TransportError:
-            raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
+            raise unreachable() from None
 
-    async def generate(
-        self, archive: str, task: str, body: bytes, headers: Mapping[str, bytes]
-    ) -> AsyncGenerator[Progress | bytes, None]:
-        """Runs one request on an archive: yields a Progress a step, then the contract's JSON as bytes.
+    async def generate(self, archive: str, head: RequestHead, body: bytes) -> Events:
+        """Runs one request on an archive: yields a Progress a step, then the Result.
 
         Closing the iterator closes the connection, which makes the handler drop the request at its next call. Raises
         Failure for whatever goes wrong.
         """
         url = f"{self._inference_url}/predictions/{archive}"
-        all_headers = {"Content-Type": b"application/octet-stream", "X-Task": task.encode(), **headers}
-        raw_headers = [(name.encode(), value) for name, value in all_headers.items()]
+        headers = [(name.encode(), value) for name, value in head.headers().items()]
         try:
-            request = self._client.build_request("POST", url, content=body, headers=raw_headers)
+            request = self._client.build_request("POST", url, content=body, headers=headers)
             async with aclosing(await self._send(archive, request)) as answer:
                 if answer.status_code != 200:
-                    await answer.aread()
-                    raise await self._failure_of(archive, answer)
+                    body = await answer.aread()
+                    logger.warning("TorchServe answered %s with status %d: %s", archive, answer.status_code, body[:300])
+                    raise failure_of(answer.status_code, body, archive, await self._archive_state(archive))
                 result = None
                 async for line in _lines(answer):
-                    if line.startswith(RESULT_PREFIX):
-                        result = line[len(RESULT_PREFIX) : -1]  # its answer is read to the end: the connection stays
-                    elif line:
-                        yield _read_line(line)
+                    event = _event(line)
+                    if isinstance(event, Progress):
+                        yield event
+                    else:  # the answer is read to its end, so that the connection can be used again
+                        result = event or result
             if result is None:
-                raise _worker_died()
+                raise worker_died()
             yield result
         except httpx.ConnectError:
-            raise Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S) from None
+            raise unreachable() from None
         except httpx.TransportError as error:
             logger.warning("TorchServe broke off a request: %s", type(error).__name__)
-            raise _worker_died() from None
+            raise worker_died() from None
 
     async def _send(self, archive: str, request: httpx.Request) -> httpx.Response:
         """The head of TorchServe's answer, which comes when a worker has the request.
@@ -184,38 +174,11 @@ class Upstream:
             raise
         return sending.result()
 
-    async def _failure_of(self, archive: str, answer: httpx.Response) -> Failure:
-        """The contract's failure for an answer of TorchServe's own, in place of a handler's."""
-        status = answer.status_code
-        if status == 404:
-            return Failure(503, f"The archive {archive} is not registered in TorchServe.", 30)
-        if status == 413:
-            return Failure(413, "The request is larger than TorchServe takes: raise max_request_size, or send less.")
-        if status == 507:
-            return Failure(507, "The device ran out of memory: try a smaller picture, or a lower num_outputs.")
-        if status == 503:
-            # "has no worker" is TorchServe's text for a full queue as well
-            state = await self._archive_state(archive)
-            if state == READY:
-                return Failure(503, "The server is busy: too many requests are waiting. Try again.", BUSY_RETRY_S)
-            return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
-        logger.warning("TorchServe answered %s with status %d", archive, status)
-        return _worker_died()
-
 
 def _close(sending: asyncio.Task[httpx.Response]) -> None:
     """Closes the connection of a request that was given up, also if its answer came at that very moment."""
     if not sending.cancelled() and sending.exception() is None:
         asyncio.get_running_loop().create_task(sending.result().aclose())
-
-
-def _worker_died() -> Failure:
-    return Failure(
-        503,
-        "The worker that drew this picture died, often for want of memory. It is being restarted: try again, "
-        "and with a smaller picture if it happens again.",
-        BUSY_RETRY_S,
-    )
 
 
 async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -230,11 +193,12 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
             parts.append(rest)
 
 
-def _read_line(line: bytes) -> Progress:
+def _event(line: bytes) -> Progress | Result | None:
+    """What a line says. Raises Failure for an error's, and for one that no handler wrote."""
     try:
-        message = json.loads(line)
-        if error := message.get("error"):
-            raise Failure(error["status"], error["message"], error.get("retry_after"))
-        return Progress(**message["progress"])
-    except (ValueError, LookupError, TypeError, AttributeError):  # a line of TorchServe's own, not of a handler
-        raise _worker_died() from None
+        event = read_line(line)
+    except ValueError:
+        raise worker_died() from None
+    if isinstance(event, Failed):
+        raise Failure(event.status, event.message)
+    return event

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from handlers.archive import FRONTEND
+from admin.archive import FRONTEND
 from handlers.config import HandlerConfig
 from proxy.settings import PREFIX, Settings
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 CONFIGURATION = (HOME / "docs" / "configuration.md").read_text(encoding="utf-8")
 

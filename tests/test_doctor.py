@@ -12,7 +12,7 @@ import pytest
 
 from launch import doctor
 from launch.trouble import CheckFailed
-from tests.conftest import EMBEDDED, HOME
+from tests.support.paths import EMBEDDED, HOME
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,9 +28,9 @@ def test_a_healthy_machine_draws_a_first_picture() -> None:
     done = run("--port", str(free_ports(1)[0]))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    names = ["Python", "Packages", "Java", "Disk", "Device", "Port", "Access", "Token", "Model", "Picture"]
+    names = ["Python", "Packages", "Java", "Disk", "Device", "Port", "Access", "Token", "Model", "Image"]
     assert [line.split()[:2] for line in lines[:-1]] == [["ok", name] for name in names]
-    assert "all three pipelines draw" in lines[-2] and lines[-1] == "The server can serve."
+    assert "all three pipelines generate" in lines[-2] and lines[-1] == "The server can serve."
 
 
 def test_each_trouble_is_a_sentence_and_the_others_are_looked_at_all_the_same(tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_each_trouble_is_a_sentence_and_the_others_are_looked_at_all_the_same(tm
         done = run("--port", str(taken.getsockname()[1]), "--model", str(damaged), SD_TLS_CERT="cert.pem")
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
     wrong = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("NO")}
-    assert wrong.keys() == {"Port", "Access", "Picture"}
+    assert wrong.keys() == {"Port", "Access", "Image"}
     assert "choose another with --port" in wrong["Port"] and "SD_TLS_KEY" in wrong["Access"]
-    assert "cannot be loaded" in wrong["Picture"] and done.stdout.endswith("3 to mend: see the lines with NO.\n")
+    assert "cannot be loaded" in wrong["Image"] and done.stdout.endswith("3 to mend: see the lines with NO.\n")
 
 
 def test_a_model_that_is_not_there_is_told() -> None:

@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from rattler import MatchSpec
 
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 CONDA_FILES = ("environment.yaml", "environment-m1.yaml")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")

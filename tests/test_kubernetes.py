@@ -9,11 +9,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from handlers.archive import COMBINED
-from handlers.request import TASKS
+from handlers.wire import COMBINED, TASKS
 from proxy.metrics import WAIT_S
 from proxy.settings import Settings, listed
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 FOLDER = HOME / "deploy" / "kubernetes"
 VERSION = "1.37"

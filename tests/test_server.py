@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from handlers import fit
-from handlers.sources import resolve_model
+from admin import probe
+from admin.placement import GIB
+from handlers.installation import Installation
+from handlers.pipelines.sources import resolve_model
 from launch import machine, processes, serve
 from proxy.settings import Settings
-from tests.conftest import EMBEDDED, HOME
-from tests.e2e.running import running
+from tests.support.paths import EMBEDDED, HOME
+from tests.support.running import running
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -123,7 +125,7 @@ def test_a_card_that_torch_cannot_use_is_told(
 ) -> None:
     (tmp_path / "version.py").write_text(f"cuda = {cuda}\n")
     spec = argparse.Namespace(origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(fit.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if card else None)
     notice = machine.gpu_notice()
     assert (notice is not None) is told
@@ -176,9 +178,9 @@ def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None
 def test_how_the_pipelines_are_served_follows_what_fits(
     monkeypatch: pytest.MonkeyPatch, free: float | None, arguments: list[str], archives: str, low_memory: bool
 ) -> None:
-    device = fit.Device("cuda", "float16", int(free * fit.GIB)) if free else fit.Device("cpu", "float32", None)
-    monkeypatch.setattr("handlers.archive.find_device", lambda *_: device)
-    chosen, settings = serve.choose(serve.parse_options(arguments), resolve_model("default", HOME, {}))
+    device = probe.Device("cuda", "float16", int(free * GIB)) if free else probe.Device("cpu", "float32", None)
+    monkeypatch.setattr("admin.download.find_device", lambda *_: device)
+    chosen, settings = serve.choose(serve.parse_options(arguments), resolve_model("default", Installation(HOME, {})))
     assert chosen.archives == archives and settings["low_memory"] == low_memory
     assert settings["model"] == str(EMBEDDED)
     assert bool(chosen.reason) == (free is not None and "--archives" not in arguments)

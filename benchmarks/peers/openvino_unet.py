@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoPipelineForText2Image
 
 from benchmarks.timing import in_turns, ratio
-from handlers.openvino import OpenVINOForward
-from handlers.pipeline_job import UNetCall
+from handlers.forward.calls import UNetCall
+from handlers.forward.openvino import OpenVINOForward
 
 FEW, MANY = 5, 25  # steps: their difference leaves out what is done once a picture
 

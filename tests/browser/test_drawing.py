@@ -15,9 +15,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.conftest import HOME
-from tests.e2e.running import Running, running
-from tests.samples import file_bytes, picture
+from tests.support.paths import HOME
+from tests.support.running import Running, running
+from tests.support.samples import file_bytes, picture
 
 pytestmark = pytest.mark.browser
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 
 from launch.machine import free_ports
-from tests.conftest import HOME
-from tests.e2e.running import wait_for
+from tests.support.paths import HOME
+from tests.support.running import wait_for
 
 CONFIG = HOME / "deploy" / "haproxy" / "haproxy.cfg"
 UNPACKED = HOME / "build" / "haproxy"

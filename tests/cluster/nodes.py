@@ -15,8 +15,8 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from launch.machine import free_ports
-from tests.e2e.running import Running, running, wait_for
-from tests.samples import b64, picture
+from tests.support.running import Running, running, wait_for
+from tests.support.samples import b64, picture
 
 CLIENTS = 6
 MOST_REQUESTS = 2000  # of all clients together: a bound that only a hang reaches

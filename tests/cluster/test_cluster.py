@@ -12,7 +12,7 @@ import pytest
 from launch.machine import free_ports
 from tests.cluster.haproxy import balancing
 from tests.cluster.nodes import Load, Node, load
-from tests.e2e.running import wait_for
+from tests.support.running import wait_for
 
 pytestmark = pytest.mark.cluster
 

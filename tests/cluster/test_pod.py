@@ -21,8 +21,8 @@ import yaml
 
 from launch.machine import java_home
 from proxy.settings import Settings
-from tests.conftest import HOME
-from tests.e2e.running import wait_for
+from tests.support.paths import HOME
+from tests.support.running import wait_for
 
 pytestmark = pytest.mark.cluster
 

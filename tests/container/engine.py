@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HOME
+from tests.support.paths import HOME
 
 # brings up a real engine where there is none, and a stand-in for the base image where no registry is reached
 STAND_IN = HOME.parent / "shared" / "tools" / "container-engine"

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from launch.machine import free_ports
-from tests.conftest import HOME
 from tests.container.engine import IMAGE, Engine, started
-from tests.e2e.running import wait_for
-from tests.samples import b64
-from tests.samples import picture as sample
+from tests.support.paths import HOME
+from tests.support.running import wait_for
+from tests.support.samples import b64
+from tests.support.samples import picture as sample
 
 pytestmark = pytest.mark.container
 
@@ -95,8 +95,8 @@ def test_only_the_proxy_listens_on_more_than_loopback(engine: Engine, container:
 
 
 def test_reload_inside_the_container(engine: Engine, container: tuple[str, str]) -> None:
-    assert "txt2img 2.0 serves" in engine("exec", container[0], "python", "-m", "handlers.reload", "txt2img")
-    assert "txt2img 2.0 (default): READY" in engine("exec", container[0], "python", "-m", "handlers.reload", "--list")
+    assert "txt2img 2.0 serves" in engine("exec", container[0], "python", "-m", "admin.reload", "txt2img")
+    assert "txt2img 2.0 (default): READY" in engine("exec", container[0], "python", "-m", "admin.reload", "--list")
     picture(container[1], "txt2img")
 
 
@@ -151,7 +151,7 @@ def test_two_services_the_second_waits_for_the_first(engine: Engine, monkeypatch
         assert _time(engine.inspect(proxy)["State"]["StartedAt"]) > _time(first_good)
         picture(url, "txt2img")
         assert engine.inspect(proxy)["HostConfig"]["NetworkMode"] == f"container:{torchserve}"
-        engine.compose("exec", "-T", "torchserve", "python", "-m", "handlers.reload", "masking")
+        engine.compose("exec", "-T", "torchserve", "python", "-m", "admin.reload", "masking")
         init = b64(sample())
         picture(url, "masking", init_image=init, mask_image=init)
         engine.compose("stop")

@@ -9,9 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.conftest import SIDE
-from tests.e2e.running import Running, running, wait_for
-from tests.samples import b64, decode, half_mask, picture
+from tests.support.paths import SIDE
+from tests.support.running import Running, running, wait_for
+from tests.support.samples import b64, decode, half_mask, picture
 
 pytestmark = pytest.mark.e2e
 

@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import EMBEDDED
-from tests.e2e.running import Running, running, wait_for
+from tests.support.paths import EMBEDDED
+from tests.support.running import Running, running, wait_for
 
 pytestmark = pytest.mark.e2e
 

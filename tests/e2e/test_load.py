@@ -19,8 +19,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.running import Running, running, wait_for
-from tests.samples import b64, half_mask, picture
+from tests.support.running import Running, running, wait_for
+from tests.support.samples import b64, half_mask, picture
 
 pytestmark = pytest.mark.e2e
 

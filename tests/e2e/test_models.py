@@ -12,10 +12,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from tests import hub, tiny_models
-from tests.conftest import EMBEDDED
-from tests.e2e.running import Running, running, wait_for
-from tests.samples import b64, decode, half_mask, picture
+from tests.support import hub, tiny_models
+from tests.support.paths import EMBEDDED
+from tests.support.running import Running, running, wait_for
+from tests.support.samples import b64, decode, half_mask, picture
 
 pytestmark = pytest.mark.e2e
 

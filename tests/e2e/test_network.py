@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import HOME
-from tests.e2e.running import Running, running
+from tests.support.paths import HOME
+from tests.support.running import Running, running
 
 pytestmark = pytest.mark.e2e
 

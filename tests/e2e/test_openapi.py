@@ -20,11 +20,12 @@ from schemathesis.specs.openapi.checks import (
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
-from handlers.request import MAX_SEED, TASKS, ModelDefaults, parse_request
-from proxy.page import FOLDER
+from handlers.request.fields import MAX_SEED, ModelDefaults, parse_request
+from handlers.wire import TASKS
 from proxy.routes import routes
-from tests.e2e.running import Running, running
-from tests.samples import b64, half_mask, picture
+from proxy.web.page import FOLDER
+from tests.support.running import Running, running
+from tests.support.samples import b64, half_mask, picture
 
 DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))
 SCHEMAS = DOCUMENT["components"]["schemas"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.running import running
-from tests.samples import b64, decode, half_mask, picture
+from tests.support.running import running
+from tests.support.samples import b64, decode, half_mask, picture
 
 node = shutil.which("node")
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(node is None, reason="needs Node.js 18 or later")]

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from launch.machine import free_ports
-from tests.conftest import HOME
-from tests.e2e.running import wait_for
+from tests.support.paths import HOME
+from tests.support.running import wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -1,4 +1,4 @@
-"""`python -m handlers.reload` on the real server, under load."""
+"""`python -m admin.reload` on the real server, under load."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import EMBEDDED, HOME
-from tests.e2e.running import Running, running, wait_for
+from tests.support.paths import EMBEDDED, HOME
+from tests.support.running import Running, running, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +30,7 @@ def instance(folder: Path) -> Iterator[Running]:
 
 
 def reload(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "handlers.reload", *arguments]
+    command = [sys.executable, "-m", "admin.reload", *arguments]
     environment = os.environ | {"TMPDIR": str(folder)}
     return subprocess.run(command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=200)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.running import running, wait_for
+from tests.support.running import running, wait_for
 
 pytestmark = pytest.mark.e2e
 

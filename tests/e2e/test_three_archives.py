@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import SIDE
-from tests.e2e.running import Running, running, wait_for
-from tests.samples import b64, bomb, decode, file_bytes, half_mask, picture
+from tests.support.paths import SIDE
+from tests.support.running import Running, running, wait_for
+from tests.support.samples import b64, bomb, decode, file_bytes, half_mask, picture
 
 pytestmark = pytest.mark.e2e
 MEGABYTE = 1_000_000
@@ -186,7 +186,7 @@ def test_json_and_multipart_bodies_give_the_same_image(server: Running) -> None:
     [
         ("txt2img", {"width": 77}, 400, "nearest is 80"),
         ("txt2img", {"num_outputs": 99}, 400, "num_outputs must be a whole number from 1 to 8"),
-        ("txt2img", {"guidance_scale": "nan"}, 400, "guidance_scale must be a finite"),
+        ("txt2img", {"guidance_scale": "nan"}, 400, "guidance_scale must be a number"),
         ("img2img", {}, 400, "init_image is missing"),
         ("img2img", {"init_image": b64(file_bytes(picture())[:500])}, 400, "damaged or cut short"),
         ("img2img", {"init_image": b64(bomb())}, 413, "pixels"),
@@ -207,7 +207,7 @@ def test_bad_input_is_a_sentence_and_harms_nobody(
     ("body", "sentence"),
     [
         (b"prompt=a&prompt=b", "given twice"),
-        (b"prompt=%zz", "bad percent-escape"),
+        (b"prompt=%zz", "bad percent-escape: write a '%' within a value as %25"),
         (b"prompt", "no '='"),
         (b"", "prompt is missing"),
     ],

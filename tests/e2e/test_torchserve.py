@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from handlers import archive
+from admin import archive
 from launch.machine import java_home
-from tests.conftest import HOME
-from tests.e2e.running import wait_for
+from tests.support.paths import HOME
+from tests.support.running import wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from handlers.errors import RequestError
-from handlers.images import MAX_SCANS, open_image
-from tests.conftest import HOME
-from tests.samples import file_bytes, picture
+from handlers.request.images import MAX_SCANS, open_image
+from tests.support.paths import HOME
+from tests.support.samples import file_bytes, picture
 
 MAX_PIXELS = 16_000_000
 HUGE = 50_000
@@ -21,7 +21,7 @@ MEMORY = 1_500_000_000  # of a process's address space, in which Python and NumP
 DECODE = f"""
 import resource, sys
 from handlers.errors import RequestError
-from handlers.images import open_image, to_mask, to_rgb
+from handlers.request.images import open_image, to_mask, to_rgb
 resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
 try:
     image = open_image(sys.stdin.buffer.read(), "init_image", {MAX_PIXELS})

@@ -2,19 +2,13 @@
 
 import json
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handlers.archive import build
-from handlers.custom_archives import CustomArchives
-from handlers.custom_models import CustomModel, config_file, hub_token, read_config, user_folder
+from handlers.custom_models import CustomModel, hub_token, read_config
 from handlers.errors import ModelError
-from handlers.reload import Management, Target, handler_settings
-from tests.conftest import EMBEDDED, HOME
 
 MINE = {"model_path": "/models/mine", "ui_label": "Mine", "url_path": "mine", "requires_safety_checker": False}
 
@@ -75,79 +69,3 @@ def test_a_file_from_a_windows_editor_and_a_path_beside_it(tmp_path: Path) -> No
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert read_config(file)[0].model_path == str(tmp_path / "mine")
     assert hub_token(written(tmp_path, "a faulty entry", hf_token="hf_x")) == "hf_x"
-
-
-def test_where_the_file_is(tmp_path: Path) -> None:
-    assert config_file(tmp_path, {}) == tmp_path / "config.json"
-    assert config_file(tmp_path, {"SD_CONFIG": "/etc/sd.json"}) == Path("/etc/sd.json")
-
-
-@pytest.fixture
-def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[], CustomArchives], list[str], Path]:
-    """Makes CustomArchives of a store of which nothing is loaded, with what they say, and the store."""
-    monkeypatch.setattr(Management, "models", lambda _: [])
-    said: list[str] = []
-    store = tmp_path / "store"
-    build("txt2img", store, {"dtype": "bfloat16"})
-    nobody = Target("http://127.0.0.1:9", "http://127.0.0.1:9", store)
-    environment = {"SD_CONFIG": str(tmp_path / "config.json")}
-    return lambda: CustomArchives(nobody, HOME, environment, said.append), said, store
-
-
-def test_archives_follow_the_file(
-    tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path]
-) -> None:
-    make, said, store = following
-    archives = make()
-    archives.update()
-    assert not said
-
-    mine = MINE | {"model_path": str(EMBEDDED)}
-    written(tmp_path, mine, {"model_path": str(tmp_path / "nothing"), "url_path": "gone", "ui_label": "Gone"})
-    archives.update()
-    assert [file.name for file in store.glob("custom-*")] == ["custom-mine.mar"]
-    assert said[0] == "Custom model: Mine at /custom/mine"
-    assert said[1].startswith("The custom model Gone cannot be served: There is no model at")
-    settings = handler_settings(store / "custom-mine.mar")
-    assert (settings["model"], settings["safety_checker"], settings["dtype"]) == (str(EMBEDDED), False, "bfloat16")
-
-    archives.update()
-    make().update()  # another process finds all of it done
-    assert said[2:] == [said[1]]
-    written(tmp_path, mine | {"requires_safety_checker": True})
-    archives.update()
-    assert handler_settings(store / "custom-mine.mar")["safety_checker"] is True
-    written(tmp_path)
-    archives.update()
-    assert not list(store.glob("custom-*")) and "is gone from config.json" in said[-1]
-    (tmp_path / "config.json").write_text("{")
-    archives.update()
-    assert "The custom models stay as they were." in said[-1]
-
-
-def test_what_could_not_be_served_is_tried_again_later(
-    tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make, said, store = following
-    archives = make()
-    late = tmp_path / "late"
-    written(tmp_path, {"model_path": str(late), "url_path": "late"})
-    archives.update()
-    shutil.copytree(EMBEDDED, late)
-    archives.update()
-    assert len(said) == 1 and not list(store.glob("custom-*"))
-    monkeypatch.setattr(archives, "_retry_at", 0.0)
-    archives.update()
-    assert said[1] == "Custom model: late at /custom/late"
-
-
-def test_the_files_of_an_installed_servers_user_lie_in_the_home_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))  # on Windows
-    assert user_folder(tmp_path) == tmp_path and config_file(tmp_path, {}) == tmp_path / "config.json"
-    (tmp_path / "__init__.py").touch()  # as in the wheel
-    assert user_folder(tmp_path) == tmp_path / "user" / ".sd-api-server"
-    assert config_file(tmp_path, {}) == tmp_path / "user" / ".sd-api-server" / "config.json"
-    assert config_file(tmp_path, {"SD_CONFIG": "/my/config.json"}) == Path("/my/config.json")

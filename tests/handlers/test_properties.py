@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers import forms, images
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
-from handlers.request import MAX_SEED, TASKS, GenerationRequest, ModelDefaults, parse_request
-from tests.samples import file_bytes, half_mask, picture
+from handlers.request import forms, images
+from handlers.request.fields import MAX_SEED, GenerationRequest, ModelDefaults, parse_request
+from handlers.wire import TASKS
+from tests.support.samples import file_bytes, half_mask, picture
 
 CONFIG = HandlerConfig(max_image_pixels=100_000, max_prompt_chars=200)
 DEFAULTS = ModelDefaults()

@@ -13,11 +13,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.generation import generator
-from handlers.pipelines import load_pipelines
-from tests import tiny_models
-from tests.conftest import CONFIGS
-from tests.original_layout import count, save_single_file
+from handlers.pipelines.arguments import generator
+from handlers.pipelines.loading import load_pipelines
+from tests.support import tiny_models
+from tests.support.original_layout import count, save_single_file
+from tests.support.paths import CONFIGS
 
 CPU = torch.device("cpu")
 

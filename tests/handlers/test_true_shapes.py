@@ -11,9 +11,10 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from handlers.config import HandlerConfig
-from handlers.pipelines import load_pipelines, model_defaults
-from tests.conftest import CONFIGS
-from tests.original_layout import save_single_file
+from handlers.pipelines.defaults import model_defaults
+from handlers.pipelines.loading import load_pipelines
+from tests.support.original_layout import save_single_file
+from tests.support.paths import CONFIGS
 
 pytestmark = pytest.mark.true_shapes
 PARTS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.errors import FAILURE_MARK
+from handlers.wire import start_failure_line
 from launch.machine import StartError
 from launch.worker_logs import RECOVERIES, WorkerLogs
 
@@ -22,21 +22,21 @@ def test_without_logs_there_is_nothing_to_say(tmp_path: Path) -> None:
 
 def test_each_failure_is_reported_once(tmp_path: Path) -> None:
     logs = WorkerLogs(tmp_path)
-    write(tmp_path, "model_log.log", f"12:00 {FAILURE_MARK}The model is damaged.", "12:00 other words")
+    write(tmp_path, "model_log.log", f"12:00 {start_failure_line('The model is damaged.')}", "12:00 other words")
     assert logs.new_failures() == ["The model is damaged."]
     assert logs.new_failures() == []
     # the worker is started again, and fails again
     write(
         tmp_path,
         "model_log.log",
-        f"12:01 {FAILURE_MARK}The model is damaged.",
-        f"12:01 {FAILURE_MARK}The disk is full.",
+        f"12:01 {start_failure_line('The model is damaged.')}",
+        f"12:01 {start_failure_line('The disk is full.')}",
     )
     assert logs.new_failures() == ["The disk is full."]
 
 
 def test_a_failure_ends_the_start_and_names_the_logs(tmp_path: Path) -> None:
-    write(tmp_path, "model_log.log", FAILURE_MARK + "The model is damaged.")
+    write(tmp_path, "model_log.log", start_failure_line("The model is damaged."))
     with pytest.raises(StartError, match=r"The model is damaged\. \(logs: "):
         WorkerLogs(tmp_path).check()
 

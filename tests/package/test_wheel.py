@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from launch.machine import free_ports
-from tests.conftest import HOME
-from tests.e2e.running import running
+from tests.support.paths import HOME
+from tests.support.running import running
 
 NOT_INSTALLED = {"benchmarks", "tests", "training"}
 ENVIRONMENT = dict(os.environ)  # pip and pyenv have their files in the true home directory

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.test_app import RESULT, anyio_backend, client, serving
+from tests.support.torchserve import RESULT, client, serving
 
-__all__ = ["anyio_backend"]
 pytestmark = pytest.mark.anyio
 
 

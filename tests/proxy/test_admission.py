@@ -10,8 +10,8 @@ import pytest
 from proxy import admission
 from proxy.admission import Queue
 from proxy.errors import Failure
+from proxy.frontend_failures import BUSY_RETRY_S
 from proxy.telemetry import Counts
-from proxy.upstream import BUSY_RETRY_S
 
 pytestmark = pytest.mark.anyio
 

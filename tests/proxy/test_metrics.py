@@ -6,9 +6,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.proxy.test_app import RESULT, anyio_backend, client, management, serving
+from tests.support.torchserve import RESULT, client, management, serving
 
-__all__ = ["anyio_backend"]
 pytestmark = pytest.mark.anyio
 
 ACTIVITY = {

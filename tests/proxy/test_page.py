@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from proxy.page import FOLDER
-from tests.proxy.test_app import RESULT, anyio_backend, client, serving
+from proxy.web.page import FOLDER, TYPES
+from tests.support.torchserve import RESULT, client, serving
 
-__all__ = ["anyio_backend"]
 pytestmark = pytest.mark.anyio
 
 DOCUMENTS = {"/": "index.html", "/docs": "docs.html"}
+FILES = [file for file in FOLDER.iterdir() if file.suffix in TYPES]
 
 
 async def test_the_page_opens_without_the_key_and_under_it() -> None:
@@ -28,13 +28,13 @@ async def test_the_page_opens_without_the_key_and_under_it() -> None:
 
 async def test_the_page_consists_of_its_own_files_alone() -> None:
     async with client(serving(RESULT)) as http:
-        for file in FOLDER.iterdir():
+        for file in FILES:
             answer = await http.get(f"/static/{file.name}")
             assert answer.status_code == 200 and answer.content == file.read_bytes()
             policy = answer.headers["content-security-policy"]
             assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
             assert "unsafe" not in policy and answer.headers["x-content-type-options"] == "nosniff"
-        for name in ("..%2fpage.py", "%2e%2e%2fpage.py", "none.js", "..%5cpage.py", "%00"):
+        for name in ("page.py", "__init__.py", "..%2fapp.py", "%2e%2e%2fapp.py", "none.js", "..%5capp.py", "%00"):
             answer = await http.get(f"/static/{name}")
             assert answer.status_code == 404 and answer.json()["status"] == "failure"
 
@@ -48,4 +48,4 @@ def test_a_document_has_no_script_or_style_inside_and_relative_addresses(file: s
 
 
 def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 100_000
+    assert sum(file.stat().st_size for file in FILES) < 100_000

@@ -1,0 +1,104 @@
+"""Builds the model archives: `python -m admin.archive`.
+
+An archive holds the handler code and a model-config.yaml, a few kilobytes; the weights stay where they are.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from admin.download import prepare
+from admin.options import add_handler_options, settings_of
+from admin.paths import HOME, MODEL_STORE, PACKAGE, STAGED, installation
+from handlers.config import HandlerConfig
+from handlers.errors import ModelError
+from handlers.wire import COMBINED, CUSTOM, TASKS
+
+VERSION = "1.0"
+
+# TorchServe's side of continuous batching; docs/architecture.md says why each is as it is
+FRONTEND = {
+    "minWorkers": 1,
+    "maxWorkers": 1,
+    "batchSize": 32,
+    "maxBatchDelay": 1,
+    "responseTimeout": 120,
+    "startupTimeout": 900,
+    "maxRetryTimeoutInSec": 86_400,
+    "jobQueueSize": 64,
+    "continuousBatching": True,
+}
+
+
+def tasks_of(name: str) -> tuple[str, ...]:
+    """What an archive of this name does: its one task, all of them, or txt2img for a custom model's."""
+    if name == COMBINED:
+        return TASKS
+    return ("txt2img",) if name.startswith(CUSTOM) else (name,)
+
+
+def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VERSION) -> Path:
+    """Builds `store/<name>.mar`, or `store/<name>-<version>.mar` for another version, with torch-model-archiver.
+
+    Args:
+        name: a task, COMBINED, or `custom-…`.
+        handler: keys of HandlerConfig that differ from their defaults.
+
+    Returns the archive's path. Raises ModelError for a key that is not known.
+    """
+    settings = {"home": str(HOME), **handler}
+    HandlerConfig.from_mapping(settings)
+    store.mkdir(parents=True, exist_ok=True)
+    entry_point = (name if name == COMBINED else tasks_of(name)[0]).replace("-", "_")
+    stem = name if version == VERSION else f"{name}-{version}"
+    with tempfile.TemporaryDirectory(prefix="sd-archive-") as scratch:
+        staging = Path(scratch, "staging")  # --extra-files copies a folder's contents, so the package gets a parent
+        shutil.copytree(PACKAGE, staging / "handlers", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        config_file = Path(scratch, "model-config.yaml")
+        config_file.write_text(yaml.safe_dump({**FRONTEND, "handler": settings}, sort_keys=False), encoding="utf-8")
+        command = [
+            sys.executable, "-m", "model_archiver.model_packaging", "--model-name", stem, "--version", version,
+            "--handler", str(PACKAGE / f"{entry_point}.py"), "--extra-files", str(staging),
+            "--config-file", str(config_file), "--export-path", str(store), "--force",
+        ]  # fmt: skip
+        # the archiver works in TMPDIR/<name>, and deletes what it finds there
+        environment = {**os.environ, "TMPDIR": scratch, "TEMP": scratch, "TMP": scratch}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"torch-model-archiver failed for {name}: {done.stderr.strip()}")
+    return store / f"{stem}.mar"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m admin.archive", description="Builds the model archives.")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"which of {', '.join(TASKS)}; all, unless named")
+    parser.add_argument("--combined", action="store_true", help=f"{COMBINED}.mar, all three behind one worker")
+    parser.add_argument("--version", default=VERSION, help=f"another version than {VERSION} goes to {STAGED}/")
+    add_handler_options(parser)
+    parser.add_argument("--model-store", type=Path, default=MODEL_STORE)
+    options = parser.parse_args(argv)
+    if unknown := set(options.tasks) - set(TASKS):
+        parser.error(f"unknown task {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
+    names = [COMBINED] if options.combined else options.tasks or list(TASKS)
+    staged = options.combined or options.version != VERSION
+    store = options.model_store / STAGED if staged else options.model_store
+    try:
+        handler = settings_of(options)
+        prepare(handler, installation())
+    except ModelError as error:
+        parser.exit(1, f"{error}\n")
+    for name in names:
+        path = build(name, store, handler, options.version)
+        print(f"{path} ({path.stat().st_size / 1024:.0f} kB)")
+
+
+if __name__ == "__main__":
+    main()

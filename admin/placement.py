@@ -1,0 +1,80 @@
+"""Whether a model fits on the accelerator three times, once, or only in low-memory mode. Needs no torch."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from admin.probe import ITEM_BYTES, Device
+from handlers.errors import ModelError
+from handlers.pipelines.hub import PICKLED, WEIGHTS, variant_of
+
+# Round figures for Stable Diffusion 1.5 at 512 pixels, on the safe side: what a process takes for itself on a card,
+# and what generating takes beyond the weights
+PROCESS_BYTES = 700 * 2**20
+GENERATING_BYTES = 3 * 2**30
+GIB = 2**30
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the pipelines are served: `archives` is three or combined; `reason` is a sentence for the user, or empty."""
+
+    archives: str
+    low_memory: bool
+    reason: str = ""
+
+
+def weight_bytes(model: Path, dtype: str) -> int:
+    """The memory of a model's weights in `dtype`: a diffusers folder's, or a single file's.
+
+    Raises ModelError for a file that holds none.
+    """
+    files = [model] if model.is_file() else _weight_files(model, dtype)
+    return sum(_parameters(file) for file in files) * ITEM_BYTES[dtype]
+
+
+def _weight_files(folder: Path, dtype: str) -> list[Path]:
+    """What is loaded of each component: its files of the wanted variant, else those without one, else a pickle."""
+    variant = variant_of((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), dtype != "float32")
+    chosen: list[Path] = []
+    for component in (entry for entry in folder.iterdir() if entry.is_dir()):
+        matches = {file: WEIGHTS.fullmatch(file.name) for file in component.iterdir()}
+        of_variant: dict[str | None, list[Path]] = {}
+        for file, match in matches.items():
+            if match:
+                of_variant.setdefault(match["variant"], []).append(file)
+        pickled = [file for file in matches if file.suffix in PICKLED]
+        chosen += of_variant.get(variant) or of_variant.get(None) or pickled[:1]
+    return chosen
+
+
+def _parameters(file: Path) -> int:
+    """How many numbers a file of weights holds: by a safetensors file's header, else about, by its size."""
+    if file.suffix in PICKLED:
+        return file.stat().st_size // 4
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            header: Mapping[str, Any] = json.loads(opened.read(length)) if length < MAX_HEADER_BYTES else {}
+            if header:
+                return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, TypeError, LookupError):
+            pass
+    raise ModelError(f"{file} holds no weights: it is damaged, or a pointer of git-lfs (`git lfs pull` gets the file).")
+
+
+def choose_placement(device: Device, weights: int) -> Placement:
+    """Chooses for an accelerator by what fits; a CPU's three workers share one copy of the weights."""
+    if device.free_bytes is None:
+        return Placement("three", False)
+    free = device.free_bytes
+    about = f"{free / GIB:.1f} GiB are free on the {device.device} device, the weights take {weights / GIB:.1f} GiB"
+    if 3 * (weights + PROCESS_BYTES) + GENERATING_BYTES <= free:
+        return Placement("three", False, f"A worker for each pipeline: {about}.")
+    if weights + PROCESS_BYTES + GENERATING_BYTES <= free:
+        return Placement("combined", False, f"One worker for all pipelines: {about}.")
+    return Placement("combined", True, f"One worker in low-memory mode: {about}.")

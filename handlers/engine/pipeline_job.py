@@ -1,0 +1,138 @@
+"""A stock diffusers pipeline as a coroutine that pauses at every UNet call, and before its VAE decodes the picture.
+
+The pipeline's own `__call__` runs unmodified in a greenlet: either the owner runs or one of its jobs, so what the
+jobs share (tokenizer, text encoder, VAE) is never raced. Not in a thread each: OpenMP keeps a team of workers for
+every thread that computes, and as soon as there are more of them than cores they stop spinning between two small
+operations, which doubled the time of a step (docs/architecture.md).
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+
+from handlers.forward.calls import DecodeCall, UNetCall
+
+
+class Cancelled(BaseException):
+    """Raised inside a job's pipeline to end it. No `except Exception` on the way may stop it."""
+
+
+class PausingUNet:
+    """Stands in for a pipeline's UNet: a call pauses the job, every other attribute is the real module's."""
+
+    def __init__(self, unet: Any, job: "PipelineJob") -> None:
+        self._unet = unet
+        self._job = job
+
+    def __call__(self, sample: Any, timestep: Any, **kwargs: Any) -> Any:
+        return self._job._pause(UNetCall(self._unet, sample, timestep, kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+
+def _pausing_vae(vae: Any, job: "PipelineJob") -> Any:
+    """A VAE on the same weights whose `decode` pauses the job; a module, since pipelines ask theirs for the device."""
+
+    def decode(latents: torch.Tensor, **kwargs: Any) -> Any:
+        return job._pause(DecodeCall(vae, latents.to(vae.dtype), kwargs))
+
+    own = copy.copy(vae)
+    own.encode, own.decode = vae.encode, decode
+    if vae.dtype == torch.float32:  # stays so, whatever a pipeline would turn it to: others use it at their pauses
+        own.to = lambda *_, **__: own
+    return own
+
+
+class PipelineJob:
+    """One image: `advance` runs the pipeline up to its next UNet call, to the VAE's decoding, or to its end.
+
+    Args:
+        arguments: of the pipeline's `__call__`.
+        scheduler: the job's own, in place of a copy of the pipeline's.
+
+    Attributes:
+        call: what the UNet or the VAE is asked for at this pause; None before the start and after the end.
+        steps_done, total_steps: UNet calls answered, and UNet calls in all (0 until the first).
+        result: the pipeline's output, once `ended` without an `error`.
+        error: what the pipeline raised.
+    """
+
+    def __init__(self, pipeline: Any, arguments: Mapping[str, Any], scheduler: Any = None) -> None:
+        self._pipeline = copy.copy(pipeline)
+        # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
+        own = _with_timesteps_on_cpu(scheduler or copy.deepcopy(pipeline.scheduler))
+        self._pipeline.__dict__.update(
+            scheduler=own, unet=PausingUNet(pipeline.unet, self), vae=_pausing_vae(pipeline.vae, self)
+        )
+        self._arguments = arguments
+        self.has_image = "image" in arguments  # its start encodes an image with the VAE
+        self._greenlet = greenlet(self._run)
+        self.call: UNetCall | DecodeCall | None = None
+        self.steps_done = 0
+        self.total_steps = 0
+        self.ended = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._greenlet.dead or bool(self._greenlet)
+
+    def start(self) -> None:
+        """Runs the pipeline to its first UNet call: encodes the prompt and, where there is one, the init image."""
+        self._continue(self._greenlet.switch)
+
+    def advance(self, output: Any) -> None:
+        """Answers the paused call with `output` and runs on to the next one, or to the end."""
+        self.steps_done += isinstance(self.call, UNetCall)
+        self._continue(self._greenlet.switch, output)
+
+    def cancel(self, error: BaseException | None = None) -> None:
+        """Ends the job at its pause; `error` is kept as the reason. A job that ended already stays as it is."""
+        if self.ended:
+            return
+        if self.started:
+            self._continue(self._greenlet.throw, Cancelled())
+        self.ended, self.error = True, error
+
+    def _continue(self, switch: Callable[..., Any], *arguments: Any) -> None:
+        self.call = None
+        self._greenlet.parent = getcurrent()  # whoever goes on with the job is who it pauses for
+        # Grad mode belongs to the thread, so to all greenlets: every job has to find it off and leaves it off.
+        with torch.no_grad():
+            switch(*arguments)
+
+    def _pause(self, call: UNetCall | DecodeCall) -> Any:
+        if not self.total_steps:
+            self.total_steps = self._pipeline.num_timesteps
+        self.call = call
+        return self._greenlet.parent.switch()
+
+    def _run(self) -> None:
+        try:
+            self.result = self._pipeline(**self._arguments)
+        except BaseException as error:  # handed to the owner, who knows which request it ends
+            self.error = error
+        finally:
+            self.ended = True
+            # they would hold themselves, and this job, for the collector
+            self._pipeline.scheduler.__dict__.pop("set_timesteps", None)
+            self._pipeline.vae.__dict__.pop("to", None)
+            del self._pipeline, self._arguments
+
+
+def _with_timesteps_on_cpu(scheduler: Any) -> Any:
+    """Keeps a scheduler's timesteps off the card: it looks one up at each step, which would wait for the card."""
+    set_timesteps = scheduler.set_timesteps
+
+    @wraps(set_timesteps)
+    def on_cpu(*arguments: Any, **options: Any) -> None:
+        set_timesteps(*arguments, **options | {"device": "cpu"})
+
+    scheduler.set_timesteps = on_cpu
+    return scheduler

@@ -1,0 +1,78 @@
+"""A first small picture with each pipeline when a worker starts: that it draws, how fast, and in how much memory."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.errors import ModelError
+from handlers.forward.calls import UNetCall
+from handlers.forward.merging import forward
+from handlers.hardware.device import Peak, first_size
+from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.loading import ServedPipeline
+from handlers.request.fields import GenerationRequest
+
+STEPS = 3
+
+
+@dataclass
+class Measured:
+    """What was seen to be needed for a picture of `native_area` latent pixels: by a UNet row, and to decode it.
+
+    `call` is one of the UNet calls of the first task.
+    """
+
+    native_area: int
+    call: UNetCall | None = None
+    seconds_per_row: float = math.inf
+    row_bytes: int = 0
+    image_bytes: int = 0
+
+
+def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measured:
+    """Runs each task's pipeline for a few steps, at its native size where the device is quick enough for that.
+
+    Returns the largest needs, for a picture of the first task's native size. Raises ModelError if a model loads but
+    cannot draw.
+    """
+    measured = Measured(next(iter(served.values())).native_area)
+    for task, one in served.items():
+        pipeline, defaults = one.pipeline, one.defaults
+        size = first_size(device, defaults.width, defaults.height)
+        share = size[0] * size[1] / pipeline.vae_scale_factor**2 / measured.native_area
+        arguments = pipeline_arguments(_request(task, size, defaults.guidance_scale), pipeline)
+        job = PipelineJob(pipeline, {**arguments, "generator": generator(1)})
+        job.start()
+        while (call := job.call) is not None:
+            begin = time.perf_counter()
+            with Peak(device) as peak:
+                output = forward(call)
+                output[0].cpu()  # waits for the device
+            if isinstance(call, UNetCall):
+                measured.call = measured.call or call
+                # the first ones are slow
+                seconds = (time.perf_counter() - begin) / call.rows / share
+                measured.seconds_per_row = min(measured.seconds_per_row, seconds)
+                measured.row_bytes = max(measured.row_bytes, int(peak.bytes / call.rows / share))
+            else:
+                measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))
+            with Peak(device) as peak:
+                job.advance(output)
+            measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))
+        if job.error is not None:
+            raise ModelError(f"The model loads, but its {task} pipeline cannot draw: {job.error}") from job.error
+    return measured
+
+
+def _request(task: str, size: tuple[int, int], guidance_scale: float) -> GenerationRequest:
+    return GenerationRequest(
+        task, prompt="", negative_prompt="", seed=1, num_outputs=1, num_inference_steps=STEPS,
+        guidance_scale=guidance_scale, eta=0.0, width=size[0], height=size[1], answer_size=size,
+        init_image=None if task == "txt2img" else Image.new("RGB", size, "grey"),
+        mask_image=Image.new("L", size, 255) if task == "masking" else None,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""One call for several jobs, and what runs it: torch, a CUDA graph or OpenVINO."""

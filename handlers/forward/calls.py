@@ -1,0 +1,80 @@
+"""A call of a UNet or a VAE that a pipeline job is paused at."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+
+class Call:
+    """One paused call; `sample` is (rows, channels, latent height, latent width)."""
+
+    sample: Any
+    kwargs: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return int(self.sample.shape[0])
+
+    @property
+    def area(self) -> int:
+        """The latent pixels of a row."""
+        return int(self.sample.shape[-1] * self.sample.shape[-2])
+
+    def run(self) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class UNetCall(Call):
+    """Of a UNet."""
+
+    unet: Any
+    sample: Any
+    timestep: Any
+    kwargs: Mapping[str, Any]
+
+    def run(self) -> Any:
+        # off the CPU the UNet would copy the timestep to the sample's device, and wait for it
+        timestep = self.timestep if self.sample.device.type == "cpu" else self.with_timesteps().timestep
+        return self.unet(self.sample, timestep, **self.kwargs)
+
+    def with_timesteps(self) -> "UNetCall":
+        """The call with a timestep for each row, (rows,), on the sample's device."""
+        timestep = torch.as_tensor(self.timestep)
+        if timestep.device == self.sample.device:
+            return replace(self, timestep=timestep.expand(self.rows))
+        # filled in there: a copy would wait for the GPU
+        filled = torch.full((self.rows,), timestep.item(), dtype=timestep.dtype, device=self.sample.device)
+        return replace(self, timestep=filled)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors, always in the same order."""
+        for value in (self.sample, self.timestep, *(self.kwargs[name] for name in sorted(self.kwargs))):
+            for item in [value[name] for name in sorted(value)] if isinstance(value, Mapping) else [value]:
+                if isinstance(item, torch.Tensor):
+                    yield item
+
+    def with_tensors(self, tensors: Iterable[torch.Tensor]) -> "UNetCall":
+        """The call with other tensors, given in the order of `tensors`."""
+        given = iter(tensors)
+
+        def put(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: put(value[name]) for name in sorted(value)}
+            return next(given) if isinstance(value, torch.Tensor) else value
+
+        return UNetCall(self.unet, put(self.sample), put(self.timestep), put(self.kwargs))
+
+
+@dataclass(frozen=True)
+class DecodeCall(Call):
+    """Of a VAE's `decode`."""
+
+    vae: Any
+    sample: Any
+    kwargs: Mapping[str, Any]
+
+    def run(self) -> Any:
+        return self.vae.decode(self.sample, **self.kwargs)

@@ -1,0 +1,128 @@
+"""The merged UNet forward as CUDA graphs: a card runs it without waiting for Python to launch its kernels.
+
+A graph has fixed shapes, so the rows are filled up to one of SIZES. It is captured for a shape that comes the second
+time. Not run on a card so far (docs/architecture.md).
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from handlers.forward.calls import UNetCall
+from handlers.forward.merging import forward, merge
+from handlers.forward.signature import CallSignature
+
+logger = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16, 32)  # rows
+Key = tuple[CallSignature, int]  # and the number of rows that the graph has
+MAX_GRAPHS = 32  # each has inputs and an output of its own; what lies between is shared
+
+
+class Graph(Protocol):
+    """What is captured once and then repeated on the same tensors."""
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        """Runs `work`, remembers what it did on the device, and returns what it returned."""
+
+    def replay(self) -> None:
+        """Does it again, with what its input tensors hold now, into the tensors that it returned."""
+
+
+class CudaGraph:
+    """A CUDA graph in the memory that all of them share. What is in an output is gone with the next graph's replay."""
+
+    _pool: Any = None
+
+    def __init__(self) -> None:
+        if CudaGraph._pool is None:
+            CudaGraph._pool = torch.cuda.graph_pool_handle()
+        self._graph = torch.cuda.CUDAGraph()
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self._graph, pool=CudaGraph._pool, capture_error_mode="thread_local"):
+            return work()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class GraphedForward:
+    """Stands in for `merging.forward`. A call that no graph can be made of runs as it is."""
+
+    def __init__(self, make_graph: Callable[[], Graph] = CudaGraph) -> None:
+        self._make_graph = make_graph
+        self._captured: dict[Key, _Captured | None] = {}  # None: it could not be
+        self._seen: set[Key] = set()
+
+    def __call__(self, call: UNetCall) -> Any:
+        key = _graph_key(call)
+        if key is None:
+            return forward(call)
+        captured = self._captured.get(key)
+        if key not in self._captured and key in self._seen:
+            captured = self._capture(key, call)
+        if captured is not None:
+            return captured.run(call)
+        if len(self._seen) < 10 * MAX_GRAPHS:
+            self._seen.add(key)
+        return forward(call)
+
+    def prepare(self, call: UNetCall, max_rows: int) -> None:
+        """Captures the shape of `call` for every size up to `max_rows`, before anybody waits for it."""
+        for size in SIZES:
+            if call.rows <= size <= max_rows and size % call.rows == 0:
+                repeated = merge([call] * (size // call.rows))
+                self(repeated)
+                self(repeated)
+
+    def _capture(self, key: Key, call: UNetCall) -> "_Captured | None":
+        captured = None
+        if len(self._captured) < MAX_GRAPHS:
+            try:
+                captured = _Captured(call, key[1], self._make_graph())
+            except Exception:  # a model that cannot be captured is drawn with all the same
+                logger.exception("A CUDA graph of the UNet could not be captured: it runs without.")
+        self._captured[key] = captured
+        return captured
+
+
+class _Captured:
+    """A graph with its input and output tensors, of `size` rows."""
+
+    def __init__(self, call: UNetCall, size: int, graph: Graph) -> None:
+        self._graph = graph
+        self._inputs = _filled_up(call, size)
+        self._output = graph.capture(lambda: forward(self._inputs))
+
+    def run(self, call: UNetCall) -> Any:
+        rows = call.rows
+        for held, given in zip(self._inputs.tensors(), call.with_timesteps().tensors(), strict=True):
+            held[:rows].copy_(given)
+        self._graph.replay()
+        sample = self._output[0][:rows].clone()  # the next replay writes over it
+        return (sample,) if isinstance(self._output, tuple) else type(self._output)(sample=sample)
+
+
+def _graph_key(call: UNetCall) -> Key | None:
+    """The key of a call's graph; None for a call that no graph fits."""
+    signature, size = CallSignature.of(call), _size(call.rows)
+    if size is None or signature.alone is not None or not signature.is_by_value:
+        return None
+    return signature, size
+
+
+def _size(rows: int) -> int | None:
+    return next((size for size in SIZES if size >= rows), None)
+
+
+def _filled_up(call: UNetCall, size: int) -> UNetCall:
+    """A copy of the call with `size` rows; those that are missing are its last one again."""
+    call = call.with_timesteps()
+    missing = size - call.rows
+    return call.with_tensors(
+        torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) for tensor in call.tensors()
+    )

@@ -1,0 +1,188 @@
+"""Loads a model: the stock diffusers pipeline of each task, all on one set of weights."""
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handlers.config import HandlerConfig
+from handlers.errors import ModelError
+from handlers.pipelines.defaults import model_defaults
+from handlers.pipelines.hub import PICKLE_WARNING, check_files, variant_of
+from handlers.pipelines.low_memory import offload
+from handlers.pipelines.previews import PreviewMap, fit_preview
+from handlers.pipelines.prompt_cache import remember_prompts
+from handlers.pipelines.schedulers import schedulers
+from handlers.pipelines.sources import ModelSource, loras
+from handlers.request.fields import ModelDefaults
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedPipeline:
+    """A task's pipeline, with what its model says of itself. `model` is the name that clients see."""
+
+    model: str
+    pipeline: Any
+    defaults: ModelDefaults
+    schedulers: tuple[str, ...]
+    preview_map: PreviewMap | None = None
+
+    @property
+    def native_area(self) -> int:
+        """Latent pixels of an image of native size."""
+        return self.defaults.width * self.defaults.height // int(self.pipeline.vae_scale_factor) ** 2
+
+
+def prepare_pipelines(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict[str, ServedPipeline]:
+    """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
+    remember_prompts(list(pipelines.values()))
+    first = next(iter(pipelines.values()))
+    defaults, names = model_defaults(path, first), tuple(schedulers(first))
+    try:
+        preview_map = fit_preview(first)
+    except Exception:  # a model without previews serves all the same
+        logger.exception("No previews with this model.")
+        preview_map = None
+    return {
+        task: ServedPipeline(source.name, pipeline, defaults, names, preview_map)
+        for task, pipeline in pipelines.items()
+    }
+
+
+def load_pipelines(
+    path: Path, tasks: Sequence[str], device: torch.device, dtype: torch.dtype, config: HandlerConfig, configs: Path
+) -> dict[str, Any]:
+    """The pipeline of each task, all on one set of weights.
+
+    Args:
+        path: a diffusers folder, or a single file.
+        configs: the folder with the configurations for single files.
+
+    Raises ModelError.
+    """
+    _quiet_libraries()
+    try:
+        first = _load_file(path, dtype, config, configs) if path.is_file() else _load_folder(path, dtype, config)
+        _check_family(first, tasks, path.name)
+        for file, scale in loras(config.lora):
+            _add_lora(first, file, scale)
+        if config.low_memory and device.type != "cpu":
+            offload(first, device)
+        else:
+            first.to(device)
+        pipelines = {task: _of_task(task, first, dtype) for task in tasks}
+        if dtype != torch.float32 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
+            # SDXL's overflows in half precision: its pipelines turn it to float32 and back while others wait for it
+            first.vae.to(torch.float32)
+        if config.channels_last:
+            for module in (first.unet, first.vae):
+                module.to(memory_format=torch.channels_last)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged or strange model fails in as many ways as there are loaders
+        raise ModelError(f"The model {path} cannot be loaded: {error}") from error
+    for pipeline in pipelines.values():
+        pipeline.set_progress_bar_config(disable=True)
+    if getattr(first, "safety_checker", None) is None:
+        logger.warning("The model %s has no safety checker: every answer says nsfw=false.", path.name)
+    return pipelines
+
+
+def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
+    from diffusers import AutoPipelineForText2Image
+
+    files = [file.relative_to(path).as_posix() for file in path.glob("**/*")]
+    check_files(str(path), files, config.allow_pickle)
+    parts: dict[str, Any] = {}
+    index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+    if not config.safety_checker and "safety_checker" in index:
+        parts = {"safety_checker": None, "requires_safety_checker": False}
+    return AutoPipelineForText2Image.from_pretrained(
+        path, dtype=dtype, variant=variant_of(files, dtype != torch.float32),
+        use_safetensors=None if config.allow_pickle else True, **parts,
+    )  # fmt: skip
+
+
+def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: Path) -> Any:
+    """A checkpoint in the layout of the original Stable Diffusion code. It has no safety checker."""
+    import diffusers
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+    from transformers import CLIPTokenizer
+
+    if path.suffix != ".safetensors" and not config.allow_pickle:
+        raise ModelError(f"{path} is not loaded: {PICKLE_WARNING}")
+    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
+    folder = configs / kind
+    if not folder.is_dir():
+        known = ", ".join(sorted(entry.name for entry in configs.iterdir() if (entry / "model_index.json").is_file()))
+        raise ModelError(f"{path} is a checkpoint of the kind {kind}; those that can be served are {known}.")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts: dict[str, Any] = {"tokenizer": CLIPTokenizer.from_pretrained(configs / "tokenizer")}
+    if "tokenizer_2" in index:  # SDXL's second tokenizer is the same but for the token that fills up
+        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(configs / "tokenizer", pad_token="!")
+    if "safety_checker" in index:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    return getattr(diffusers, index["_class_name"]).from_single_file(
+        str(path), config=str(folder), dtype=dtype, local_files_only=True, **parts
+    )
+
+
+def _check_family(pipeline: Any, tasks: Sequence[str], name: str) -> None:
+    """Raises ModelError for a model that draws in another way than by a UNet, or not what it is asked for."""
+    if getattr(pipeline, "unet", None) is None:
+        raise ModelError(
+            f"{name} is a {type(pipeline).__name__}, which has no UNet: Stable Diffusion 1, 2, XL and their kin can be "
+            "served."
+        )
+    if pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels and set(tasks) != {"masking"}:
+        raise ModelError(
+            f"{name} is an inpainting model, which can serve masking alone: give it as --inpainting-model, beside a "
+            "--model for the other tasks."
+        )
+
+
+def _of_task(task: str, pipeline: Any, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    kind = {"txt2img": "Text2Image", "img2img": "Image2Image", "masking": "Inpainting"}[task]
+    try:
+        return getattr(diffusers, f"AutoPipelineFor{kind}").from_pipe(pipeline, dtype=dtype)
+    except ValueError:
+        # a family without a pipeline of its own for it, as LCM for inpainting: its parts fit the stock one
+        stock = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}[task]
+        return getattr(diffusers, f"StableDiffusion{stock}Pipeline").from_pipe(pipeline, dtype=dtype)
+
+
+def _add_lora(pipeline: Any, file: Path, scale: float) -> None:
+    """Adds a LoRA to the weights themselves, so that it costs nothing while drawing."""
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        pipeline.fuse_lora(lora_scale=scale)
+    except Exception as error:  # made for another model, or no LoRA at all
+        raise ModelError(f"The LoRA {file.name} does not fit this model: {error}") from error
+    pipeline.unload_lora_weights()
+
+
+def _quiet_libraries() -> None:
+    """Keeps progress bars and advice for programmers out of a server's log; errors still get there.
+
+    And prompts: diffusers warns of one that is too long with the part that it cuts off.
+    """
+    for library in ("transformers", "diffusers"):
+        variable = f"{library.upper()}_VERBOSITY"
+        if variable not in os.environ:
+            os.environ[variable] = "error"  # for what is said while it is imported
+            importlib.import_module(f"{library}.utils.logging").set_verbosity_error()  # where it was before
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,105 @@
+"""Live previews: a small picture of what a latent will become, without the VAE.
+
+A latent's channels are nearly a linear picture already, so that a map from its channels to red, green and blue, fitted
+once to the model's own VAE, shows a picture of an eighth of the size for next to nothing. What is shown is not the
+noisy latent but what the UNet takes for the picture behind it, as every scheduler of Stable Diffusion does: the UNet is
+asked for z = sqrt(a) x + sqrt(1 - a) e, with a the timestep's share of the picture x and e the noise.
+"""
+
+import base64
+import io
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from handlers.forward.calls import UNetCall
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 10  # pictures of a drawing, about
+SIDE = 128  # pixels of the picture that the map is fitted with
+PATCH = 16  # pixels of its patches of one colour
+
+
+@dataclass(frozen=True)
+class PreviewMap:
+    """`rgb = latent @ weights + offset`, for rgb from 0 to 255: weights (channels, 3), offset (3,).
+
+    `alphas_cumprod` and `prediction_type` are the scheduler's, which say what the UNet's output stands for.
+    """
+
+    weights: np.ndarray
+    offset: np.ndarray
+    alphas_cumprod: np.ndarray
+    prediction_type: str
+
+    def look(self, call: UNetCall, output: Any, guidance_scale: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """What `draw` needs of a UNet call: the noisy latent and what was made of it, (channels, h, w), and a.
+
+        All of torch's work for a preview, in the engine's thread: it copies two small tensors.
+        """
+        channels = len(self.weights)
+        sample = call.sample[-1, :channels].float().cpu().numpy().copy()
+        rows = output[0].float()
+        made = rows[-1]
+        if len(rows) == 2:  # without the prompt, and with it
+            made = rows[0] + guidance_scale * (rows[1] - rows[0])
+        timestep = min(max(int(torch.as_tensor(call.timestep).flatten()[-1]), 0), len(self.alphas_cumprod) - 1)
+        return sample, made[:channels].cpu().numpy().copy(), float(self.alphas_cumprod[timestep])
+
+    def draw(self, sample: np.ndarray, made: np.ndarray, alpha: float) -> str:
+        """The picture as a base64 JPEG of the latent's size. Uses no torch: it runs beside the engine's thread."""
+        signal, noise = max(alpha, 1e-4) ** 0.5, (1 - alpha) ** 0.5
+        if self.prediction_type == "epsilon":
+            latent = (sample - noise * made) / signal
+        elif self.prediction_type == "v_prediction":
+            latent = signal * sample - noise * made
+        else:
+            latent = made
+        rgb = np.einsum("chw,cr->hwr", latent, self.weights) + self.offset
+        image = Image.fromarray(np.nan_to_num(rgb).clip(0, 255).astype(np.uint8))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85, subsampling=0)
+        return base64.b64encode(buffer.getbuffer()).decode("ascii")
+
+
+def every(total_steps: int) -> int:
+    """After how many steps the next preview is due."""
+    return max(1, total_steps // SHOWN)
+
+
+def fit_preview(pipeline: Any) -> PreviewMap | None:
+    """The map of a pipeline's VAE: least squares over its own decoding of patches of many colours and of noise.
+
+    The patches' latents are like a picture's. The noise bounds what they leave open, where a model's latents have a
+    dimension that its encoder does not use. None where the model has no such numbers.
+    """
+    vae, scheduler = pipeline.vae, pipeline.scheduler
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None:
+        return None
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    colours = np.random.default_rng(0).integers(0, 256, (SIDE // PATCH, SIDE // PATCH, 3), dtype=np.uint8)
+    patches = Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    picture = torch.from_numpy(np.asarray(patches).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        device = pipeline._execution_device
+        encoded = vae.encode(picture.to(device, vae.dtype)).latent_dist.mode()
+        noise = torch.randn(encoded.shape, generator=torch.Generator().manual_seed(0)) / vae.config.scaling_factor
+        latents = torch.cat([encoded, noise.to(encoded) + shift])
+        decoded = vae.decode(latents).sample.float().cpu()
+    pictures, channels, height, width = latents.shape
+    small = torch.nn.functional.adaptive_avg_pool2d(decoded, (height, width))
+    known = (latents.float().cpu() - shift) * vae.config.scaling_factor
+    inputs = known.permute(0, 2, 3, 1).reshape(-1, channels).numpy()
+    inputs = np.concatenate([inputs, np.ones((pictures * height * width, 1))], axis=1)
+    targets = (small.permute(0, 2, 3, 1).reshape(-1, 3).numpy() + 1) * 127.5
+    if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
+        logger.warning("The model's VAE gives no finite numbers for a picture of patches: no previews.")
+        return None
+    solution = np.linalg.lstsq(inputs, targets, rcond=None)[0].astype(np.float32)
+    return PreviewMap(solution[:-1], solution[-1], alphas.float().cpu().numpy(), scheduler.config.prediction_type)

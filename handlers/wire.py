@@ -1,0 +1,154 @@
+"""What passes between the proxy and an archive's handler, in both directions. Needs the standard library alone.
+
+The proxy sends a body's bytes unchanged with the headers of a `RequestHead`. The handler answers with lines, each of
+them JSON or blank: any number of `Progress`, then one `Result` or one `Failed`. Blank lines say nothing: TorchServe
+wants an answer from every open request at every call.
+
+    {"progress": {"step": 3, "of": 50}}
+    {"progress": {"step": 5, "of": 50, "preview": "…"}}
+    {"result": {…the contract's JSON…}}
+    {"error": {"status": 507, "message": "…"}}
+
+This is the only module of `handlers`, besides `handlers.errors`, that the proxy imports.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+TASKS = ("txt2img", "img2img", "masking")
+DESCRIBE = "describe"  # in place of a task: asks for what `GET /models` shows
+COMBINED = "stable-diffusion"  # the archive that serves every task
+CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
+BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy
+LINES_TYPE = "application/x-ndjson"
+
+_TASK, _FORM_TYPE, _REQUEST_ID = "X-Task", "X-Form-Type", "X-Request-Id"
+_DEADLINE, _PROGRESS = "X-Deadline", "X-Progress"
+_RESULT_PREFIX, _RESULT_END = b'{"result": ', b"}"
+_START_FAILURE = "cannot serve: "
+
+
+@dataclass(frozen=True)
+class RequestHead:
+    """What the handler is told of a request besides its body.
+
+    Attributes:
+        task: one of TASKS, or DESCRIBE; empty for an archive that has one task.
+        form_type: the client's Content-Type, as it was sent.
+        request_id: as it stands in the log and in the answer's X-Request-Id.
+        deadline: when the client stops waiting, in seconds since the epoch.
+        wants_progress: whether a line shall tell of each step.
+    """
+
+    task: str = ""
+    form_type: str = ""
+    request_id: str = ""
+    deadline: float = math.inf
+    wants_progress: bool = False
+
+    def headers(self) -> dict[str, bytes]:
+        """The HTTP headers; bytes, since a client's Content-Type may hold more than ASCII."""
+        headers = {"Content-Type": BODY_TYPE, _TASK: self.task, _FORM_TYPE: self.form_type}
+        if self.request_id:
+            headers[_REQUEST_ID] = self.request_id
+        if self.deadline < math.inf:
+            headers[_DEADLINE] = f"{self.deadline:.3f}"
+        if self.wants_progress:
+            headers[_PROGRESS] = "1"
+        return {name: value.encode("latin-1", "replace") for name, value in headers.items()}
+
+    @classmethod
+    def read(cls, header: Callable[[str], str | None]) -> "RequestHead":
+        """The head by a look-up of headers. Raises ValueError, with a sentence, for a deadline that is no number."""
+        try:
+            deadline = float(header(_DEADLINE) or "inf")
+        except ValueError:
+            raise ValueError(f"The header {_DEADLINE} must be a number: seconds since the epoch.") from None
+        return cls(
+            task=header(_TASK) or "",
+            form_type=header(_FORM_TYPE) or "",
+            request_id=header(_REQUEST_ID) or "",
+            deadline=deadline,
+            wants_progress=bool(header(_PROGRESS)),
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """UNet calls answered so far, and in all; now and then a preview of the first image, a JPEG as base64."""
+
+    step: int
+    of: int
+    preview: str | None = None
+
+    def fields(self) -> dict[str, int | str]:
+        shown: dict[str, int | str] = {"step": self.step, "of": self.of}
+        return shown if self.preview is None else shown | {"preview": self.preview}
+
+    def line(self) -> bytes:
+        return json.dumps({"progress": self.fields()}).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The contract's JSON. It goes to the client as it is: the proxy cuts it out of its line and never parses it."""
+
+    body: bytes
+
+    @classmethod
+    def of_images(cls, images: Sequence[bytes]) -> "Result":
+        """The answer to a generation, from its images as `image_entry` writes them."""
+        return cls(b'{"status": "success", "images": [' + b", ".join(images) + b"]}")
+
+    def line(self) -> bytes:
+        return _RESULT_PREFIX + self.body + _RESULT_END + b"\n"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The HTTP status that the contract gives a failure, and a sentence that says what to do."""
+
+    status: int
+    message: str
+
+    def line(self) -> bytes:
+        return json.dumps({"error": {"status": self.status, "message": self.message}}).encode() + b"\n"
+
+
+def read_line(line: bytes) -> Progress | Result | Failed | None:
+    """What a line, with or without its end, says; None for a blank one.
+
+    Raises ValueError for a line that no handler of ours wrote: TorchServe writes some of its own.
+    """
+    line = line.rstrip(b"\n")
+    if not line:
+        return None
+    if line.startswith(_RESULT_PREFIX) and line.endswith(_RESULT_END):
+        return Result(line[len(_RESULT_PREFIX) : -len(_RESULT_END)])
+    try:
+        message = json.loads(line)
+        if "error" in message:
+            return Failed(message["error"]["status"], message["error"]["message"])
+        return Progress(**message["progress"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"Not a line of a handler's: {line[:100]!r}") from error
+
+
+def image_entry(png_base64: str, seed: int, nsfw: bool) -> bytes:
+    """One image of the contract's answer, as JSON. It has both spellings of the MIME type: clients read either."""
+    mime_type = "image/png"
+    entry = {"base64": png_base64, "seed": seed, "mimetype": mime_type, "mime_type": mime_type, "nsfw": nsfw}
+    return json.dumps(entry).encode()
+
+
+def start_failure_line(sentence: str) -> str:
+    """What a worker that cannot serve its model writes to its log; on one line, for whoever looks for it there."""
+    return _START_FAILURE + " ".join(sentence.split())[:1000]
+
+
+def read_start_failure(line: str) -> str | None:
+    """The sentence of a `start_failure_line` within a line of the log."""
+    _, mark, sentence = line.partition(_START_FAILURE)
+    return sentence if mark else None

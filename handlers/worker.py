@@ -1,0 +1,163 @@
+"""What one worker serves: its models, loaded; the requests that it opens; and what it says of itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from handlers.config import HandlerConfig
+from handlers.engine.decoder import Decoder
+from handlers.engine.generation import Generation, IncomingRequest, Shared
+from handlers.engine.step_batcher import RowLimit, StepBatcher
+from handlers.engine.timings import Timings
+from handlers.engine.warm_up import Measured, warm_up
+from handlers.errors import InvalidRequest, ModelError
+from handlers.forward.calls import UNetCall
+from handlers.forward.cuda_graphs import GraphedForward
+from handlers.forward.merging import forward
+from handlers.forward.openvino import OpenVINOForward
+from handlers.forward.side_stream import NoSideStream, SideStream
+from handlers.hardware.device import choose_device, choose_dtype
+from handlers.hardware.memory import Memory
+from handlers.installation import Installation
+from handlers.pipelines.hub import fetch
+from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
+from handlers.pipelines.sources import resolve_model
+from handlers.wire import RequestHead
+
+LIMITS = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
+          "max_image_bytes", "max_prompt_chars")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Built once, in the engine's thread, by `load`.
+
+    Attributes:
+        threads: that a worker computes with while no other one generates.
+        served: the pipeline of each task.
+        measured: what the warm-up needed.
+    """
+
+    tasks: Sequence[str]
+    config: HandlerConfig
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    served: Mapping[str, ServedPipeline]
+    measured: Measured
+    shared: Shared
+    batcher: StepBatcher
+    decoder: Decoder
+
+    @classmethod
+    def load(cls, tasks: Sequence[str], settings: Mapping[str, Any], gpu_id: int | None, threads: int) -> "Worker":
+        """Loads the models that the archive's settings name, and generates a first image with each pipeline.
+
+        Raises ModelError.
+        """
+        # 1. the settings, and the device that they mean
+        config = HandlerConfig.from_mapping(settings)
+        device = choose_device(config.device, gpu_id)
+        dtype = choose_dtype(config.dtype, device)
+        if config.openvino and (device.type, dtype) != ("cpu", torch.float32):
+            raise ModelError("--openvino is for a CPU in float32: leave it out, or add --device cpu --dtype float32.")
+        # 2. the models
+        timings = Timings()
+        served = _load_models(tasks, config, device, dtype, timings)
+        # 3. a first image with each pipeline, which tells what one needs
+        measured = warm_up(served, device)
+        timings.reset()
+        # 4. what runs a forward, within which limits
+        limit = RowLimit(measured.seconds_per_row, device.type == "cpu", config.max_batch_rows)
+        graphed = config.cuda_graphs and device.type == "cuda"
+        # in low-memory mode, modules come and go in the order of their calls
+        stream = SideStream(device) if graphed and not config.low_memory else NoSideStream()
+        memory = Memory(
+            device, measured.native_area, measured.row_bytes, measured.image_bytes, isinstance(stream, SideStream)
+        )
+        run = _forward(measured.call, graphed, config, limit, threads)
+        pool = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
+        return cls(
+            tasks, config, device, dtype, threads, served, measured,
+            shared=Shared(config, memory, pool, timings),
+            batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
+            decoder=Decoder(memory, stream),
+        )  # fmt: skip
+
+    def open(self, data: Mapping[str, Any], head: RequestHead) -> Generation:
+        """A request of TorchServe's. Raises InvalidRequest for a task that is not served here."""
+        task = head.task or (self.tasks[0] if len(self.tasks) == 1 else "")
+        if task not in self.tasks:
+            raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header X-Task.")
+        return Generation(IncomingRequest(task, data, head), self.served[task], self.shared)
+
+    def describe(self, open_requests: int) -> dict[str, Any]:
+        """What this worker serves, for `GET /models`: an entry for each model, as a rule one."""
+        tasks: dict[str, list[str]] = {}
+        for task, served in self.served.items():
+            tasks.setdefault(served.model, []).append(task)
+        return {"models": [self._describe(names, open_requests) for names in tasks.values()]}
+
+    def _describe(self, tasks: list[str], open_requests: int) -> dict[str, Any]:
+        served = self.served[tasks[0]]
+        seconds = self.shared.timings.seconds
+        return {
+            "model": served.model,
+            "tasks": tasks,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": self.threads,
+            "safety_checker": getattr(served.pipeline, "safety_checker", None) is not None,
+            "schedulers": served.schedulers,
+            "defaults": asdict(served.defaults),
+            "limits": {name: getattr(self.config, name) for name in LIMITS},
+            "activity": {
+                "open_requests": open_requests,
+                "max_batch_rows": self.batcher.limit.rows,
+                **asdict(self.batcher.activity),
+                "stage_seconds": {name: round(value, 4) for name, value in seconds.items()},
+            },
+        }
+
+
+def _load_models(
+    tasks: Sequence[str], config: HandlerConfig, device: torch.device, dtype: torch.dtype, timings: Timings
+) -> dict[str, ServedPipeline]:
+    """The pipeline of each task; a model for inpainting takes over masking."""
+    tasks_of: dict[str, list[str]] = {}
+    for task in tasks:
+        inpaints = task == "masking" and config.inpainting_model
+        tasks_of.setdefault(config.inpainting_model if inpaints else config.model, []).append(task)
+    installed = Installation.find(config.home)
+    served: dict[str, ServedPipeline] = {}
+    for model, own in tasks_of.items():
+        source = resolve_model(model, installed)
+        path = fetch(source, installed, dtype != torch.float32, config.allow_pickle)
+        pipelines = load_pipelines(path, own, device, dtype, config, installed.configs)
+        timings.watch(next(iter(pipelines.values())))  # they share their modules
+        served |= prepare_pipelines(source, path, pipelines)
+    return served
+
+
+def _forward(
+    first: UNetCall | None, graphed: bool, config: HandlerConfig, limit: RowLimit, threads: int
+) -> Callable[[UNetCall], Any]:
+    """What runs a UNet call, made ready with the warm-up's `first` one before anybody waits for it."""
+    if graphed and first is not None:
+        graphs = GraphedForward()
+        graphs.prepare(first, limit.rows)
+        return graphs
+    if config.openvino and first is not None:
+        converted = OpenVINOForward(threads)
+        converted(first)  # this converts it
+        return converted
+    return forward
+
+
+def _timed(timings: Timings, run: Callable[[UNetCall], Any], call: UNetCall) -> Any:
+    with timings.timed("unet"):
+        return run(call)

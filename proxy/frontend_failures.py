@@ -1,0 +1,67 @@
+"""TorchServe's own failures as the contract's: each status that its frontend can give, and what it really means.
+
+A handler's failure comes as a line with status 200 (handlers/wire.py) and never passes here. The causes were read in
+the source of TorchServe 0.12; docs/torchserve.md has them as a table.
+"""
+
+import json
+from http import HTTPStatus
+
+from proxy.errors import Failure
+
+READY = "ready"  # the state of an archive that can serve; any other state says why it cannot
+START_RETRY_S = 5
+BUSY_RETRY_S = 10
+REGISTER_RETRY_S = 30
+
+
+def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
+    """The contract's failure for an answer of TorchServe's frontend.
+
+    Args:
+        body: `{"code": …, "type": …, "message": …}`, or empty where Netty answered.
+        state: of the archive by now: READY, or why it cannot serve.
+    """
+    kind, message = _reason(body)
+    if status == HTTPStatus.NOT_FOUND:
+        return Failure(
+            503, f"The archive {archive} is not registered in TorchServe: register it, or wait.", REGISTER_RETRY_S
+        )
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:  # Netty's: the body is over max_request_size
+        return Failure(413, "The request is larger than TorchServe takes: send less, or raise max_request_size.")
+    if kind == "OutOfMemoryError":  # of Java's heap; the device has nothing to do with it
+        return Failure(
+            503, "TorchServe's frontend is out of memory, for too many large requests at once: try again.", BUSY_RETRY_S
+        )
+    if message.startswith("Worker"):  # "Worker died.", with 507 where it was killed; "Worker scaled down."
+        return worker_died()
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        # "has no worker" is TorchServe's text for a full queue as well
+        if state == READY:
+            return Failure(503, "The server is busy: too many requests are waiting. Try again.", BUSY_RETRY_S)
+        return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+    if status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INSUFFICIENT_STORAGE):
+        return worker_died()
+    return Failure(500, f"TorchServe refused the request with status {status}: this is a fault of the server.")
+
+
+def worker_died() -> Failure:
+    """For a request whose worker ended before its answer was complete, for whatever reason."""
+    return Failure(
+        503,
+        "The worker stopped before this image was finished. It is being restarted: try again shortly.",
+        BUSY_RETRY_S,
+    )
+
+
+def unreachable() -> Failure:
+    return Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S)
+
+
+def _reason(body: bytes) -> tuple[str, str]:
+    """The exception's class and its message."""
+    try:
+        reason = json.loads(body)
+        return str(reason.get("type", "")), str(reason.get("message", ""))
+    except (ValueError, AttributeError):
+        return "", ""

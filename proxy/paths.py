@@ -1,0 +1,33 @@
+"""Paths as plugins join them: `http://host:1337/` + `/ping`, a slash too many at the end, a whole address as target."""
+
+import re
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_ADDRESS = re.compile(r"https?://[^/]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers must accept a whole address
+
+
+def normalized(path: str) -> str:
+    """The path without an address before it, with single slashes, and without one at its end."""
+    path = _ADDRESS.sub("", path, count=1) if path[:4].lower() == "http" else path
+    path = re.sub("/{2,}", "/", path) or "/"
+    return path[:-1] if path.endswith("/") and path != "/" and not _is_key(path) else path
+
+
+def _is_key(path: str) -> bool:
+    """Whether it is the page's own address under a key, `/k/KEY/`: the page's relative links need its last slash."""
+    return path.startswith("/k/") and path.count("/") == 3
+
+
+class Paths:
+    """Puts the normalized path in place of the one that was sent, before anything looks at it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = normalized(scope["path"])
+            if path != scope["path"]:
+                scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self._app(scope, receive, send)

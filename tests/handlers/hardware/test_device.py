@@ -1,0 +1,123 @@
+"""Device logic, with torch reporting what the test says."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from handlers.errors import ModelError
+from handlers.hardware import device
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def card(patch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], free: int = 8 * 2**30) -> None:
+    """Has torch report one card, of which another program has left `free` bytes."""
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setattr(torch.cuda, "device_count", lambda: 1)
+    patch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    patch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    patch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 24 * 2**30))
+    patch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**30)
+    patch.setattr(torch.cuda, "memory_allocated", lambda _: 2 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cuda", "mps", "expected"),
+    [
+        ("auto", True, False, "cuda:1"),
+        ("auto", False, True, "mps"),
+        ("auto", False, False, "cpu"),
+        ("cpu", True, True, "cpu"),
+        ("cuda:0", True, False, "cuda:0"),
+    ],
+)
+def test_device(monkeypatch: pytest.MonkeyPatch, wanted: str, cuda: bool, mps: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert str(device.choose_device(wanted, 1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"), [("cuda", "no NVIDIA card"), ("mps", "has none"), ("tpu9", "not known")]
+)
+def test_a_device_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch, wanted: str, sentence: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=sentence):
+        device.choose_device(wanted, None)
+
+
+def test_a_card_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, "NVIDIA GeForce RTX 3060", (8, 6))
+    with pytest.raises(ModelError, match="cuda:0"):
+        device.choose_device("cuda:4", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "expected"),
+    [
+        ("NVIDIA GeForce RTX 3060", (8, 6), torch.float16),
+        ("NVIDIA H100", (9, 0), torch.float16),
+        ("NVIDIA GeForce GTX 1660 SUPER", (7, 5), torch.float32),  # draws black in half precision
+        ("NVIDIA GeForce GTX 980", (5, 2), torch.float32),
+    ],
+)
+def test_dtype_by_capability(
+    monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    card(monkeypatch, name, capability)
+    assert device.choose_dtype("auto", CUDA) == expected
+    if capability < (8, 0):
+        with pytest.raises(ModelError, match="cannot compute in bfloat16"):
+            device.choose_dtype("bfloat16", CUDA)
+    else:
+        assert device.choose_dtype("bfloat16", CUDA) == torch.bfloat16
+
+
+def test_dtype_without_a_card() -> None:
+    assert device.choose_dtype("auto", CPU) == torch.float32
+    assert device.choose_dtype("auto", torch.device("mps")) == torch.float16
+    assert device.choose_dtype("bfloat16", CPU) == torch.bfloat16
+    with pytest.raises(ModelError, match="is not known"):
+        device.choose_dtype("float8", CPU)
+
+
+def test_what_torch_holds_in_reserve_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, "NVIDIA H100", (9, 0), free=5 * 2**30)
+    assert device.available_bytes(CUDA) == 6 * 2**30
+    assert device.available_bytes(CPU) is None
+
+
+def test_the_first_picture_is_small_on_a_cpu() -> None:
+    assert device.first_size(CPU, 512, 768) == (128, 128)
+    assert device.first_size(CPU, 64, 64) == (64, 64)
+    assert device.first_size(CUDA, 512, 768) == (512, 768)
+
+
+def test_the_peak_is_what_came_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(now=100, peak=0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: setattr(state, "peak", state.now))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: state.now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: state.peak)
+    with device.Peak(CUDA) as peak:
+        state.peak = 350
+    assert peak.bytes == 250
+    with device.Peak(CPU) as peak:
+        pass
+    assert peak.bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (MemoryError(), True),
+        (RuntimeError("size mismatch"), False),
+    ],
+)
+def test_out_of_memory_in_all_its_words(error: Exception, expected: bool) -> None:
+    assert device.is_out_of_memory(error) == expected

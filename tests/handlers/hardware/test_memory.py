@@ -1,0 +1,63 @@
+"""What fits on a device that reports what the test says."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from handlers.errors import OutOfMemory
+from handlers.hardware import memory
+from handlers.hardware.memory import Memory
+from handlers.request.fields import GenerationRequest
+
+CUDA = torch.device("cuda", 0)
+GIB = 2**30
+# 512 pixels: a row takes half a GiB, decoding two
+MEASURED = Memory(CUDA, native_area=64 * 64, row_bytes=GIB // 2, image_bytes=2 * GIB)
+
+
+def a_request(side: int) -> GenerationRequest:
+    return GenerationRequest("txt2img", "", "", 1, 1, 20, 7.5, 0.0, side, side, (side, side))
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    holder: list[int | None] = [4 * GIB]
+    monkeypatch.setattr(memory, "available_bytes", lambda _: holder[0])
+    return holder
+
+
+def test_rows_of_a_forward_follow_what_is_free(free: list[int | None]) -> None:
+    assert MEASURED.rows() == 7
+    free[0] = GIB
+    assert MEASURED.rows() == 1
+    free[0] = 0
+    assert MEASURED.rows() == 1  # one call always runs: it may fit after all
+    free[0] = None
+    assert MEASURED.rows() is None
+
+
+def test_a_picture_without_room_is_refused_with_one_that_has_it(free: list[int | None]) -> None:
+    MEASURED.admit(a_request(512), 8)
+    with pytest.raises(OutOfMemory, match=r"1024 x 1024 pixels needs 8\.0 GiB .* 4\.0 GiB are free: try 640 x 640"):
+        MEASURED.admit(a_request(1024), 8)
+    MEASURED.admit(a_request(640), 8)
+    free[0] = None
+    MEASURED.admit(a_request(1024), 8)
+
+
+def test_where_decoding_runs_beside_a_forward_there_must_be_room_for_both(free: list[int | None]) -> None:
+    needed = 2 * MEASURED.row_bytes + MEASURED.image_bytes
+    free[0] = needed - 1
+    MEASURED.admit(a_request(512), 8)
+    beside = dataclasses.replace(MEASURED, decodes_beside=True)
+    with pytest.raises(OutOfMemory):
+        beside.admit(a_request(512), 8)
+    free[0] = needed
+    beside.admit(a_request(512), 8)
+
+
+def test_without_a_measurement_everything_is_let_in(free: list[int | None]) -> None:
+    unmeasured = dataclasses.replace(MEASURED, row_bytes=0, image_bytes=0)
+    assert unmeasured.rows() is None
+    unmeasured.admit(a_request(4096), 8)

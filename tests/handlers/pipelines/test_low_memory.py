@@ -1,0 +1,88 @@
+"""Low-memory mode, with the CPU's own memory in the card's place: copies that come and go all the same."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from handlers.pipelines.low_memory import OffloadSlot, offload
+from tests.support import tiny_models
+from tests.support.jobs import a_request, drawn_alone, drawn_together, load
+
+CPU = torch.device("cpu")
+
+
+class Counting(OffloadSlot):
+    """Makes real copies, which `.to` does not between a device and itself, and notes who is in."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.visits: list[str] = []
+
+    def enter(self, module: torch.nn.Module) -> None:
+        if module is not self._guest:
+            self.visits.append(type(module).__name__)
+        super().enter(module)
+        for tensor, data in self._at_home:
+            if tensor.data is data:
+                tensor.data = data.clone()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.save(family, tmp_path)
+    requests = [
+        # larger than the VAE's own size, so that it is drawn in tiles
+        replace(a_request("txt2img", "a red apple", 1, 3, 7.5), width=128, height=96, answer_size=(128, 96)),
+        a_request("img2img", "a house", 2, 5, 7.5),
+        a_request("masking", "a cat", 3, 4, 7.5),
+    ]
+    plain = load(folder)
+    untiled = np.asarray(drawn_alone(plain, requests[0]), dtype=int)
+    plain["txt2img"].vae.enable_tiling()
+    expected = [np.asarray(drawn_alone(plain, request), dtype=int) for request in requests]
+
+    assert np.abs(expected[0] - untiled).max() > 2
+
+    monkeypatch.setattr("handlers.pipelines.low_memory.OffloadSlot", lambda _: Counting())
+    pipelines = load(folder)
+    pipeline = pipelines["txt2img"]
+    at_home = {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()}
+    room: Any = offload(pipeline, CPU)
+    unet = [p.data_ptr() for p in pipeline.unet.parameters()]
+    together, merged = drawn_together(pipelines, requests)
+    assert merged >= 2
+    for image, alone in zip(together, expected, strict=True):
+        assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2
+    assert {"CLIPTextModel", "AutoencoderKL"} <= set(room.visits) and "UNet2DConditionModel" not in room.visits
+    assert [p.data_ptr() for p in pipeline.unet.parameters()] == unet  # never moved
+    room.empty()
+    assert {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()} == at_home  # where it was loaded to
+
+
+def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
+    room, module = OffloadSlot(CPU), torch.nn.Linear(2, 2).half()
+    before = module.weight.clone()
+    room.enter(module)
+    module.float()
+    room.empty()
+    assert module.weight.dtype == torch.float32 and (module.weight == before.float()).all()
+    module.half()
+    assert (module.weight == before).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card, to which the copy does not fail")
+def test_a_module_that_had_no_room_is_out_again() -> None:
+    module, room = torch.nn.Linear(2, 2), OffloadSlot(torch.device("cuda"))
+    for _ in range(2):
+        with pytest.raises((RuntimeError, AssertionError)):
+            room.enter(module)
+        assert module.weight.device == CPU
+
+
+def test_the_cpu_needs_no_such_mode(tmp_path: Path) -> None:
+    folder = tiny_models.save("sd1", tmp_path)
+    assert not hasattr(load(folder, "txt2img", low_memory=True)["txt2img"].vae, "_hf_hook")

@@ -1,0 +1,232 @@
+import base64
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from handlers.config import HandlerConfig
+from handlers.errors import InvalidRequest, RequestError, TooLarge
+from handlers.request.fields import MAX_SEED, GenerationRequest, ModelDefaults, parse_request, read_fields
+from handlers.request.images import max_png_base64_bytes
+from tests.support.samples import b64, bomb, file_bytes, half_mask, picture
+
+CONFIG = HandlerConfig()
+DEFAULTS = ModelDefaults(20, 3.5, 64, 64)
+INIT = {"prompt": "x", "init_image": b64(picture())}
+MASKING = INIT | {"mask_image": b64(half_mask())}
+
+
+def parse(task: str = "txt2img", /, **fields: Any) -> GenerationRequest:
+    return parse_request(task, {"prompt": "x"} | fields, CONFIG, DEFAULTS)
+
+
+def test_defaults_are_the_models_own() -> None:
+    request = parse()
+    assert (request.num_inference_steps, request.guidance_scale) == (20, 3.5)
+    assert (request.width, request.height, request.num_outputs, request.eta) == (64, 64, 1, 0.0)
+    assert request.negative_prompt == ""
+
+
+def test_a_model_of_one_size_draws_at_it_and_answers_at_the_size_asked_for() -> None:
+    defaults = ModelDefaults(20, 3.5, 128, 128, 128)
+    request = parse_request("txt2img", {"prompt": "x", "width": 512, "height": 256}, CONFIG, defaults)
+    assert (request.width, request.height, request.answer_size) == (128, 64, (512, 256))
+    request = parse_request("img2img", INIT, CONFIG, defaults)
+    assert (request.width, request.height, request.answer_size) == (128, 128, (64, 64))
+
+
+def test_strength_is_0_7_unless_given() -> None:
+    assert parse("img2img", **INIT).strength == 0.7
+
+
+def test_fields_of_a_form_and_of_json_read_alike() -> None:
+    form = parse(
+        seed=b"7", num_outputs=b"2", guidance_scale=b"1.5", eta=b" 0.25 ", width=b"128", num_inference_steps=b"3.0"
+    )
+    json = parse(seed=7, num_outputs=2, guidance_scale=1.5, eta=0.25, width=128, num_inference_steps=3.0)
+    assert form == json
+    assert form.seed == 7 and form.width == 128 and form.num_inference_steps == 3
+
+
+def test_blank_numbers_count_as_absent() -> None:
+    assert parse(num_outputs=b"", guidance_scale=b" ", width="", seed=9) == parse(seed=9)
+
+
+def test_an_empty_prompt_is_allowed_and_a_missing_one_is_not() -> None:
+    assert parse(prompt=b"").prompt == ""
+    with pytest.raises(InvalidRequest, match="prompt is missing"):
+        parse_request("txt2img", {}, CONFIG, DEFAULTS)
+
+
+def test_no_seed_and_seed_0_draw_one() -> None:
+    seeds = {parse(seed=value).seed for value in (None, 0, b"0", b"", 0.0) for _ in range(3)}
+    assert len(seeds) > 1 and all(1 <= seed < 2**32 for seed in seeds)
+    assert parse(seed=str(MAX_SEED)).seed == MAX_SEED
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert parse(seed=1, sampler="k_lms", init_image="ignored by txt2img") == parse(seed=1)
+
+
+def test_img2img_ignores_width_and_takes_the_images_size() -> None:
+    request = parse("img2img", prompt="x", init_image=b64(picture(500, 333)), width=77)
+    assert (request.width, request.height) == (504, 336)
+    assert request.init_image is not None and request.init_image.size == (500, 333)
+
+
+def test_a_mask_of_another_size_is_fitted() -> None:
+    request = parse("masking", **INIT, mask_image=b64(half_mask(32, 32)))
+    assert request.mask_image is not None and request.mask_image.size == (64, 64)
+    assert set(request.mask_image.get_flattened_data()) == {0, 255}
+
+
+def test_an_image_may_come_as_a_file() -> None:
+    assert parse("img2img", prompt="x", init_image=file_bytes(picture())).init_image is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "sentence"),
+    [
+        ("txt2img", {"seed": -1}, "seed must be a whole number from 1 to"),
+        ("txt2img", {"seed": 2**53}, "seed must be a whole number from 1 to"),
+        ("txt2img", {"seed": "1" * 5000}, "seed must be"),
+        ("txt2img", {"seed": "1_000"}, "seed must be"),
+        ("txt2img", {"seed": "٣"}, "seed must be"),
+        ("txt2img", {"seed": True}, "seed must be a number"),
+        ("txt2img", {"seed": [1]}, "seed must be a number"),
+        ("txt2img", {"seed": MAX_SEED, "num_outputs": 2}, "seed \\+ num_outputs"),
+        ("txt2img", {"num_outputs": 0}, "num_outputs must be a whole number from 1 to 8"),
+        ("txt2img", {"num_outputs": 9}, "num_outputs must be a whole number from 1 to 8"),
+        ("txt2img", {"num_outputs": 1.5}, "num_outputs must be"),
+        ("txt2img", {"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 to 250"),
+        ("txt2img", {"num_inference_steps": "many"}, "not 'many'"),
+        ("txt2img", {"guidance_scale": -0.1}, "guidance_scale must be a number of at least 0"),
+        ("txt2img", {"guidance_scale": "nan"}, "guidance_scale must be a number"),
+        ("txt2img", {"guidance_scale": "inf"}, "guidance_scale must be a number"),
+        ("txt2img", {"guidance_scale": "1e999"}, "guidance_scale must be a number"),
+        ("txt2img", {"guidance_scale": 10**400}, "guidance_scale must be a number"),
+        ("txt2img", {"eta": 1.01}, "eta must be a number of at least 0 and at most 1"),
+        ("txt2img", {"width": 77}, "width must be a multiple of 8 from 64 to 1024, not 77: the nearest is 80"),
+        ("txt2img", {"height": 9999}, "the nearest is 1024"),
+        ("txt2img", {"height": -8}, "the nearest is 64"),
+        ("txt2img", {"prompt": b"\xff"}, "prompt is not valid UTF-8"),
+        ("txt2img", {"prompt": "\ud800"}, "prompt is not valid UTF-8"),
+        ("txt2img", {"prompt": "a\0b"}, "NUL"),
+        ("txt2img", {"prompt": 3}, "prompt must be text"),
+        ("txt2img", {"prompt": "x" * 10_001}, "prompt is longer than 10000"),
+        ("txt2img", {"negative_prompt": b"x" * 1_000_000}, "negative_prompt is longer than 10000"),
+        ("txt2img", {"width": "abc"}, "width must be a multiple of 8 from 64 to 1024, not 'abc'"),
+        ("txt2img", {"width": 100.5}, "the nearest is 104"),
+        ("txt2img", {"width": 10**400}, "the nearest is 1024"),
+        ("img2img", {}, "init_image is missing"),
+        ("img2img", {"init_image": ""}, "init_image is empty"),
+        ("img2img", {"init_image": 5}, "init_image must be an image as base64"),
+        ("img2img", {"init_image": "aGVsbG8="}, "init_image is not an image file that is known here: save it as PNG"),
+        ("img2img", INIT | {"strength": 0}, "strength must be a number above 0 and at most 1"),
+        ("img2img", INIT | {"strength": 1.1}, "strength must be"),
+        ("img2img", INIT | {"strength": 0.1, "num_inference_steps": 9}, "leaves no step to run"),
+        ("masking", INIT, "mask_image is missing"),
+        ("masking", INIT | {"mask_image": "%%%"}, "mask_image is not valid base64"),
+    ],
+)
+def test_each_wrong_field_has_its_sentence(task: str, fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        parse(task, **fields)
+
+
+def test_the_largest_request_is_taken() -> None:
+    assert parse(width=1024, height=1024, num_outputs=8).num_outputs == 8
+
+
+def test_limits_are_checked_before_the_work_that_they_bound() -> None:
+    with pytest.raises(TooLarge, match="init_image is over 33554432 bytes"):
+        parse("img2img", init_image="A" * 45_000_000)
+    with pytest.raises(TooLarge, match="pixels"):
+        parse("img2img", init_image=b64(bomb()))
+
+
+def test_an_answer_that_could_be_too_large_is_refused_beforehand() -> None:
+    config = HandlerConfig(max_response_bytes=2_000_000)
+    with pytest.raises(InvalidRequest, match="8 images of 512 x 512 pixels"):
+        parse_request("txt2img", {"prompt": "x", "width": 512, "height": 512, "num_outputs": 8}, config, DEFAULTS)
+
+
+def test_the_largest_image_that_is_taken_fits_into_an_answer() -> None:
+    assert max_png_base64_bytes(4000, 4000) <= CONFIG.max_response_bytes
+    assert CONFIG.max_image_pixels == 4000 * 4000
+    with pytest.raises(TooLarge, match="too large for an answer"):
+        parse_request("img2img", INIT, HandlerConfig(max_response_bytes=1000), DEFAULTS)
+
+
+def test_fields_arrive_as_bytes_as_json_or_already_parsed() -> None:
+    assert read_fields({"body": bytearray(b"prompt=x")}, "application/x-www-form-urlencoded", 9) == {"prompt": b"x"}
+    assert read_fields({"body": {"prompt": "x"}}, "", 9) == {"prompt": "x"}
+    assert read_fields({"prompt": bytearray(b"x"), "seed": bytearray(b"1")}, "", 9) == {"prompt": b"x", "seed": b"1"}
+    assert read_fields({}, "", 9) == {}
+
+
+def test_a_scheduler_is_one_of_those_that_are_offered() -> None:
+    offered = ["DDIMScheduler", "PNDMScheduler"]
+    defaults = ModelDefaults(scheduler="PNDMScheduler")
+
+    def chosen(name: str) -> str | None:
+        return parse_request("txt2img", {"prompt": "x", "scheduler": name}, CONFIG, defaults, offered).scheduler
+
+    assert chosen("DDIMScheduler") == "DDIMScheduler"
+    assert chosen("") is None and chosen("PNDMScheduler") is None  # the model's own
+    with pytest.raises(InvalidRequest, match="scheduler must be one of DDIMScheduler, PNDMScheduler, not 'ddim'"):
+        chosen("ddim")
+
+
+def test_every_error_has_a_status_of_the_contract() -> None:
+    assert {error.status for error in RequestError.__subclasses__()} == {400, 413, 500, 504, 507}
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "sentence"),
+    [
+        ("txt2img", {"guidance_scale": "7,5"}, "not '7,5': write it with a point, 7.5."),
+        ("img2img", INIT | {"strength": "0,7"}, "write it with a point, 0.7."),
+        ("txt2img", {"seed": "x"}, "from 1 to 9007199254740991, or 0 for a random one, not 'x'."),
+        ("txt2img", {"seed": -2}, "or 0 for a random one, not -2."),
+        ("txt2img", {"preview": 2}, "preview must be true or false, not '2'."),
+    ],
+)
+def test_a_sentence_says_how_to_mend_it(task: str, fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(sentence)):
+        parse(task, **fields)
+
+
+@pytest.mark.parametrize("seed", [0, -1, "", " ", "0", "-1", -1.0])
+def test_a_seed_of_nothing_is_random(seed: Any) -> None:
+    assert parse("txt2img", seed=seed).seed != parse("txt2img", seed=seed).seed
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(1, True), (0, False), (True, True), (1.0, None), ("yes", True)])
+def test_a_flag_may_be_a_number_in_json(value: Any, wanted: bool | None) -> None:
+    if wanted is None:
+        with pytest.raises(InvalidRequest, match="preview must be true or false"):
+            parse("txt2img", preview=value)
+    else:
+        assert parse("txt2img", preview=value).preview is wanted
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"II*\x00\x08\x00\x00\x00", "a TIFF file"),
+        (b"MM\x00*\x00\x00\x00\x08", "a TIFF file"),
+        (b"GIF89a\x10\x00\x10\x00", "a GIF file"),
+        (b"BM\x36\x30\x00\x00\x00\x00\x00\x00", "a BMP file"),
+        (b"8BPS\x00\x01", "a Photoshop (PSD) file"),
+        (b"\x00\x00\x00\x1cftypavif", "an AVIF file"),
+        (b"\x00\x00\x00\x18ftypheic", "a HEIC file"),
+        (b"%PDF-1.7", "a PDF file"),
+        (b"\x00\x01\x02\x03\xff\xfe", "not an image file that is known here"),
+    ],
+)
+@pytest.mark.parametrize("encode", [bytes, base64.b64encode])
+def test_a_file_of_another_kind_is_named(start: bytes, kind: str, encode: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(f"init_image is {kind}: save it as PNG, JPEG or WebP.")):
+        parse("img2img", init_image=encode(start + bytes(200)))

@@ -1,0 +1,352 @@
+"""The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
+
+import base64
+import dataclasses
+import json
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from handlers.hardware.device import release_memory
+from handlers.request.fields import ModelDefaults
+from handlers.stable_diffusion import CombinedHandler
+from tests.support.frontend import Context, Frontend
+from tests.support.paths import SIDE
+from tests.support.samples import b64, decode, half_mask, picture
+
+
+@pytest.fixture(scope="module")
+def handler() -> CombinedHandler:
+    handler = CombinedHandler()
+    handler.initialize(Context(max_batch_rows=16))
+    return handler
+
+
+@pytest.fixture
+def frontend(handler: CombinedHandler) -> Iterator[Frontend]:
+    yield Frontend(handler)
+    assert not handler.generations
+
+
+def test_progress_then_the_result(frontend: Frontend) -> None:
+    name = frontend.send(num_inference_steps=3, seed=4, headers={"X-Progress": "1"})
+    frontend.run()
+    messages = frontend.messages(name)
+    assert messages[:-1] == [{"progress": {"step": i, "of": 3}} for i in (1, 2, 3)]
+    image = messages[-1]["result"]["images"][0]
+    assert image.keys() == {"base64", "seed", "mimetype", "mime_type", "nsfw"}
+    assert (image["seed"], image["mimetype"], image["mime_type"], image["nsfw"]) == (4, "image/png", "image/png", False)
+
+
+def test_a_preview_now_and_then_for_who_asks_for_it(frontend: Frontend) -> None:
+    progress = {"X-Progress": "1"}
+    shown = frontend.send(num_inference_steps=30, preview="true", num_outputs=2, seed=3, headers=progress)
+    plain = frontend.send(num_inference_steps=5, preview="false", headers=progress)
+    silent = frontend.send(num_inference_steps=5, preview="true", seed=3)
+    wrong = frontend.send(preview="perhaps")
+    frontend.run()
+    lines = [message["progress"] for message in frontend.messages(shown)[:-1]]
+    assert [line["step"] for line in lines] == [*range(1, 31)]
+    pictures = [line["preview"] for line in lines if "preview" in line]
+    assert 1 <= len(pictures) <= 10 and all(base64.b64decode(each).startswith(b"\xff\xd8\xff") for each in pictures)
+    assert not any("preview" in message.get("progress", {}) for message in frontend.messages(plain))
+    assert [*frontend.messages(silent)[0]] == ["result"]
+    assert frontend.messages(wrong)[-1]["error"]["message"] == "preview must be true or false, not 'perhaps'."
+
+
+def test_a_bad_request_fails_alone(frontend: Frontend) -> None:
+    good, bad = frontend.send(num_inference_steps=2), frontend.send(seed="x")
+    nowhere = frontend.send("sketch")
+    late = frontend.send(headers={"X-Deadline": "soon"})
+    frontend.run()
+    assert frontend.result(good)["status"] == "success"
+    assert frontend.messages(bad)[-1]["error"]["status"] == 400
+    assert "X-Task" in frontend.messages(nowhere)[-1]["error"]["message"]
+    assert "X-Deadline" in frontend.messages(late)[-1]["error"]["message"]
+
+
+def test_requests_of_all_kinds_merge_and_match_their_solo_pictures(frontend: Frontend) -> None:
+    images = {"init_image": b64(picture())}
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("txt2img", {"num_inference_steps": 6}),
+        ("img2img", images | {"num_inference_steps": 8, "strength": 0.6}),
+        ("masking", images | {"mask_image": b64(half_mask()), "num_inference_steps": 5}),
+        ("txt2img", {"num_inference_steps": 4, "guidance_scale": 1.0}),
+        ("txt2img", {"num_inference_steps": 4, "height": 2 * SIDE}),
+    ]
+    solo = []
+    for seed, (task, fields) in enumerate(kinds, 1):
+        name = frontend.send(task, seed=seed, **fields)
+        frontend.run()
+        solo.append(decode(frontend.result(name)["images"][0]))
+    merged_before = frontend.handler.engine.batcher.activity.merged_forwards
+    with frontend.engine_held():
+        names = [frontend.send(task, seed=seed, **fields) for seed, (task, fields) in enumerate(kinds, 1)]
+    frontend.run()
+    assert frontend.handler.engine.batcher.activity.merged_forwards > merged_before
+    for name, expected in zip(names, solo, strict=True):
+        assert np.abs(decode(frontend.result(name)["images"][0]) - expected).max() <= 2
+
+
+def test_a_short_request_overtakes_long_ones(frontend: Frontend) -> None:
+    longer = [frontend.send(num_inference_steps=30) for _ in range(3)]
+    for _ in range(5):
+        frontend.tick()
+    short = frontend.send(num_inference_steps=3)
+    frontend.run()
+    assert frontend.order[0] == short and set(frontend.order[1:]) == set(longer)
+
+
+def test_who_goes_away_is_dropped_at_the_next_step(frontend: Frontend) -> None:
+    stays, leaves = frontend.send(num_inference_steps=6), frontend.send(num_inference_steps=200)
+    frontend.run_until(lambda: frontend.handler.generations and frontend.handler.generations[leaves].slots)
+    slots = frontend.handler.generations[leaves].slots
+    frontend.leave(leaves)
+    frontend.tick()
+    assert leaves not in frontend.handler.generations
+    frontend.run_until(lambda: slots and all(slot.job.ended for slot in slots))
+    frontend.run()
+    assert frontend.result(stays)["status"] == "success"
+
+
+def test_results_that_are_done_at_once_go_out_one_a_call(frontend: Frontend) -> None:
+    with frontend.engine_held():
+        names = [frontend.send(num_inference_steps=2, headers={"X-Progress": "1"}) for _ in range(4)]
+    frontend.tick()
+    wait_until = time.monotonic() + 30
+    while any(g.ending is None for g in frontend.handler.generations.values()) and time.monotonic() < wait_until:
+        frontend.handler.engine.wait(has_news=False)
+    frontend.run()
+    for name in names:
+        messages = frontend.messages(name)
+        assert [*messages[0]] == ["progress"] and [*messages[-1]] == ["result"]
+        assert sum("result" in message for message in messages) == 1
+        assert [message["progress"]["step"] for message in messages[:-1]] == [1, 2]
+
+
+def test_many_open_requests_all_finish(frontend: Frontend) -> None:
+    names = [frontend.send(num_inference_steps=2, seed=i) for i in range(1, 33)]
+    frontend.run()
+    assert {frontend.result(name)["images"][0]["seed"] for name in names} == set(range(1, 33))
+
+
+def test_a_deadline_that_has_passed_is_a_504(frontend: Frontend) -> None:
+    name = frontend.send(headers={"X-Deadline": str(time.time() - 1)})
+    frontend.run()
+    assert frontend.messages(name)[-1]["error"]["status"] == 504
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [(lambda: torch.empty(10**15), 507), (lambda: bytearray(10**17), 507), (lambda: {}["x"], 500)],
+)
+def test_what_a_pipeline_raises_ends_its_request_alone(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch, failure: Callable[[], Any], status: int
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        failure()
+
+    good = frontend.send(num_inference_steps=3)
+    frontend.tick()
+    bad = frontend.send(prompt="a prompt that nobody remembers", num_inference_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder, "forward", fail)
+        frontend.run_until(lambda: bad not in frontend.open)
+    frontend.run()
+    assert frontend.messages(bad)[-1]["error"]["status"] == status
+    assert frontend.messages(bad)[-1]["error"]["message"] != "x"
+    assert frontend.result(good)["status"] == "success"
+
+
+def test_a_flagged_picture_is_black_even_under_a_mask(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flag(clip_input: Any, images: Any) -> Any:
+        return torch.zeros_like(images), [True]
+
+    fields = {"init_image": b64(picture()), "mask_image": b64(half_mask()), "num_inference_steps": 2}
+    name = frontend.send("masking", **fields)
+    checker = frontend.handler.worker.served["masking"].pipeline.safety_checker
+    monkeypatch.setattr(checker, "forward", flag)
+    frontend.run()
+    image = frontend.result(name)["images"][0]
+    assert image["nsfw"] is True and decode(image).max() == 0
+
+
+def test_the_description_says_what_is_served(frontend: Frontend) -> None:
+    name = frontend.send("describe")
+    frontend.run()
+    (description,) = frontend.result(name)["models"]
+    assert description["tasks"] == ["txt2img", "img2img", "masking"]
+    assert description["defaults"] == asdict(ModelDefaults(20, 3.5, SIDE, SIDE, SIDE, "DPMSolverMultistepScheduler"))
+    assert description["limits"]["max_num_outputs"] == 8
+    assert description["activity"]["unet_forwards"] > 0
+
+
+def test_what_is_known_is_said_at_once_though_a_neighbour_is_still_being_parsed(frontend: Frontend) -> None:
+    parsing, go_on = threading.Event(), threading.Event()
+    for _ in range(frontend.handler.worker.config.codec_threads):
+        frontend.handler.worker.shared.pool.submit(lambda: (parsing.set(), go_on.wait(30)))
+    parsing.wait(30)
+    waits, asks = frontend.send(num_inference_steps=2), frontend.send("describe")
+    frontend.tick()
+    assert frontend.order == [asks] and frontend.lines[waits] == [b"\n"]
+    go_on.set()
+    frontend.run()
+    assert frontend.result(waits)["status"] == "success"
+
+
+def test_a_picture_without_room_is_refused_and_its_neighbour_drawn(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = frontend.handler
+    monkeypatch.setattr("handlers.hardware.memory.available_bytes", lambda _: 10 * 2**20)
+    neighbour = frontend.send(num_inference_steps=20)
+    frontend.run_until(lambda: handler.generations and handler.generations[neighbour].slots)
+    shared = handler.worker.shared
+    memory = dataclasses.replace(shared.memory, row_bytes=8 * 2**20)
+    worker = dataclasses.replace(handler.worker, shared=dataclasses.replace(shared, memory=memory))
+    monkeypatch.setattr(handler, "worker", worker)
+    refused = frontend.send()
+    frontend.run()
+    error = json.loads(frontend.lines[refused][-1])["error"]
+    assert error["status"] == 507 and "try 64 x 64" in error["message"]
+    assert frontend.result(neighbour)["status"] == "success"
+
+
+def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_back(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = frontend.handler
+    held: list[weakref.ref[torch.Tensor]] = []  # what the forwards that failed had allocated
+    left: list[int] = []
+
+    def release(device: torch.device) -> None:
+        release_memory(device)
+        left.append(sum(tensor() is not None for tensor in held))
+
+    monkeypatch.setattr("handlers.hardware.memory.release_memory", release)
+    monkeypatch.setattr(
+        "handlers.engine.generation.logger.disabled", True
+    )  # pytest keeps what is logged, with its traceback
+    unet = handler.worker.served["txt2img"].pipeline.unet
+    forward = unet.forward
+
+    def too_large(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(sample) > 1:  # a guided picture, alone or with another
+            activations = torch.zeros(8)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(sample, *arguments, **options)
+
+    monkeypatch.setattr(unet, "forward", too_large)
+    with frontend.engine_held():
+        greedy = frontend.send(num_inference_steps=3)
+        small = frontend.send(num_inference_steps=3, guidance_scale=1)
+    frontend.run()
+    error = json.loads(frontend.lines[greedy][-1])["error"]
+    assert error["status"] == 507 and "try a smaller one" in error["message"]
+    assert frontend.result(small)["status"] == "success"
+    # before the calls ran one by one, and when the request was gone
+    assert len(held) >= 2 and len(left) >= 2 and not any(left)
+
+
+def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
+    usual, other = frontend.send(seed=1), frontend.send(seed=1, scheduler="EulerAncestralDiscreteScheduler")
+    frontend.run()
+    pictures = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
+    assert (pictures[0] != pictures[1]).any()
+    assert type(frontend.handler.worker.served["txt2img"].pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
+
+
+def test_what_the_pipeline_itself_refuses_is_the_clients_to_change(frontend: Frontend) -> None:
+    pipeline = frontend.handler.worker.served["txt2img"].pipeline
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*arguments: Any, **options: Any) -> None:
+            raise ValueError("original_steps: 50 is smaller than num_inference_steps: 51")
+
+        patch.setattr(type(pipeline.scheduler), "set_timesteps", refuse)
+        name = frontend.send()
+        frontend.run()
+    error = json.loads(frontend.lines[name][-1])["error"]
+    assert error["status"] == 400 and "cannot generate with these values: original_steps: 50" in error["message"]
+
+
+def test_numbers_that_overflow_are_a_failure_and_no_black_picture(frontend: Frontend) -> None:
+    overflows, good = frontend.send(guidance_scale=1e38, num_inference_steps=4), frontend.send(num_inference_steps=4)
+    frontend.run()
+    error = json.loads(frontend.lines[overflows][-1])["error"]
+    assert error["status"] == 500 and "try a lower guidance_scale" in error["message"]
+    assert frontend.result(good)["status"] == "success"
+
+
+def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder
+    encoded: list[Any] = []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda *a, **o: encoded.append(a) or forward(*a, **o))
+    request = {"prompt": "a house that nobody asked for yet", "num_inference_steps": 1}
+    several = frontend.send(num_outputs=3, **request)
+    frontend.send("masking", init_image=b64(picture()), mask_image=b64(half_mask()), strength=1, **request)
+    frontend.run()
+    assert len(frontend.result(several)["images"]) == 3
+    assert len(encoded) == 1  # the empty negative prompt was remembered from before
+
+
+def test_the_engine_stands_still_while_nobody_asks(frontend: Frontend) -> None:
+    """TorchServe makes no more calls once its last client has gone away, and does not say so either."""
+    activity = frontend.handler.engine.batcher.activity
+    before = activity.unet_forwards
+    name = frontend.send(num_inference_steps=200)
+    frontend.run_until(lambda: len(frontend.lines[name]) > 1)
+    time.sleep(1)
+    forwards = activity.unet_forwards
+    time.sleep(0.3)
+    assert activity.unet_forwards == forwards < before + 190
+    frontend.leave(name)
+    other = frontend.send(num_inference_steps=2)
+    frontend.run()
+    assert frontend.result(other)["status"] == "success" and activity.unet_forwards <= forwards + 3
+
+
+def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_drawn(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(slots: Any) -> None:
+        raise KeyError("a fault")
+
+    name = frontend.send(num_inference_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(frontend.handler.engine.batcher, "step", fail)
+        frontend.run()
+    assert json.loads(frontend.lines[name][-1])["error"]["status"] == 500
+    name = frontend.send(num_inference_steps=2)
+    frontend.run()
+    assert frontend.result(name)["status"] == "success"
+
+
+def test_a_picture_does_not_wait_for_the_step_of_others(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = frontend.handler.worker.served["txt2img"].pipeline.unet
+    forward, may_go_on = unet.forward, threading.Event()
+    in_time: list[bool] = []
+
+    def slow(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(sample) == 2:  # the longer one is alone
+            in_time.append(may_go_on.wait(30))
+        return forward(sample, *arguments, **options)
+
+    monkeypatch.setattr(unet, "forward", slow)
+    with frontend.engine_held():
+        short, longer = frontend.send(num_inference_steps=2), frontend.send(num_inference_steps=9)
+    frontend.run_until(lambda: frontend.order)
+    assert frontend.order == [short] and not may_go_on.is_set()
+    may_go_on.set()
+    frontend.run()
+    assert frontend.result(longer)["status"] == "success"
+    assert in_time and all(in_time)  # else it waited for the step's end after all

@@ -1,0 +1,50 @@
+"""Addresses as plugins join them."""
+
+import pytest
+
+from proxy.paths import normalized
+from tests.support.torchserve import RESULT, client, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("sent", "served"),
+    [
+        ("/ping", "/ping"),
+        ("//ping", "/ping"),
+        ("///txt2img//", "/txt2img"),
+        ("/txt2img/", "/txt2img"),
+        ("/k/KEY//ping", "/k/KEY/ping"),
+        ("/k/KEY/", "/k/KEY/"),
+        ("/k/KEY", "/k/KEY"),
+        ("/", "/"),
+        ("//", "/"),
+        ("", "/"),
+        ("http://127.0.0.1:1337/ping", "/ping"),
+        ("HTTPS://box.local//ping/", "/ping"),
+        ("http://box.local", "/"),
+        ("/httpfoo", "/httpfoo"),
+    ],
+)
+def test_a_path_is_normalized(sent: str, served: str) -> None:
+    assert normalized(sent) == served == normalized(served)
+
+
+async def test_plugins_addresses_are_served() -> None:
+    async with client(serving(RESULT), api_key="secret") as http:
+        for path in ("//ping", "/k/secret//ping", "//k//secret//ping/", "/k/secret/ping"):
+            answer = await http.get(f"http://127.0.0.1{path}", headers={"X-API-Key": "secret"})
+            assert answer.status_code == 200, path
+        assert (await http.post("/k/secret//txt2img/", data={"prompt": "x"})).status_code == 200
+        assert (await http.get("/k/secret/")).headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity"])
+async def test_a_compressed_body_is_refused_with_a_sentence(encoding: str) -> None:
+    async with client(serving(RESULT)) as http:
+        answer = await http.post("/txt2img", content=b"\x1f\x8b\x08", headers={"Content-Encoding": encoding})
+        assert answer.status_code == 415 and "uncompressed" in answer.json()["message"]
+        assert (
+            await http.post("/txt2img", content=b"prompt=x", headers={"Content-Encoding": "identity"})
+        ).status_code == 200

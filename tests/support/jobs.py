@@ -1,0 +1,68 @@
+"""Jobs without an engine: the images of requests together, and of the stock pipeline alone."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from handlers.config import HandlerConfig
+from handlers.engine.decoder import Decoder
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.engine.scheduling import Slot
+from handlers.engine.step_batcher import RowLimit, StepBatcher
+from handlers.forward.calls import UNetCall
+from handlers.forward.merging import forward
+from handlers.forward.side_stream import NoSideStream
+from handlers.hardware.memory import Memory
+from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.loading import load_pipelines
+from handlers.request.fields import GenerationRequest
+from handlers.wire import TASKS
+from tests.support.paths import CONFIGS
+from tests.support.samples import picture
+
+CPU = torch.device("cpu")
+
+
+def load(path: Path, *tasks: str, dtype: torch.dtype = torch.float32, **config: Any) -> dict[str, Any]:
+    return load_pipelines(path, tasks or TASKS, CPU, dtype, HandlerConfig(**config), CONFIGS)
+
+
+def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: float) -> GenerationRequest:
+    return GenerationRequest(
+        task, prompt, "blurred", seed, 1, steps, guidance_scale, 0.0, 64, 64, (64, 64), strength=0.8,
+        init_image=picture(64, 64).convert("RGB") if task != "txt2img" else None,
+        mask_image=Image.linear_gradient("L").resize((64, 64)) if task == "masking" else None,
+    )  # fmt: skip
+
+
+def drawn_together(
+    pipelines: Mapping[str, Any], requests: list[GenerationRequest], run: Callable[[UNetCall], Any] = forward
+) -> tuple[list[Image.Image], int]:
+    """The images of jobs that share their forwards, and how many forwards served several of them."""
+    batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=32), Memory(CPU, 64), run)
+    slots = []
+    for request in requests:
+        pipeline = pipelines[request.task]
+        arguments = pipeline_arguments(request, pipeline) | {"generator": generator(request.seed)}
+        slots.append(Slot(PipelineJob(pipeline, arguments), owner=SimpleNamespace(last_step=0)))
+        slots[-1].job.start()
+    decoder = Decoder(batcher.memory, NoSideStream())
+    while not all(slot.job.ended for slot in slots):
+        for slot, outcome in batcher.step([slot for slot in slots if slot.waits_for_unet]):
+            assert not isinstance(outcome, Exception), outcome
+            slot.job.advance(outcome)
+        decoder.decode_some(slots, may_wait=True)
+    assert [slot.job.error for slot in slots] == [None] * len(slots)
+    return [slot.job.result.images[0] for slot in slots], batcher.activity.merged_forwards
+
+
+def drawn_alone(pipelines: Mapping[str, Any], request: GenerationRequest) -> Image.Image:
+    """What the stock pipeline draws, called plainly."""
+    pipeline = pipelines[request.task]
+    arguments = pipeline_arguments(request, pipeline) | {"generator": generator(request.seed)}
+    image: Image.Image = pipeline(**arguments).images[0]
+    return image

@@ -1,0 +1,92 @@
+"""The direction of imports between the rooms, read from the source. docs/architecture.md draws them."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import HOME
+
+# a room may import the rooms after it, and itself
+ROOMS = [
+    ["launch.installed"],  # what the wheel starts
+    ["server"],
+    ["launch"],
+    ["admin"],
+    ["handlers.txt2img", "handlers.img2img", "handlers.masking", "handlers.stable_diffusion", "handlers.reload"],
+    ["handlers.handler"],
+    ["handlers.worker"],
+    ["handlers.engine"],
+    ["handlers.pipelines", "handlers.hardware"],
+    ["handlers.request"],
+    ["handlers.forward", "handlers.installation"],
+    ["handlers.config", "handlers.custom_models"],
+    ["handlers.wire"],
+    ["handlers.errors"],
+]
+PROXY_MAY_IMPORT = {"handlers.wire", "handlers.errors"}  # the two that need the standard library alone
+LAUNCH_MAY_IMPORT = {"proxy.settings"}  # its options are checked before the proxy is started
+
+
+def modules() -> list[Path]:
+    folders = ("admin", "handlers", "launch", "proxy")
+    return [HOME / "server.py", *(file for folder in folders for file in sorted((HOME / folder).rglob("*.py")))]
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = (HOME / Path(*node.module.split("."))).is_dir()
+            yield from (f"{node.module}.{alias.name}" for alias in node.names) if whole else [node.module]
+
+
+def room_of(module: str) -> int | None:
+    for number, names in enumerate(ROOMS):
+        if any(module == name or module.startswith(f"{name}.") for name in names):
+            return number
+    return None
+
+
+def family(module: str) -> str:
+    """The folder or module of a room that a module belongs to."""
+    return next(name for names in ROOMS for name in names if module == name or module.startswith(f"{name}."))
+
+
+@pytest.mark.parametrize("file", modules(), ids=name_of)
+def test_imports_run_one_way(file: Path) -> None:
+    own = name_of(file)
+    for imported in imports(file):
+        if imported.partition(".")[0] not in ("admin", "handlers", "launch", "proxy", "server", "tests", "benchmarks"):
+            continue
+        if own.startswith("proxy"):
+            allowed = imported.startswith("proxy") or any(imported.startswith(name) for name in PROXY_MAY_IMPORT)
+            assert allowed, f"{own} imports {imported}: the proxy knows of the handlers only {PROXY_MAY_IMPORT}"
+        elif imported.startswith("proxy"):
+            may = own.startswith("launch") and any(imported.startswith(name) for name in LAUNCH_MAY_IMPORT)
+            assert may, f"{own} imports {imported}"
+        elif imported != "handlers":
+            here, there = room_of(own), room_of(imported)
+            if own == "handlers":
+                continue
+            assert here is not None and there is not None, f"{own} or {imported} is in no room: see ROOMS"
+            assert there > here or family(own) == family(imported), f"{own} imports {imported}, which is above it"
+
+
+@pytest.mark.parametrize("room", ["handlers.request", "handlers.wire", "handlers.installation", "handlers.config"])
+def test_what_needs_no_torch_imports_none(room: str) -> None:
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "peft"}
+    for file in modules():
+        if name_of(file).startswith(room):
+            assert not heavy & {imported.partition(".")[0] for imported in imports(file)}, name_of(file)
+
+
+def test_no_module_is_longer_than_300_lines() -> None:
+    long = {name_of(file): lines for file in modules() if (lines := len(file.read_text().splitlines())) > 300}
+    assert not long
