@@ -15,14 +15,18 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALL = @$(PIP) --constraint $(VENV)/constraints.txt -e '.$(1)' && touch $@
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
+.PHONY: serve test test-faults test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
   bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+# load, faults, reloads, other models, shutdown: many servers, a quarter of an hour
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 # the wheel in a venv of the oldest and of the newest Python that is there
 test-pythons: $(VENV)/.installed-dev
@@ -46,7 +50,7 @@ fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 soak: $(VENV)/.installed-dev
-	SD_SOAK_ROUNDS=$(or $(ROUNDS),20) $(BIN)/python -m pytest -s tests/e2e/test_load.py $(ARGS)
+	SD_SOAK_ROUNDS=$(or $(ROUNDS),20) $(BIN)/python -m pytest -s -m faults tests/faults/test_load.py $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

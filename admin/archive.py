@@ -24,7 +24,7 @@ from handlers.wire import COMBINED, CUSTOM, TASKS
 
 VERSION = "1.0"
 
-# TorchServe's side of continuous batching; docs/architecture.md says why each is as it is
+# TorchServe's side of continuous batching; docs/torchserve.md says why each is as it is
 FRONTEND = {
     "minWorkers": 1,
     "maxWorkers": 1,

@@ -35,6 +35,7 @@ class RunningServer:
     port: int
     management_url: str
     inference_url: str
+    metrics_url: str
     model_store: str
 
     def write(self, run_directory: Path) -> None:

@@ -112,7 +112,12 @@ class Server:
         for name in self._commands:
             self._spawn(name)
         self._running = RunningServer(
-            os.getpid(), self._options.port, proxy["SD_MANAGEMENT_URL"], proxy["SD_INFERENCE_URL"], str(self._store)
+            pid=os.getpid(),
+            port=self._options.port,
+            management_url=proxy["SD_MANAGEMENT_URL"],
+            inference_url=proxy["SD_INFERENCE_URL"],
+            metrics_url=proxy["SD_METRICS_URL"],
+            model_store=str(self._store),
         )
         self._running.write(self.run_directory)
 

@@ -22,7 +22,7 @@ from launch.processes import Server
 from proxy.settings import LOG_LEVELS, Settings, SettingsError
 
 
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Starts the Stable Diffusion server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=1337, help="port to listen on (default: %(default)s)")
@@ -39,7 +39,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-cert", help="the certificate's file, for HTTPS, with --tls-key")
     parser.add_argument("--tls-key", help="the file of its key")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="default: %(default)s")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    return argument_parser().parse_args(argv)
 
 
 def proxy_variables(options: argparse.Namespace) -> dict[str, str]:

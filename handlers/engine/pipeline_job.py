@@ -3,7 +3,7 @@
 The pipeline's own `__call__` runs unmodified in a greenlet: either the owner runs or one of its jobs, so what the
 jobs share (tokenizer, text encoder, VAE) is never raced. Not in a thread each: OpenMP keeps a team of workers for
 every thread that computes, and as soon as there are more of them than cores they stop spinning between two small
-operations, which doubled the time of a step (docs/architecture.md).
+operations, which doubled the time of a step (docs/engine.md).
 """
 
 import copy

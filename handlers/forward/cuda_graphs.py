@@ -1,7 +1,7 @@
 """The merged UNet forward as CUDA graphs: a card runs it without waiting for Python to launch its kernels.
 
 A graph has fixed shapes, so the rows are filled up to one of SIZES. It is captured for a shape that comes the second
-time. Not run on a card so far (docs/architecture.md).
+time (docs/devices.md).
 """
 
 import logging

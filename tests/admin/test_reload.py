@@ -193,7 +193,8 @@ def test_the_running_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def runs(port: int, pid: int) -> None:
         folder = tmp_path / f"sd-server-{port}"
         folder.mkdir()
-        RunningServer(pid, port, f"http://m{port}", f"http://i{port}", str(folder / "store")).write(folder)
+        store = str(folder / "store")
+        RunningServer(pid, port, f"http://m{port}", f"http://i{port}", f"http://x{port}", store).write(folder)
 
     runs(1, 2**22 + 1)  # its process is gone
     runs(1337, os.getpid())

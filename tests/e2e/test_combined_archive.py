@@ -1,7 +1,6 @@
 """The combined archive: three pipelines behind one worker, merged step by step."""
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,24 +9,18 @@ import numpy as np
 import pytest
 
 from tests.support.paths import SIDE
-from tests.support.running import Running, running, wait_for
+from tests.support.running import Running, wait_for
 from tests.support.samples import b64, decode, half_mask, picture
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("combined"), "--archives", "combined") as instance:
-        yield instance
-
-
-def test_one_archive_serves_all_three(server: Running) -> None:
-    (model,) = server.models()
+def test_one_archive_serves_all_three(combined: Running) -> None:
+    (model,) = combined.models()
     assert model["archive"] == "stable-diffusion" and model["tasks"] == ["txt2img", "img2img", "masking"]
 
 
-def test_eight_mixed_requests_at_once_match_their_solo_pictures(server: Running) -> None:
+def test_eight_mixed_requests_at_once_match_their_solo_pictures(combined: Running) -> None:
     images = {"init_image": b64(picture())}
     mask = {"mask_image": b64(half_mask())}
     requests: list[tuple[str, dict[str, Any]]] = [
@@ -42,28 +35,30 @@ def test_eight_mixed_requests_at_once_match_their_solo_pictures(server: Running)
     ]
     for seed, (_, fields) in enumerate(requests, 1):
         fields["seed"] = seed
-    solo = [decode(server.images(task, **fields)[0]) for task, fields in requests]
-    before = server.activity("txt2img")
+    solo = [decode(combined.images(task, **fields)[0]) for task, fields in requests]
+    before = combined.activity("txt2img")
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda request: server.images(request[0], **request[1])[0], requests))
-    after = server.activity("txt2img")
+        together = list(pool.map(lambda request: combined.images(request[0], **request[1])[0], requests))
+    after = combined.activity("txt2img")
     assert after["merged_forwards"] - before["merged_forwards"] > 10
     for image, expected in zip(together, solo, strict=True):
         assert np.abs(decode(image) - expected).max() <= 2
 
 
-def test_of_thirty_three_open_requests_nobody_starves(server: Running) -> None:
+def test_of_thirty_three_open_requests_nobody_starves(combined: Running) -> None:
     with ThreadPoolExecutor(33) as pool:
-        answers = list(pool.map(lambda seed: server.images("txt2img", seed=seed, num_inference_steps=10), range(1, 34)))
+        answers = list(
+            pool.map(lambda seed: combined.images("txt2img", seed=seed, num_inference_steps=10), range(1, 34))
+        )
     assert [answer[0]["seed"] for answer in answers] == list(range(1, 34))
 
 
-def test_more_requests_than_one_client_may_have_are_told_to_come_back(server: Running) -> None:
+def test_more_requests_than_one_client_may_have_are_told_to_come_back(combined: Running) -> None:
     async def until_one_is_refused() -> httpx.Response:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(timeout=120, limits=limits) as client:
             fields = {"prompt": "x", "num_inference_steps": 250}
-            tasks = [asyncio.create_task(client.post(f"{server.url}/txt2img", data=fields)) for _ in range(120)]
+            tasks = [asyncio.create_task(client.post(f"{combined.url}/txt2img", data=fields)) for _ in range(120)]
             done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in others:
                 task.cancel()
@@ -74,18 +69,5 @@ def test_more_requests_than_one_client_may_have_are_told_to_come_back(server: Ru
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
     assert "64 requests of yours are open" in answer.json()["message"]
     # the clients of all the others have left, and so has their work
-    wait_for(lambda: httpx.get(f"{server.url}/models", timeout=60).status_code == 200, 60)
-    wait_for(lambda: server.activity("txt2img")["open_requests"] == 0, 60)
-
-
-def test_a_worker_that_dies_is_a_sentence_and_comes_back(server: Running) -> None:
-    (worker,) = server.workers()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server.post, "txt2img", {"prompt": "x", "num_inference_steps": 250})
-        wait_for(lambda: server.activity("txt2img")["open_requests"] == 1)
-        worker.kill()
-        answer = future.result()
-    assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
-    assert "worker that drew this picture died" in answer.json()["message"]
-    wait_for(lambda: httpx.get(server.url + "/ping").status_code == 200)
-    assert server.images("txt2img", seed=1, num_inference_steps=2)
+    wait_for(lambda: httpx.get(f"{combined.url}/models", timeout=60).status_code == 200, 60)
+    wait_for(lambda: combined.activity("txt2img")["open_requests"] == 0, 60)

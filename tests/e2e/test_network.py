@@ -12,36 +12,22 @@ import psutil
 import pytest
 
 from tests.support.paths import HOME
-from tests.support.running import Running, running
+from tests.support.running import HANG_S, Running
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("access")
-    certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-                   "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-                   "-keyout", folder / "key.pem", "-out", folder / "cert.pem"]  # fmt: skip
-    subprocess.run(certificate, check=True, capture_output=True)
-    (folder / "keys").write_text("first-key\nsecond-key\n")
-    options = ["--host", "0.0.0.0", "--archives", "combined", "--api-key-file", folder / "keys",
-               "--tls-cert", folder / "cert.pem", "--tls-key", folder / "key.pem", "--log-level", "info"]  # fmt: skip
-    with running(folder, *map(str, options), SD_LOG_FORMAT="json") as instance:
-        yield instance
-
-
-@pytest.fixture(scope="module")
-def http(instance: Running) -> Iterator[httpx.Client]:
-    folder = instance.output.parent
+def http(guarded: Running) -> Iterator[httpx.Client]:
+    folder = guarded.output.parent
     verify = ssl.create_default_context(cafile=folder / "cert.pem")
-    url = instance.url.replace("http://", "https://")
-    with httpx.Client(base_url=url, verify=verify, timeout=120) as client:
+    url = guarded.url.replace("http://", "https://")
+    with httpx.Client(base_url=url, verify=verify, timeout=HANG_S) as client:
         yield client
 
 
-def test_a_picture_over_tls_with_the_key_in_the_path(instance: Running, http: httpx.Client) -> None:
-    assert "Ready: https://127.0.0.1:" in instance.output.read_text()
+def test_a_picture_over_tls_with_the_key_in_the_path(guarded: Running, http: httpx.Client) -> None:
+    assert "Ready: https://127.0.0.1:" in guarded.output.read_text()
     assert http.get("/ping").status_code == 401
     assert http.get("/readyz").status_code == 200
     fields = {"prompt": "an unspeakable secret", "num_inference_steps": 2}
@@ -49,10 +35,10 @@ def test_a_picture_over_tls_with_the_key_in_the_path(instance: Running, http: ht
     assert answer.status_code == 200 and answer.json()["images"] and answer.headers["x-request-id"] == "request-1"
 
 
-def test_the_log_is_json_without_prompt_or_key(instance: Running, http: httpx.Client) -> None:
+def test_the_log_is_json_without_prompt_or_key(guarded: Running, http: httpx.Client) -> None:
     assert http.post("/txt2img", data={"prompt": "x", "seed": "no number"}, headers={"X-API-Key": "first-key",
                      "X-Request-Id": "request-2"}).status_code == 400  # fmt: skip
-    (log,) = instance.output.parent.glob("sd-server-*/logs/proxy.out")
+    (log,) = guarded.output.parent.glob("sd-server-*/logs/proxy.out")
     text = log.read_text()
     assert re.search(r'"request_id": "request-1", "method": "POST", "route": "/txt2img", "status": 200', text)
     assert re.search(r'"request_id": "request-2".*"status": 400', text)
@@ -68,15 +54,15 @@ def test_the_figures_of_proxy_worker_and_torchserve(http: httpx.Client) -> None:
     assert "ts_inference_requests_total" in text
 
 
-def test_torchserve_listens_on_loopback_alone(instance: Running) -> None:
+def test_torchserve_listens_on_loopback_alone(guarded: Running) -> None:
     outside = set()
-    for process in [psutil.Process(instance.process.pid), *instance.process.children(recursive=True)]:
+    for process in [psutil.Process(guarded.process.pid), *guarded.process.children(recursive=True)]:
         for connection in process.net_connections("inet"):
             if connection.status == psutil.CONN_LISTEN:
                 address = connection.laddr.ip.removeprefix("::ffff:")
                 if not address.startswith("127.") and address != "::1":
                     outside.add(connection.laddr.port)
-    assert outside == {int(instance.url.rpartition(":")[2])}  # the proxy's
+    assert outside == {int(guarded.url.rpartition(":")[2])}  # the proxy's
 
 
 def test_it_does_not_start_on_all_addresses_without_a_key() -> None:
@@ -84,5 +70,5 @@ def test_it_does_not_start_on_all_addresses_without_a_key() -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "server.py", "--host", "0.0.0.0", "--port", port]
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 1 and "set an API key" in done.stderr

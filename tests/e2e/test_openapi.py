@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -24,7 +23,7 @@ from handlers.request.fields import MAX_SEED, ModelDefaults, parse_request
 from handlers.wire import TASKS
 from proxy.routes import routes
 from proxy.web.page import FOLDER
-from tests.support.running import Running, running
+from tests.support.running import HANG_S, Running
 from tests.support.samples import b64, half_mask, picture
 
 DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))
@@ -102,20 +101,14 @@ def test_the_limits_in_sentences() -> None:
     assert inspect.signature(ModelDefaults).parameters["num_inference_steps"].default == 50
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("openapi"), "--archives", "combined") as instance:
-        yield instance
-
-
 @pytest.mark.e2e
-def test_the_examples_work_as_they_stand(server: Running) -> None:
+def test_the_examples_work_as_they_stand(combined: Running) -> None:
     for task in TASKS:
         content = DOCUMENT["paths"][f"/{task}"]["post"]["requestBody"]["content"]
         assert len(content) == 3
         for kind, media in content.items():
             options = {"json": media["example"]} if kind.endswith("json") else {"data": media["example"]}
-            answer = httpx.post(f"{server.url}/{task}", timeout=60, **options)
+            answer = httpx.post(f"{combined.url}/{task}", timeout=HANG_S, **options)
             assert answer.status_code == 200 and answer.json()["images"], answer.text
 
 
@@ -124,12 +117,12 @@ def test_the_examples_work_as_they_stand(server: Running) -> None:
 @pytest.mark.parametrize(
     ("path", "method"), [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
 )
-def test_schemathesis_finds_nothing(server: Running, path: str, method: str, mode: GenerationMode) -> None:
+def test_schemathesis_finds_nothing(combined: Running, path: str, method: str, mode: GenerationMode) -> None:
     """What fits the description, and what does not: the answers are of the kinds that it has."""
     if method == "get" and mode == GenerationMode.NEGATIVE:
         return  # there is nothing to send
     schema = schemathesis.openapi.from_dict(DOCUMENT)
-    schema.config.base_url = server.url
+    schema.config.base_url = combined.url
 
     @given(case=schema[path][method.upper()].as_strategy(generation_mode=mode))
     @settings(
@@ -144,6 +137,6 @@ def test_schemathesis_finds_nothing(server: Running, path: str, method: str, mod
                     case.body[name] = most
             if mode == GenerationMode.POSITIVE:
                 case.body |= {name: image for name, image in IMAGES.items() if name in case.body}
-        case.call_and_validate(checks=CHECKS, timeout=60)
+        case.call_and_validate(checks=CHECKS, timeout=HANG_S)
 
     sends()

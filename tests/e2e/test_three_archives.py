@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,24 +15,18 @@ import torch
 from PIL import Image
 
 from tests.support.paths import SIDE
-from tests.support.running import Running, running, wait_for
+from tests.support.running import Running, wait_for
 from tests.support.samples import b64, bomb, decode, file_bytes, half_mask, picture
 
 pytestmark = pytest.mark.e2e
 MEGABYTE = 1_000_000
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("three")) as instance:
-        yield instance
-
-
 @pytest.fixture
-def neighbour(server: Running) -> Iterator[None]:
+def neighbour(three: Running) -> Iterator[None]:
     """A request that runs while the test misbehaves, and has to come out unharmed."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server.images, "img2img", init_image=b64(picture()), seed=77, num_inference_steps=250)
+        future = pool.submit(three.images, "img2img", init_image=b64(picture()), seed=77, num_inference_steps=250)
         yield
         assert future.result()[0]["seed"] == 77
 
@@ -55,9 +48,9 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_ping_and_models(server: Running) -> None:
-    assert httpx.get(server.url + "/ping").json() == {"status": "success"}
-    models = server.models()
+def test_ping_and_models(three: Running) -> None:
+    assert httpx.get(three.url + "/ping").json() == {"status": "success"}
+    models = three.models()
     assert [model["tasks"] for model in models] == [["txt2img"], ["img2img"], ["masking"]]
     for model in models:
         assert model["model"].endswith("embedded") and model["safety_checker"] is True
@@ -66,10 +59,10 @@ def test_ping_and_models(server: Running) -> None:
 
 @pytest.mark.parametrize("task", FIELDS)
 def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
-    server: Running, pipelines: dict[str, Any], task: str
+    three: Running, pipelines: dict[str, Any], task: str
 ) -> None:
     threads = torch.get_num_threads()
-    torch.set_num_threads(server.models()[0]["threads"])
+    torch.set_num_threads(three.models()[0]["threads"])
     try:
         arguments: dict[str, Any] = {
             "txt2img": {"width": SIDE, "height": SIDE // 2},
@@ -89,7 +82,7 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
         "seed": 11,
     }
     extra = {"width": 2 * SIDE} if task == "txt2img" else {"strength": 0.6}
-    image = decode(server.images(task, **fields, **extra, **FIELDS[task])[0])
+    image = decode(three.images(task, **fields, **extra, **FIELDS[task])[0])
     if task == "txt2img":  # drawn at the model's own size, and scaled
         expected = expected.resize((2 * SIDE, SIDE), Image.Resampling.LANCZOS)
     if task == "masking":  # under black the init image comes back, which the stock pipeline does not promise
@@ -97,38 +90,38 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
     assert np.array_equal(image, np.asarray(expected))
 
 
-def test_what_the_safety_checker_flags_comes_back_black(server: Running) -> None:
-    for image in server.images("txt2img", prompt="adults only", seed=1, num_outputs=4):
+def test_what_the_safety_checker_flags_comes_back_black(three: Running) -> None:
+    for image in three.images("txt2img", prompt="adults only", seed=1, num_outputs=4):
         assert image["nsfw"] is True and decode(image).max() == 0
     for prompt in ("a red apple", "stop sign"):
-        for image in server.images("txt2img", prompt=prompt, seed=1, num_outputs=4):
+        for image in three.images("txt2img", prompt=prompt, seed=1, num_outputs=4):
             assert image["nsfw"] is False and decode(image).max() > 0
 
 
-def test_an_images_seed_reproduces_it(server: Running) -> None:
-    images = server.images("txt2img", num_outputs=4)
+def test_an_images_seed_reproduces_it(three: Running) -> None:
+    images = three.images("txt2img", num_outputs=4)
     seeds = [image["seed"] for image in images]
     assert seeds == list(range(seeds[0], seeds[0] + 4)) and seeds[0] > 0
     for image in images:
-        again = server.images("txt2img", seed=image["seed"])[0]
+        again = three.images("txt2img", seed=image["seed"])[0]
         assert np.abs(decode(again) - decode(image)).max() <= 2
-    assert server.images("txt2img", seed=9)[0]["base64"] == server.images("txt2img", seed=9)[0]["base64"]
+    assert three.images("txt2img", seed=9)[0]["base64"] == three.images("txt2img", seed=9)[0]["base64"]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (500, 333)])
-def test_masking_keeps_what_is_black_and_the_size(server: Running, size: tuple[int, int]) -> None:
+def test_masking_keeps_what_is_black_and_the_size(three: Running, size: tuple[int, int]) -> None:
     init = picture(*size)
     fields = {"init_image": b64(init), "mask_image": b64(half_mask(*size)), "num_inference_steps": 3}
-    image = decode(server.images("masking", **fields)[0])
+    image = decode(three.images("masking", **fields)[0])
     assert image.shape == (size[1], size[0], 3)
     left, right = image[:, : size[0] // 2], image[:, size[0] // 2 :]
     assert np.array_equal(right, np.asarray(init)[:, size[0] // 2 :])
     assert not np.array_equal(left, np.asarray(init)[:, : size[0] // 2])
 
 
-def test_more_strength_changes_more(server: Running) -> None:
+def test_more_strength_changes_more(three: Running) -> None:
     def change(strength: float) -> float:
-        image = decode(server.images("img2img", init_image=INIT, seed=5, strength=strength)[0])
+        image = decode(three.images("img2img", init_image=INIT, seed=5, strength=strength)[0])
         return float(np.abs(image - np.asarray(picture(), dtype=int)).mean())
 
     assert change(0.1) < change(0.5) < change(0.9)
@@ -156,21 +149,21 @@ def _turned() -> str:
     ],
     ids=["data-url", "spaces", "no-padding", "jpeg", "webp", "16-bit", "rgba", "palette", "exif", "odd-size"],
 )
-def test_input_images_of_the_contract(server: Running, init_image: str, size: tuple[int, int]) -> None:
-    image = decode(server.images("img2img", init_image=init_image, num_inference_steps=2)[0])
+def test_input_images_of_the_contract(three: Running, init_image: str, size: tuple[int, int]) -> None:
+    image = decode(three.images("img2img", init_image=init_image, num_inference_steps=2)[0])
     assert image.shape == (size[1], size[0], 3)
 
 
-def test_a_form_whose_plus_signs_were_not_escaped(server: Running) -> None:
+def test_a_form_whose_plus_signs_were_not_escaped(three: Running) -> None:
     body = f"prompt=a+red+apple&num_inference_steps=2&init_image={INIT}"
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert httpx.post(server.url + "/img2img", content=body, headers=headers, timeout=60).status_code == 200
+    assert httpx.post(three.url + "/img2img", content=body, headers=headers, timeout=60).status_code == 200
 
 
-def test_json_and_multipart_bodies_give_the_same_image(server: Running) -> None:
+def test_json_and_multipart_bodies_give_the_same_image(three: Running) -> None:
     fields = {"prompt": "a red apple", "seed": 3, "num_inference_steps": 2}
-    form = server.images("img2img", init_image=INIT, **fields)
-    url = server.url + "/img2img"
+    form = three.images("img2img", init_image=INIT, **fields)
+    url = three.url + "/img2img"
     parts = {name: (None, str(value)) for name, value in (fields | {"init_image": INIT}).items()}
     answers = [
         httpx.post(url, json=fields | {"init_image": INIT}, timeout=60),
@@ -196,9 +189,9 @@ def test_json_and_multipart_bodies_give_the_same_image(server: Running) -> None:
     ],
 )
 def test_bad_input_is_a_sentence_and_harms_nobody(
-    server: Running, neighbour: None, task: str, fields: dict[str, Any], status: int, sentence: str
+    three: Running, neighbour: None, task: str, fields: dict[str, Any], status: int, sentence: str
 ) -> None:
-    answer = server.post(task, {"prompt": "x"} | fields)
+    answer = three.post(task, {"prompt": "x"} | fields)
     assert answer.status_code == status
     assert answer.json()["status"] == "failure" and sentence in answer.json()["message"]
 
@@ -212,20 +205,20 @@ def test_bad_input_is_a_sentence_and_harms_nobody(
         (b"", "prompt is missing"),
     ],
 )
-def test_malformed_bodies(server: Running, body: bytes, sentence: str) -> None:
+def test_malformed_bodies(three: Running, body: bytes, sentence: str) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = httpx.post(server.url + "/txt2img", content=body, headers=headers, timeout=60)
+    answer = httpx.post(three.url + "/txt2img", content=body, headers=headers, timeout=60)
     assert answer.status_code == 400 and sentence in answer.json()["message"]
 
 
-def test_bodies_over_the_limit_alone_and_together(server: Running, neighbour: None) -> None:
-    answer = httpx.post(server.url + "/img2img", content=b"x" * (70 * MEGABYTE), timeout=120)
+def test_bodies_over_the_limit_alone_and_together(three: Running, neighbour: None) -> None:
+    answer = httpx.post(three.url + "/img2img", content=b"x" * (70 * MEGABYTE), timeout=120)
     assert answer.status_code == 413 and "larger than" in answer.json()["message"]
 
     def large(_: int) -> httpx.Response:
         body = b"prompt=x&init_image=" + b"A" * (60 * MEGABYTE)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return httpx.post(server.url + "/img2img", content=body, headers=headers, timeout=120)
+        return httpx.post(three.url + "/img2img", content=body, headers=headers, timeout=120)
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(large, range(8)))
@@ -236,26 +229,26 @@ def test_bodies_over_the_limit_alone_and_together(server: Running, neighbour: No
         assert answer.status_code == 413 or int(answer.headers["retry-after"]) > 0
 
 
-def test_an_answer_that_could_be_too_large_is_refused(server: Running) -> None:
+def test_an_answer_that_could_be_too_large_is_refused(three: Running) -> None:
     big = b64(picture(4000, 4000), "JPEG")
-    answer = server.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 2})
+    answer = three.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 2})
     assert answer.status_code == 400 and "ask for at most 1" in answer.json()["message"]
 
 
-def test_progress_comes_step_by_step(server: Running) -> None:
+def test_progress_comes_step_by_step(three: Running) -> None:
     """Each event is seen by the client before the work that follows it is done."""
     fields = {"prompt": "x", "num_inference_steps": 40}
-    before = server.activity("txt2img")["unet_forwards"]
+    before = three.activity("txt2img")["unet_forwards"]
     at_step_5, steps = 0, []
     headers = {"Accept": "text/event-stream"}
-    with httpx.stream("POST", server.url + "/txt2img", data=fields, headers=headers, timeout=60) as answer:
+    with httpx.stream("POST", three.url + "/txt2img", data=fields, headers=headers, timeout=60) as answer:
         events = _events(answer)
         for name, data in events:
             if name == "result":
                 break
             steps.append(data["step"])
             if data["step"] == 5:
-                at_step_5 = server.activity("txt2img")["unet_forwards"] - before
+                at_step_5 = three.activity("txt2img")["unet_forwards"] - before
     assert steps == list(range(1, 41)) and data["status"] == "success"
     assert 5 <= at_step_5 < 40  # when the client saw step 5, the last steps had not been run
 
@@ -270,29 +263,29 @@ def _events(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
-def test_a_client_that_leaves_frees_its_slot(server: Running, accept: str) -> None:
-    before = server.activity("txt2img")["unet_forwards"]
+def test_a_client_that_leaves_frees_its_slot(three: Running, accept: str) -> None:
+    before = three.activity("txt2img")["unet_forwards"]
     body = b"prompt=x&num_inference_steps=250"
     head = f"POST /txt2img HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n"
-    address = urlsplit(server.url)
+    address = urlsplit(three.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head.encode() + body)
-        wait_for(lambda: server.activity("txt2img")["unet_forwards"] > before)
+        wait_for(lambda: three.activity("txt2img")["unet_forwards"] > before)
     # asking is a request itself, which is how TorchServe learns that the other one is gone
-    wait_for(lambda: server.activity("txt2img")["open_requests"] == 0, 20)
-    after = server.activity("txt2img")["unet_forwards"]
+    wait_for(lambda: three.activity("txt2img")["open_requests"] == 0, 20)
+    after = three.activity("txt2img")["unet_forwards"]
     assert before < after < before + 250
-    assert server.activity("txt2img")["unet_forwards"] <= after + 1  # the step that was running
+    assert three.activity("txt2img")["unet_forwards"] <= after + 1  # the step that was running
 
 
-def test_a_short_request_overtakes_long_ones(server: Running) -> None:
+def test_a_short_request_overtakes_long_ones(three: Running) -> None:
     order: list[str] = []
     started = threading.Event()
 
     def long() -> None:
         headers = {"Accept": "text/event-stream"}
         fields = {"prompt": "x", "num_inference_steps": 150}
-        with httpx.stream("POST", server.url + "/txt2img", data=fields, headers=headers, timeout=120) as answer:
+        with httpx.stream("POST", three.url + "/txt2img", data=fields, headers=headers, timeout=120) as answer:
             for name, _ in _events(answer):
                 started.set()
                 if name == "result":
@@ -301,16 +294,16 @@ def test_a_short_request_overtakes_long_ones(server: Running) -> None:
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(long) for _ in range(3)]
         started.wait(60)
-        server.images("txt2img", num_inference_steps=3)
+        three.images("txt2img", num_inference_steps=3)
         order.append("short")
         for future in futures:
             future.result()
     assert order == ["short", "long", "long", "long"]
 
 
-def test_logs_stay_quiet_and_hold_no_prompt(server: Running, tmp_path_factory: pytest.TempPathFactory) -> None:
-    server.images("txt2img", prompt="a very secret prompt")
-    folder = server.output.parent
+def test_logs_stay_quiet_and_hold_no_prompt(three: Running, tmp_path_factory: pytest.TempPathFactory) -> None:
+    three.images("txt2img", prompt="a very secret prompt")
+    folder = three.output.parent
     logs = [*folder.rglob("*.log"), *folder.rglob("*.out")]
     assert any(path.name == "model_log.log" for path in logs)
     for path in logs:
@@ -318,12 +311,5 @@ def test_logs_stay_quiet_and_hold_no_prompt(server: Running, tmp_path_factory: p
         assert "secret prompt" not in text and len(text) < 20_000, path
 
 
-def test_two_servers_run_side_by_side(server: Running, tmp_path: Path) -> None:
-    with running(tmp_path, "--archives", "combined") as other:
-        assert other.images("txt2img", seed=3) == server.images("txt2img", seed=3)
-        processes = [other.process, *other.process.children(recursive=True)]
-        assert len(processes) >= 5  # server.py, the launcher, Java, a worker, the proxy
-    wait_for(lambda: not any(process.is_running() for process in processes), 30)
-    assert "Stopped." in other.output.read_text()
-    assert not list(tmp_path.glob("sd-server-*"))
-    assert httpx.get(server.url + "/ping").status_code == 200
+def test_two_servers_run_side_by_side(three: Running, combined: Running) -> None:
+    assert combined.images("txt2img", seed=3) == three.images("txt2img", seed=3)

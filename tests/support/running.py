@@ -1,9 +1,11 @@
 """The real server as a process, and requests to it."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +18,11 @@ import httpx
 import psutil
 
 from admin.running_server import RUN_FILE
+from handlers.wire import COMBINED, TASKS
 from launch.machine import free_ports
 from tests.support.paths import HOME
 
-START_SECONDS = 180
+HANG_S = 600  # a bound that only a hang reaches, also on a machine that is busy with other things
 
 
 @dataclass
@@ -29,9 +32,10 @@ class Running:
     url: str
     process: psutil.Popen
     output: Path
+    proxy_output: Path | None = None  # of a proxy of its own, see `proxied`
 
     def post(self, task: str, fields: dict[str, Any], **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/{task}", data=fields, timeout=300, **options)
+        return httpx.post(f"{self.url}/{task}", data=fields, timeout=HANG_S, **options)
 
     def images(self, task: str, **fields: Any) -> list[dict[str, Any]]:
         """The images of a request that has to succeed."""
@@ -42,7 +46,7 @@ class Running:
         return images
 
     def models(self) -> list[dict[str, Any]]:
-        models: list[dict[str, Any]] = httpx.get(f"{self.url}/models", timeout=60).json()["models"]
+        models: list[dict[str, Any]] = httpx.get(f"{self.url}/models", timeout=HANG_S).json()["models"]
         return models
 
     @property
@@ -98,10 +102,44 @@ def running(
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(HANG_S)
 
 
-def wait_for(condition: Any, seconds: float = START_SECONDS) -> None:
+@contextlib.contextmanager
+def proxied(instance: Running, folder: Path, **variables: str) -> Iterator[Running]:
+    """Another proxy in front of the TorchServe of `instance`, with these variables. It starts in a second."""
+    port = free_ports(1)[0]
+    reached = instance.torchserve
+    registered = httpx.get(f"{reached['management_url']}/models", timeout=HANG_S).json()["models"]
+    names = {model["modelName"] for model in registered}
+    settings = {
+        "SD_PORT": str(port),
+        "SD_INFERENCE_URL": reached["inference_url"],
+        "SD_MANAGEMENT_URL": reached["management_url"],
+        "SD_METRICS_URL": reached["metrics_url"],
+        "SD_ARCHIVES": ",".join(f"{task}={task if task in names else COMBINED}" for task in TASKS),
+    }
+    output = folder / f"proxy-{port}.out"
+    with output.open("wb") as log:
+        process = psutil.Popen(
+            [sys.executable, "-m", "proxy"], cwd=HOME, env=os.environ | settings | variables,
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: _listens(port) or process.poll() is not None)
+        assert process.poll() is None, output.read_text()
+        yield dataclasses.replace(instance, url=f"http://127.0.0.1:{port}", proxy_output=output)
+    finally:
+        process.terminate()
+        process.wait(HANG_S)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition: Any, seconds: float = HANG_S) -> None:
     """Waits until `condition()` holds; fails after a bound that only a hang reaches."""
     end = time.monotonic() + seconds
     while not condition():

@@ -16,19 +16,12 @@ import psutil
 import pytest
 
 from tests.support.paths import EMBEDDED
-from tests.support.running import Running, running, wait_for
+from tests.support.running import HANG_S, Running, proxied, running, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 
 LONG = {"prompt": "a house", "num_inference_steps": 250, "num_outputs": 2}
 CLIENTS = 4
-
-
-@pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("faults")
-    with running(folder, "--archives", "combined", SD_DEADLINE_S="20") as instance:
-        yield instance
 
 
 def parts(instance: Running) -> dict[str, psutil.Process]:
@@ -71,36 +64,50 @@ def is_whole(instance: Running) -> bool:
     ],
 )
 def test_a_part_that_is_killed_under_load_comes_back(
-    instance: Running, part: str, clients_get: set[int], said: str
+    combined: Running, part: str, clients_get: set[int], said: str
 ) -> None:
-    before = instance.activity("txt2img")["unet_forwards"]
+    before = combined.activity("txt2img")["unet_forwards"]
     with ThreadPoolExecutor(CLIENTS) as pool:
-        answers = [pool.submit(ask, instance) for _ in range(CLIENTS)]
-        wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > before, 60)
-        old = parts(instance)
+        answers = [pool.submit(ask, combined) for _ in range(CLIENTS)]
+        wait_for(lambda: combined.activity("txt2img")["unet_forwards"] > before)
+        old = parts(combined)
         old[part].send_signal(signal.SIGKILL)
-        statuses = {answer.result(timeout=60) for answer in answers}
+        statuses = {answer.result(timeout=HANG_S) for answer in answers}
     assert statuses <= clients_get
-    wait_for(lambda: parts(instance).keys() == old.keys() and is_whole(instance), 120)
-    assert said in instance.output.read_text()
-    assert instance.images("txt2img", num_inference_steps=2)
+    wait_for(lambda: parts(combined).keys() == old.keys() and is_whole(combined))
+    assert said in combined.output.read_text()
+    assert combined.images("txt2img", num_inference_steps=2)
     if part == "java":
         assert not old["worker"].is_running()  # nobody would end it any more
-    assert len(instance.workers()) == 1
+    assert len(combined.workers()) == 1
 
 
-def test_a_worker_that_hangs_fails_its_clients_at_their_deadline(instance: Running) -> None:
-    before = instance.activity("txt2img")["unet_forwards"]
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        answers = [pool.submit(ask, instance) for _ in range(CLIENTS)]
-        wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > before, 60)
-        worker = instance.workers()[0]
+def test_a_worker_that_hangs_fails_its_clients_at_their_deadline(combined: Running, tmp_path: Path) -> None:
+    before = combined.activity("txt2img")["unet_forwards"]
+    with proxied(combined, tmp_path, SD_DEADLINE_S="20") as limited, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = [pool.submit(ask, limited) for _ in range(CLIENTS)]
+        wait_for(lambda: combined.activity("txt2img")["unet_forwards"] > before)
+        worker = combined.workers()[0]
         worker.suspend()
         try:
-            assert {answer.result(timeout=30) for answer in answers} == {504}
+            assert worker.status() == psutil.STATUS_STOPPED
+            assert {answer.result(timeout=HANG_S) for answer in answers} == {504}
         finally:
             worker.resume()
-    assert instance.images("txt2img", num_inference_steps=2)
+    assert combined.images("txt2img", num_inference_steps=2)
+
+
+def test_a_worker_that_dies_is_a_sentence_and_comes_back(combined: Running) -> None:
+    (worker,) = combined.workers()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(combined.post, "txt2img", {"prompt": "x", "num_inference_steps": 250})
+        wait_for(lambda: combined.activity("txt2img")["open_requests"] == 1)
+        worker.kill()
+        answer = future.result()
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+    assert "worker stopped before this image" in answer.json()["message"]
+    wait_for(lambda: httpx.get(combined.url + "/ping").status_code == 200)
+    assert combined.images("txt2img", seed=1, num_inference_steps=2)
 
 
 def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_back(tmp_path: Path) -> None:
@@ -111,33 +118,33 @@ def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_ba
         before = instance.activity("txt2img")["unet_forwards"]
         with ThreadPoolExecutor(CLIENTS) as pool:
             answers = [pool.submit(ask, instance) for _ in range(CLIENTS)]
-            wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > before, 60)
+            wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > before)
             instance.workers()[0].kill()
-            assert {answer.result(timeout=60) for answer in answers} == {503}
-        wait_for(lambda: not is_whole(instance), 60)
+            assert {answer.result(timeout=HANG_S) for answer in answers} == {503}
+        wait_for(lambda: not is_whole(instance))
         with ThreadPoolExecutor(CLIENTS) as pool:
             assert {*pool.map(lambda _: ask(instance), range(CLIENTS))} == {503}
         (tmp_path / "away").rename(model)
-        wait_for(lambda: is_whole(instance), 300)
+        wait_for(lambda: is_whole(instance))
         assert instance.images("txt2img", num_inference_steps=2)
 
 
-def test_a_damaged_archive_is_refused_under_load(instance: Running) -> None:
-    before = instance.activity("txt2img")["unet_forwards"]
-    store = Path(instance.torchserve["model_store"])
+def test_a_damaged_archive_is_refused_under_load(combined: Running) -> None:
+    before = combined.activity("txt2img")["unet_forwards"]
+    store = Path(combined.torchserve["model_store"])
     with ThreadPoolExecutor(CLIENTS) as pool:
         fields = {"prompt": "a house", "num_inference_steps": 50}
-        answers = [pool.submit(instance.post, "txt2img", fields) for _ in range(CLIENTS)]
-        wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > before, 60)
+        answers = [pool.submit(combined.post, "txt2img", fields) for _ in range(CLIENTS)]
+        wait_for(lambda: combined.activity("txt2img")["unet_forwards"] > before)
         for rubbish in (b"rubbish", (store / "stable-diffusion.mar").read_bytes()[:-500], b""):
             (store / "damaged.mar").write_bytes(rubbish)
             refused = httpx.post(
-                f"{instance.torchserve['management_url']}/models",
+                f"{combined.torchserve['management_url']}/models",
                 params={"url": "damaged.mar", "initial_workers": 1, "synchronous": True}, timeout=60,
             )  # fmt: skip
             assert refused.is_error, refused.text
-        assert {answer.result(timeout=60).status_code for answer in answers} == {200}
-    registered = httpx.get(f"{instance.torchserve['management_url']}/models").json()["models"]
+        assert {answer.result(timeout=HANG_S).status_code for answer in answers} == {200}
+    registered = httpx.get(f"{combined.torchserve['management_url']}/models").json()["models"]
     assert [model["modelName"] for model in registered] == ["stable-diffusion"]
 
 
@@ -173,5 +180,5 @@ def test_a_full_disk_fails_no_request(tmp_path: Path, small: Path) -> None:
         assert answers == [200] * 5 * CLIENTS
         instance.workers()[0].kill()
         os.truncate(full, 0)
-        wait_for(lambda: is_whole(instance), 120)
+        wait_for(lambda: is_whole(instance))
         assert instance.images("txt2img", num_inference_steps=2)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.running import running, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 
 LONG = {"prompt": "a red apple", "num_inference_steps": 250, "seed": 1}
 
@@ -22,7 +22,7 @@ def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path) -> None:
         drawn = [pool.submit(instance.post, "txt2img", short) for _ in range(2)]
         wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > 15)
         instance.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: httpx.get(f"{instance.url}/ping").status_code == 503, 10)
+        wait_for(lambda: httpx.get(f"{instance.url}/ping").status_code == 503)
         refused = instance.post("txt2img", {"prompt": "x"})
         assert refused.status_code == 503 and refused.headers["retry-after"] == "10"
         assert "is being shut down" in refused.json()["message"]
@@ -40,7 +40,7 @@ def test_it_is_broken_off_by_a_second_signal_or_by_the_limit(tmp_path: Path, aga
         workers = instance.workers()
         instance.process.send_signal(signal.SIGTERM)
         if again:
-            wait_for(lambda: "Ctrl-C ends it at once" in instance.output.read_text(), 10)
+            wait_for(lambda: "Ctrl-C ends it at once" in instance.output.read_text())
             time.sleep(0.5)  # until it listens to signals again
             instance.process.send_signal(signal.SIGINT)
         assert instance.process.wait(30) == 0

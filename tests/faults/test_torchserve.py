@@ -17,20 +17,21 @@ import psutil
 import pytest
 
 from admin import archive
-from launch.machine import java_home
+from launch.machine import free_ports, java_home, write_config
 from tests.support.paths import HOME
-from tests.support.running import wait_for
+from tests.support.running import HANG_S, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 
 COMMAND = "torchserve --start --ncs --model-store model_store --models all --ts-config config.properties"
-PREDICTIONS = "http://127.0.0.1:8080/predictions"
-MODELS = "http://127.0.0.1:8081/models"
+PORTS = free_ports(6)  # in place of those of config.properties, which somebody may use
+PREDICTIONS = f"http://127.0.0.1:{PORTS[0]}/predictions"
+MODELS = f"http://127.0.0.1:{PORTS[1]}/models"
 
 
 def curl(*arguments: str) -> tuple[int, str]:
     """Status and body."""
-    command = ["curl", "-s", "--max-time", "100", "-w", "\n%{http_code}", *arguments]
+    command = ["curl", "-s", "--max-time", str(HANG_S), "-w", "\n%{http_code}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     body, _, status = done.stdout.rpartition("\n")
     return int(status), body
@@ -45,23 +46,22 @@ def prediction(url: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Path]:
-    """model_store with the three archives, and a version 1.1 of txt2img that differs in one of its code's sentences."""
-    archive.main([])
-    archive.main(["txt2img", "--version", "1.1"])
-    store = archive.MODEL_STORE
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with the three archives, and a version 1.1 of txt2img that differs in one sentence of its code."""
+    store = tmp_path_factory.mktemp("model_store")
+    archive.main(["--model-store", str(store)])
+    archive.main(["txt2img", "--version", "1.1", "--model-store", str(store)])
     staged = store / ".staged" / "txt2img-1.1.mar"
     shutil.move(staged, staged.with_suffix(".original"))
     with zipfile.ZipFile(staged.with_suffix(".original")) as original, zipfile.ZipFile(staged, "w") as changed:
         for name in original.namelist():
             content = original.read(name)
-            if name == "handlers/request.py":
+            if name == "handlers/request/fields.py":
                 assert b"is missing: send it, empty if need be." in content
                 content = content.replace(b"is missing: send it, empty if need be.", b"is missing, says version 1.1.")
             changed.writestr(name, content)
     staged.with_suffix(".original").unlink()
-    yield store
-    (store / "txt2img-1.1.mar").unlink(missing_ok=True)
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,12 @@ def torchserve(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "JAVA_HOME": str(java_home()),
         "TMPDIR": str(folder), "TEMP": str(folder), "LOG_LOCATION": str(folder), "METRICS_LOCATION": str(folder),
     }  # fmt: skip
-    subprocess.run(COMMAND.split(), cwd=HOME, env=environment, check=True, stdout=subprocess.DEVNULL)
+    config = folder / "config.properties"
+    write_config(HOME / config.name, config, PORTS)
+    assert COMMAND in (HOME / "README.md").read_text(encoding="utf-8")
+    paths = {"model_store": str(store), config.name: str(config)}
+    command = [paths.get(part, part) for part in COMMAND.split()]
+    subprocess.run(command, cwd=HOME, env=environment, check=True, stdout=subprocess.DEVNULL)
     java = psutil.Process(int((folder / ".model_server.pid").read_text()))
     try:
         wait_for(lambda: all(_ready(task) for task in ("txt2img", "img2img", "masking")))
@@ -95,12 +100,14 @@ def test_a_picture_through_torchserve_alone(torchserve: None) -> None:
     assert image["seed"] == 7 and base64.b64decode(image["base64"]).startswith(b"\x89PNG")
 
 
-def test_all_its_addresses_are_on_loopback(torchserve: None) -> None:
+def test_all_its_addresses_are_on_loopback(torchserve: None, store: Path) -> None:
     (java,) = [
-        p for p in psutil.process_iter() if "org.pytorch.serve.ModelServer" in _command(p) and str(HOME) in p.cwd()
+        p
+        for p in psutil.process_iter()
+        if "org.pytorch.serve.ModelServer" in _command(p) and f"{store}" in " ".join(_command(p))
     ]
     listening = [c.laddr for c in java.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
-    assert {address.port for address in listening} == {8080, 8081, 8082, 7070, 7071}
+    assert {address.port for address in listening} == set(PORTS[:5])
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
 
@@ -117,7 +124,7 @@ def test_a_url_is_refused(torchserve: None) -> None:
         assert status >= 400 and "evil" not in curl(MODELS)[1], body
 
 
-def test_a_second_version_replaces_the_first_while_requests_run(torchserve: None) -> None:
+def test_a_second_version_replaces_the_first_while_requests_run(torchserve: None, store: Path) -> None:
     assert "send it, empty" in _missing_prompt("txt2img")
     failures: list[Any] = []
     stop = threading.Event()
@@ -133,19 +140,19 @@ def test_a_second_version_replaces_the_first_while_requests_run(torchserve: None
     for thread in threads:
         thread.start()
     # TorchServe registers by file name in the store itself; what lies there under .staged it does not find
-    staged = archive.MODEL_STORE / ".staged" / "txt2img-1.1.mar"
-    shutil.move(staged, archive.MODEL_STORE)
+    staged = store / ".staged" / "txt2img-1.1.mar"
+    shutil.move(staged, store)
     register = f"{MODELS}?url=txt2img-1.1.mar&model_name=txt2img&initial_workers=1&synchronous=true"
     assert curl("-X", "POST", register)[0] == 200
     assert "says version 1.1" in _missing_prompt("txt2img/1.1")  # the worker runs the archive's copy of the code
     assert curl("-X", "PUT", f"{MODELS}/txt2img/1.1/set-default")[0] == 200
     assert "says version 1.1" in _missing_prompt("txt2img")
-    wait_for(lambda: _open_requests("txt2img/1.0") == 0, 60)
+    wait_for(lambda: _open_requests("txt2img/1.0") == 0)
     assert curl("-X", "DELETE", f"{MODELS}/txt2img/1.0")[0] == 200
     prediction(f"{PREDICTIONS}/txt2img")
     stop.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_S)
     assert not failures
     assert curl(f"{MODELS}/txt2img/1.0")[0] == 404
 

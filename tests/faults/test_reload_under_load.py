@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import EMBEDDED, HOME
-from tests.support.running import Running, running, wait_for
+from tests.support.running import HANG_S, Running, running, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 
 REQUESTS, RELOADS = 500, 5
 
@@ -32,7 +32,7 @@ def instance(folder: Path) -> Iterator[Running]:
 def reload(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "admin.reload", *arguments]
     environment = os.environ | {"TMPDIR": str(folder)}
-    return subprocess.run(command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_reloads_under_load_fail_no_request(instance: Running, folder: Path) -> None:
@@ -59,7 +59,7 @@ def test_reloads_under_load_fail_no_request(instance: Running, folder: Path) -> 
         assert f"txt2img {i + 2}.0 serves." in reloaded.stdout
     reloading = False
     for thread in threads:
-        thread.join(200)
+        thread.join(HANG_S)
     assert not failures and done >= REQUESTS
     # nothing of the old versions is left
     assert reload(folder, "--list").stdout.splitlines() == [
@@ -67,7 +67,7 @@ def test_reloads_under_load_fail_no_request(instance: Running, folder: Path) -> 
         "masking 1.0 (default): READY",
         f"txt2img {RELOADS + 1}.0 (default): READY",
     ]
-    wait_for(lambda: len(instance.workers()) == 3, 30)
+    wait_for(lambda: len(instance.workers()) == 3)
 
 
 def test_a_model_that_does_not_load_leaves_the_old_one_serving(instance: Running, folder: Path) -> None:
@@ -80,4 +80,4 @@ def test_a_model_that_does_not_load_leaves_the_old_one_serving(instance: Running
     assert "img2img 1.0 still serves" in failed.stderr
     assert "img2img 1.0 (default): READY" in reload(folder, "--list").stdout
     assert len(instance.images("txt2img", num_inference_steps=1)) == 1
-    wait_for(lambda: len(instance.workers()) == 3, 30)
+    wait_for(lambda: len(instance.workers()) == 3)
