@@ -32,7 +32,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_sentence(tmp_pat
 
 
 def test_a_worker_that_dies_while_it_starts_ends_the_server_with_the_reason(tmp_path: Path) -> None:
-    done = run("--port", str(free_ports(1)[0]), TMPDIR=str(tmp_path), TORCH_LOGS="nonsense")
+    # without a device of its own choosing, a server whose torch has CUDA would fail before: it asks torch for one
+    done = run("--device", "cpu", "--port", str(free_ports(1)[0]), TMPDIR=str(tmp_path), TORCH_LOGS="nonsense")
     assert done.returncode == 1
     assert "A worker dies while it starts: " in done.stderr and "ValueError" in done.stderr
 

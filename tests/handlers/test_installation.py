@@ -1,4 +1,4 @@
-"""Where an installation's files lie."""
+"""Where an installation's files are."""
 
 from pathlib import Path
 
@@ -7,13 +7,17 @@ import pytest
 from handlers.installation import Installation
 
 
-def test_its_home_is_sd_home_or_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SD_HOME", "/told")
-    assert Installation.find("/recorded").home == Path("/told")
-    monkeypatch.delenv("SD_HOME")
-    assert Installation.find("/recorded").home == Path("/recorded")
-
-
-def test_where_config_json_is(tmp_path: Path) -> None:
-    assert Installation(tmp_path, {}).config_file == tmp_path / "config.json"
-    assert Installation(tmp_path, {"SD_CONFIG": "/etc/sd.json"}).config_file == Path("/etc/sd.json")
+def test_the_files_of_an_installed_servers_user_lie_in_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))  # on Windows
+    checkout = Installation(tmp_path, {})
+    assert checkout.user_folder == tmp_path and checkout.config_file == tmp_path / "config.json"
+    (tmp_path / "__init__.py").touch()  # as in the wheel
+    installed = Installation(tmp_path, {})
+    assert installed.user_folder == tmp_path / "user" / ".sd-api-server"
+    assert installed.config_file == installed.user_folder / "config.json"
+    assert installed.token_file == installed.user_folder / "token.txt"
+    assert installed.embedded_model == tmp_path / "models" / "embedded"
+    assert Installation(tmp_path, {"SD_CONFIG": "/my/config.json"}).config_file == Path("/my/config.json")

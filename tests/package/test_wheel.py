@@ -121,7 +121,7 @@ def test_the_commands_doctor_looks_at_what_is_installed(installed: Path, away: P
     command = [str(installed), "doctor", "--port", port, "--model", "/no/such/model"]
     done = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=300)
     found = {line.split()[1]: line for line in done.stdout.splitlines()[:-1]}
-    assert [name for name, line in found.items() if line.startswith("NO")] == ["Model", "Picture"], done.stdout
+    assert [name for name, line in found.items() if line.startswith("NO")] == ["Model", "Image"], done.stdout
     assert found["Packages"].endswith("installed") and " 0 installed" not in found["Packages"]
     assert str(away.parent / "user" / ".sd-api-server" / "token.txt") in found["Token"]
 
