@@ -86,7 +86,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
     if error.status_code == 405 and (allowed := (error.headers or {}).get("Allow")):
-        response = Failure(405, f"{path} takes {allowed.replace('HEAD, ', '')}, not {request.method}.")
+        methods = " or ".join(sorted({*allowed.split(", ")} - {"HEAD"}))
+        response = Failure(405, f"{path} takes {methods}, not {request.method}.")
     else:
         response = Failure(error.status_code, f"There is no {path} here: /docs lists every address of the API.")
     answer = response.response(answers_200(request))
