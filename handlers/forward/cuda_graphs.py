@@ -32,18 +32,21 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """A CUDA graph in memory that all graphs share. The next replay of any graph overwrites its output."""
+    """A CUDA graph. Graphs that share their memory overwrite each other's output with each replay.
 
-    _pool: Any = None
+    Args:
+        shares_with: a captured graph whose memory this one uses too. torch frees a pool with its last graph and fails
+            for its old handle, so the handle is taken from a graph that is alive, and never kept.
+    """
 
-    def __init__(self) -> None:
-        if CudaGraph._pool is None:
-            CudaGraph._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, shares_with: "CudaGraph | None" = None) -> None:
+        self._shares_with = shares_with
         self._graph = torch.cuda.CUDAGraph()
 
     def capture(self, work: Callable[[], Any]) -> Any:
         torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph, pool=CudaGraph._pool, capture_error_mode="thread_local"):
+        pool = self._shares_with._graph.pool() if self._shares_with else None
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             return work()
 
     def replay(self) -> None:
@@ -53,7 +56,7 @@ class CudaGraph:
 class GraphedForward:
     """Stands in for `merging.forward`. A call that cannot be captured runs without a graph."""
 
-    def __init__(self, make_graph: Callable[[], Graph] = CudaGraph) -> None:
+    def __init__(self, make_graph: Callable[[Any], Graph] = CudaGraph) -> None:
         self._make_graph = make_graph
         self._captured: dict[Key, _Captured | None] = {}  # None: it could not be captured
         self._seen: set[Key] = set()
@@ -83,7 +86,8 @@ class GraphedForward:
         captured = None
         if len(self._captured) < MAX_GRAPHS:
             try:
-                captured = _Captured(call, key[1], self._make_graph())
+                shares_with = next((other.graph for other in self._captured.values() if other is not None), None)
+                captured = _Captured(call, key[1], self._make_graph(shares_with))
             except Exception:  # a model that cannot be captured runs all the same
                 logger.exception("A CUDA graph of the UNet could not be captured: it runs without one.")
         self._captured[key] = captured
@@ -94,7 +98,7 @@ class _Captured:
     """A graph with its input and output tensors, of `size` rows."""
 
     def __init__(self, call: UNetCall, size: int, graph: Graph) -> None:
-        self._graph = graph
+        self.graph = graph
         self._inputs = _filled_up(call, size)
         self._output = graph.capture(lambda: forward(self._inputs))
 
@@ -102,7 +106,7 @@ class _Captured:
         rows = call.rows
         for held, given in zip(self._inputs.tensors(), call.with_timesteps().tensors(), strict=True):
             held[:rows].copy_(given)
-        self._graph.replay()
+        self.graph.replay()
         sample = self._output[0][:rows].clone()  # the next replay overwrites it
         return (sample,) if isinstance(self._output, tuple) else type(self._output)(sample=sample)
 

@@ -20,8 +20,9 @@ class Repeated:
 
     made: list["Repeated"]
 
-    def __init__(self) -> None:
+    def __init__(self, shares_with: "Repeated | None" = None) -> None:
         self.replays = 0
+        self.shares_with = shares_with
         self.made.append(self)
 
     def capture(self, work: Callable[[], Any]) -> Any:
@@ -82,6 +83,15 @@ def test_what_has_no_fixed_form_runs_without(graphs: GraphedForward, unet: Any) 
         graphs(call(unet, SIZES[-1] + 1, 1))
         graphs(call(unet, 2, 1, encoder_hidden_states=torch.zeros(1, 77, tiny_models.WIDTH).expand(2, -1, -1)))
     assert len(Repeated.made) == 1
+
+
+def test_a_graph_shares_the_memory_of_one_that_is_alive(graphs: GraphedForward, unet: Any) -> None:
+    """torch fails for the pool of graphs that are gone: seen on a GPU, with a handle that outlived them."""
+    graphs.prepare(call(unet, 2, 1), 8)
+    assert [graph.shares_with for graph in Repeated.made] == [None, Repeated.made[0], Repeated.made[0]]
+    other = GraphedForward(Repeated)
+    other.prepare(call(unet, 2, 1), 2)
+    assert Repeated.made[-1].shares_with is None
 
 
 def test_a_failed_capture_is_not_tried_again(unet: Any, caplog: pytest.LogCaptureFixture) -> None:
