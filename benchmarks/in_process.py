@@ -27,7 +27,7 @@ class InProcess:
         self.pipeline = loaded["txt2img"]
         self._numbers = count()
 
-    def draw(self, size: int, steps: int) -> Any:
+    def generate(self, size: int, steps: int) -> Any:
         return self.pipeline(**self._arguments(size, steps))
 
     def coroutine_overhead(self, size: int, steps: int, rounds: int) -> None:
@@ -38,7 +38,7 @@ class InProcess:
             while paused.call is not None:
                 paused.advance(forward(paused.call))
 
-        jobs, plain = in_turns(rounds, job, lambda: self.draw(size, steps))
+        jobs, plain = in_turns(rounds, job, lambda: self.generate(size, steps))
         row(
             f"pipeline as a coroutine, {size} px, in-process", f"{ratio(jobs, plain):.2f} × the pipeline called plainly"
         )

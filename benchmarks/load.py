@@ -14,7 +14,7 @@ from benchmarks.timing import percentile, ratio, row, seconds
 from benchmarks.workload import Request, arrivals, uniform
 
 REQUESTS = 4  # of each client; with fewer, the first and the last forwards, which are not full, count for too much
-PLAIN_IMAGES = 4  # that the in-process pipeline draws in each turn
+PLAIN_IMAGES = 4  # that the in-process pipeline generates in each turn
 MIXED_CLIENTS = 8  # that the capacity for the mixed list is measured with
 
 
@@ -37,7 +37,7 @@ def client() -> httpx.AsyncClient:
 
 
 async def latency(http: httpx.AsyncClient, contender: Contender, request: Request) -> float:
-    """Raises httpx.HTTPError if there is no picture."""
+    """Raises httpx.HTTPError if there is no image."""
     begin = perf_counter()
     body = request.fields | {"task": request.task}
     answer = await http.post(contender.url.format(task=request.task), json=body)
@@ -62,7 +62,7 @@ def closed_loop(contender: Contender, requests: Iterable[Request], clients: int)
 
 
 def open_loop(contender: Contender, requests: Sequence[Request], times: Sequence[float]) -> Load:
-    """Each request is sent at its time, whoever else waits."""
+    """Each request is sent at its time, anybody who else waits."""
 
     async def at(moment: float, http: httpx.AsyncClient, request: Request) -> float:
         await asyncio.sleep(moment)
@@ -118,7 +118,7 @@ def closed_loops(
     for turn in range(rounds):
         first = turn % len(contenders)
         loads.rounds.append(in_each(contenders, lambda contender: closed_loop(contender, requests, clients), first))
-        took = seconds(lambda: [in_process.draw(size, steps) for _ in range(PLAIN_IMAGES)])
+        took = seconds(lambda: [in_process.generate(size, steps) for _ in range(PLAIN_IMAGES)])
         plain.append(PLAIN_IMAGES / took)
     what = f"{clients} {'client' if clients == 1 else 'clients'}, {size} px, {steps} steps"
     for name in loads.names():
@@ -133,7 +133,7 @@ def closed_loops(
 
 
 def capacity(server: Contender, requests: Sequence[Request]) -> float:
-    """The images a second that this server draws of these requests."""
+    """The images a second that this server generates of these requests."""
     rate = closed_loop(server, requests, MIXED_CLIENTS).rate
     row("capacity for mixed requests: this server", f"{rate:.2f} images/s, {MIXED_CLIENTS} clients in closed loops")
     return rate

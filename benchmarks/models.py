@@ -13,7 +13,7 @@ from tests.support import tiny_models
 
 
 def free_size_copy(folder: Path) -> Path:
-    """The embedded model without its rule to draw at one size only, which the plain pipeline does not know."""
+    """The embedded model without its rule to generate at one size only, which the plain pipeline does not know."""
     shutil.copytree(resolve_model("default", HOME, {}).location, folder)
     file = folder / DEFAULTS_FILE
     defaults = json.loads(file.read_text(encoding="utf-8"))
@@ -22,7 +22,7 @@ def free_size_copy(folder: Path) -> Path:
 
 
 def null_unet(folder: Path) -> Path:
-    """A whole model with a UNet of two blocks: what it takes to draw is all but the UNet."""
+    """A whole model with a UNet of two blocks: what it takes to generate is all but the UNet."""
     torch.manual_seed(0)
     pipeline = tiny_models.make("sd1")
     pipeline.unet = tiny_models.unet(

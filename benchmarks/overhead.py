@@ -13,7 +13,7 @@ from benchmarks.in_process import InProcess
 from benchmarks.timing import difference, in_turns, ratio, row, seconds
 from benchmarks.workload import text_to_image
 from handlers.request.images import open_image
-from tests.support.samples import file_bytes, picture
+from tests.support.samples import file_bytes, sample_image
 
 
 class Overhead:
@@ -27,7 +27,7 @@ class Overhead:
     def measure(self, size: int, steps: int) -> None:
         """A request's time less the in-process pipeline's."""
         served, plain = in_turns(
-            self.rounds, lambda: self._request(size, steps), lambda: self.in_process.draw(size, steps)
+            self.rounds, lambda: self._request(size, steps), lambda: self.in_process.generate(size, steps)
         )
         row(
             f"{self.name}, {size} px, {steps} {'step' if steps == 1 else 'steps'}",
@@ -36,7 +36,7 @@ class Overhead:
         )
 
     def floor(self, torchserve: str) -> None:
-        """What the way there and back costs where nothing is drawn: the whole of it, and TorchServe's part.
+        """What the way there and back costs where nothing is generated: the whole of it, and TorchServe's part.
 
         Args:
             torchserve: its inference address.
@@ -58,8 +58,8 @@ class Overhead:
         )
 
     def init_image(self, megabytes: int) -> None:
-        """A small picture in a file of this size, against the same picture in a small file."""
-        small = file_bytes(picture())
+        """A small image in a file of this size, against the same image in a small file."""
+        small = file_bytes(sample_image())
         padding = bytes(megabytes * 1_000_000)
         chunk = b"prVt" + padding
         end = small.rindex(b"IEND") - 4
@@ -71,7 +71,7 @@ class Overhead:
         sends = (lambda body=body: self._post("img2img", content=body, headers=headers) for body in bodies)
         served, plain = in_turns(self.rounds, *sends)
         side = int((megabytes * 1_000_000 / 3) ** 0.5)
-        photo = file_bytes(picture(side, side))
+        photo = file_bytes(sample_image(side, side))
         decode = min(seconds(lambda: open_image(photo, "init_image", 10**9)) for _ in range(5))
         row(
             f"init image of {megabytes} MB",

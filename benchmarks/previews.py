@@ -1,4 +1,4 @@
-"""`python -m benchmarks.previews`: what a preview costs of a step, and how like the coming picture it is."""
+"""`python -m benchmarks.previews`: what a preview costs of a step, and how like the coming image it is."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def main() -> None:
         {"prompt": "a red apple", "num_inference_steps": 20, "guidance_scale": GUIDANCE, "generator": generator(3)},
     )
     job.start()
-    seconds: dict[str, list[float]] = {"step": [], "look": [], "draw": []}
+    seconds: dict[str, list[float]] = {"step": [], "look": [], "render": []}
     previews = []
     while isinstance(job.call, UNetCall):
         times = [time.perf_counter()]
@@ -43,20 +43,20 @@ def main() -> None:
         times.append(time.perf_counter())
         seen = preview_map.look(job.call, output, GUIDANCE)
         times.append(time.perf_counter())
-        previews.append(preview_map.draw(*seen))
+        previews.append(preview_map.render(*seen))
         times.append(time.perf_counter())
         for name, begin, end in zip(seconds, times, times[1:], strict=False):
             seconds[name].append(end - begin)
         job.advance(output)
     assert job.call is not None
     job.advance(forward(job.call))
-    step, look, draw = (median(seconds[name]) for name in seconds)
+    step, look, render = (median(seconds[name]) for name in seconds)
     print(f"a UNet step {step * 1000:.1f} ms; a preview {look * 1000:.2f} ms in the engine's thread "
-          f"({look / step:.1%} of the step) and {draw * 1000:.2f} ms beside it ({draw / step:.1%})")  # fmt: skip
+          f"({look / step:.1%} of the step) and {render * 1000:.2f} ms beside it ({render / step:.1%})")  # fmt: skip
     half_way = Image.open(io.BytesIO(base64.b64decode(previews[len(previews) // 2])))
     final = job.result.images[0].resize(half_way.size, Image.Resampling.BOX)
     pixels = [np.asarray(image).astype(float).ravel() for image in (half_way, final)]
-    print(f"correlation of the preview half way with the picture: {np.corrcoef(*pixels)[0, 1]:.2f}")
+    print(f"correlation of the preview half way with the image: {np.corrcoef(*pixels)[0, 1]:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long until the service is whole again after a part was killed: `python -m benchmarks.recovery`, a row each.
 
-*Whole* is a picture that succeeds; each fault happens while four clients wait for long ones.
+*Whole* is a image that succeeds; each fault happens while four clients wait for long ones.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from tests.e2e.test_faults import CLIENTS, LONG, parts
 
 from benchmarks.timing import row
-from tests.e2e.test_faults import CLIENTS, LONG, parts
 from tests.support.running import Running, running, wait_for
 
 TIMES = 3
@@ -32,7 +32,7 @@ def told(server: Running) -> None:
 
 
 def kill(server: Running, part: str) -> tuple[float, float]:
-    """Seconds until the last client was told, and until a picture succeeds."""
+    """Seconds until the last client was told, and until a image succeeds."""
     before = server.activity("txt2img")["unet_forwards"]
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = [pool.submit(told, server) for _ in range(CLIENTS)]

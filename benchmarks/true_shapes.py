@@ -1,6 +1,6 @@
 """Stable Diffusion in its true shapes, with random weights: time and memory beside plain diffusers.
 
-`make bench-true-shapes`; with `ARGS="--device cuda --size 512 --steps 20"` on a card, where it also measures the
+`make bench-true-shapes`; with `ARGS="--device cuda --size 512 --steps 20"` on a GPU, where it also measures the
 combined archive and low-memory mode. Every time is taken side by side with the plain pipeline, in turns.
 """
 
@@ -69,7 +69,7 @@ class Bench:
             self.plain()
         if peak.bytes:
             used = torch.cuda.memory_allocated() + peak.bytes
-            print(f"| plain diffusers: memory of the card at its peak | {used / 2**30:.2f} GiB |")
+            print(f"| plain diffusers: memory of the GPU at its peak | {used / 2**30:.2f} GiB |")
 
     def plain(self) -> np.ndarray:
         image = self.pipeline(
@@ -128,7 +128,7 @@ class Bench:
                 f"({shown}); one alone (RSS) {max(info.rss for info in memory) / 2**20:.0f} |"
             )
         else:
-            print(f"| {name}: memory of the card | {(before - self._free()) / 2**30:.2f} GiB |")
+            print(f"| {name}: memory of the GPU | {(before - self._free()) / 2**30:.2f} GiB |")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.wire import TASKS
-from tests.support.samples import b64, half_mask, picture
+from tests.support.samples import b64, half_mask, sample_image
 
 GUIDANCE = 3.5
 SIZES, STEPS = (96, 128, 192), (5, 10, 20)  # of the mixed list; the embedded model's native size is 128
@@ -49,7 +49,7 @@ def mixed(count: int) -> list[Request]:
         if task == "txt2img":
             fields |= {"width": size, "height": size}
         else:
-            fields |= {"init_image": b64(picture(size, size, seed=number)), "strength": 0.7}
+            fields |= {"init_image": b64(sample_image(size, size, seed=number)), "strength": 0.7}
         if task == "masking":
             fields["mask_image"] = b64(half_mask(size, size))
         requests.append(Request(task, fields))

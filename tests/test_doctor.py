@@ -22,7 +22,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-def test_a_healthy_machine_draws_a_first_picture() -> None:
+def test_a_healthy_machine_generates_a_first_image() -> None:
     from launch.machine import free_ports
 
     done = run("--port", str(free_ports(1)[0]))

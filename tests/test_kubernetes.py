@@ -38,7 +38,7 @@ def pod(manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def proxy_settings(pod: dict[str, Any]) -> Settings:
-    """What the proxy's container makes of its variables; a key in place of the Secret's."""
+    """What the proxy's container makes of its variables; a key instead of the Secret's."""
     variables = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"] if "value" in entry}
     return Settings.from_environment(variables | {"SD_API_KEY_FILE": "", "SD_API_KEY": "k", "SD_HOST": "0.0.0.0"})
 
@@ -120,7 +120,7 @@ def test_the_proxy_goes_by_the_services_name(manifests: dict[str, dict[str, Any]
     assert {service["name"], f"{service['name']}.{service['namespace']}"} <= set(known)
 
 
-def test_a_card_is_asked_for_by_nvidia_alone(manifests: dict[str, dict[str, Any]], pod: dict[str, Any]) -> None:
+def test_a_gpu_is_asked_for_by_nvidia_alone(manifests: dict[str, dict[str, Any]], pod: dict[str, Any]) -> None:
     model = manifests["ConfigMap"]["data"]["SD_MODEL"]
     of_the_hub = model != "/app/models/embedded"
     limits = pod["initContainers"][0]["resources"]["limits"]

@@ -1,4 +1,4 @@
-"""The direction of imports between the rooms, read from the source. docs/architecture.md draws them."""
+"""The direction of imports between the rooms, read from the source. docs/architecture.md generates them."""
 
 import ast
 from collections.abc import Iterator

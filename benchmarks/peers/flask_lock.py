@@ -1,8 +1,8 @@
 """Flask on waitress, and the plain pipeline behind a lock, as the original server and the AUTOMATIC1111 web UI do it.
 
 With one thread the lock is never waited for. That is the quicker one: OpenMP keeps a team of workers for every thread
-that computes, and where there are more of them than cores each picture takes twice as long, though one is drawn at a
-time. For the same reason the model is loaded by whoever draws, at the first call.
+that computes, and where there are more of them than cores each image takes twice as long, though one is generated at a
+time. For the same reason the model is loaded by anybody who generates, at the first call.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def make_app(model: Path) -> Flask:
     def generate(task: str) -> dict[str, Any]:
         fields = request.get_json() | {"task": task}
         with lock:
-            (image,) = pipelines().draw([fields])
+            (image,) = pipelines().generate([fields])
         return answer(image)
 
     return app

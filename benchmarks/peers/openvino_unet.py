@@ -12,7 +12,7 @@ from benchmarks.timing import in_turns, ratio
 from handlers.forward.calls import UNetCall
 from handlers.forward.openvino import OpenVINOForward
 
-FEW, MANY = 5, 25  # steps: their difference leaves out what is done once a picture
+FEW, MANY = 5, 25  # steps: their difference leaves out what is done once a image
 
 
 class Through:
@@ -42,7 +42,7 @@ def load(model: Path) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, size: int, steps: int) -> np.ndarray:
+def generate(pipeline: Any, size: int, steps: int) -> np.ndarray:
     image = pipeline(
         prompt="a red apple", num_inference_steps=steps, guidance_scale=3.5, width=size, height=size,
         generator=torch.Generator().manual_seed(1),
@@ -58,15 +58,15 @@ def main() -> None:
     options = parser.parse_args()
     size, pipelines = options.size, (in_openvino(options.model), load(options.model))
     few, eager_few, many, eager_many = in_turns(
-        options.rounds, *(lambda p=p, s=s: draw(p, size, s) for s in (FEW, MANY) for p in pipelines)
+        options.rounds, *(lambda p=p, s=s: generate(p, size, s) for s in (FEW, MANY) for p in pipelines)
     )
     own, eager = (
         [(b - a) / (MANY - FEW) for a, b in zip(*pair, strict=True)] for pair in ((few, many), (eager_few, eager_many))
     )
-    apart = int(np.abs(draw(pipelines[0], size, FEW) - draw(pipelines[1], size, FEW)).max())
+    apart = int(np.abs(generate(pipelines[0], size, FEW) - generate(pipelines[1], size, FEW)).max())
     print(
         f"{np.median(own) * 1000:.1f} ms a step, {ratio(own, eager):.2f} × torch eager "
-        f"({np.median(eager) * 1000:.1f} ms); the picture at most {apart} of 255 apart"
+        f"({np.median(eager) * 1000:.1f} ms); the image at most {apart} of 255 apart"
     )
 
 

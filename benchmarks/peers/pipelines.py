@@ -1,4 +1,4 @@
-"""The plain diffusers pipelines behind the peers: one call draws one picture, or several of a kind."""
+"""The plain diffusers pipelines behind the peers: one call generates one image, or several of a kind."""
 
 import base64
 import io
@@ -24,9 +24,9 @@ class Pipelines:
         }
         for pipeline in self._of_task.values():
             pipeline.set_progress_bar_config(disable=True)
-        self.draw([{"task": "txt2img", "prompt": "", "seed": 1, "num_inference_steps": 2}])
+        self.generate([{"task": "txt2img", "prompt": "", "seed": 1, "num_inference_steps": 2}])
 
-    def draw(self, requests: list[Fields]) -> list[Image.Image]:
+    def generate(self, requests: list[Fields]) -> list[Image.Image]:
         """One call for requests of the same `kind`."""
         first = requests[0]
         arguments: dict[str, Any] = {
@@ -39,14 +39,14 @@ class Pipelines:
         for field, argument in (("init_image", "image"), ("mask_image", "mask_image")):
             if field in first:
                 arguments[argument] = [_image(fields[field]) for fields in requests]
-        if first["task"] == "masking":  # else it draws at the model's native size
+        if first["task"] == "masking":  # else it generates at the model's native size
             arguments["width"], arguments["height"] = arguments["image"][0].size
         images: list[Image.Image] = self._of_task[first["task"]](**arguments).images
         return images
 
 
 def kind(fields: Fields) -> tuple[Any, ...]:
-    """What requests must have in common to be drawn in one call."""
+    """What requests must have in common to be generated in one call."""
     size = _image(fields["init_image"]).size if "init_image" in fields else (fields["width"], fields["height"])
     return fields["task"], size, fields["num_inference_steps"], fields["guidance_scale"], fields.get("strength")
 

@@ -217,7 +217,7 @@ class Generation:
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
             try:
                 latents = preview_map.look(call, output, request.guidance_scale)
-                self._previewing = self._shared.pool.submit(preview_map.draw, *latents)
+                self._previewing = self._shared.pool.submit(preview_map.render, *latents)
             except Exception:  # the image itself is generated all the same
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None

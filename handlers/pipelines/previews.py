@@ -38,7 +38,7 @@ class PreviewMap:
     prediction_type: str
 
     def look(self, call: UNetCall, output: Any, guidance_scale: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """What `draw` needs of a UNet call: the noisy latent and the UNet's output, (channels, h, w), and a.
+        """What `render` needs of a UNet call: the noisy latent and the UNet's output, (channels, h, w), and a.
 
         This is all of torch's work for a preview, in the engine's thread: it copies two small tensors.
         """
@@ -51,7 +51,7 @@ class PreviewMap:
         timestep = min(max(int(torch.as_tensor(call.timestep).flatten()[-1]), 0), len(self.alphas_cumprod) - 1)
         return sample, made[:channels].cpu().numpy().copy(), float(self.alphas_cumprod[timestep])
 
-    def draw(self, sample: np.ndarray, made: np.ndarray, alpha: float) -> str:
+    def render(self, sample: np.ndarray, made: np.ndarray, alpha: float) -> str:
         """The preview as a base64 JPEG of the latent's size. It uses no torch: it runs beside the engine's thread."""
         signal, noise = max(alpha, 1e-4) ** 0.5, (1 - alpha) ** 0.5
         if self.prediction_type == "epsilon":

@@ -84,7 +84,7 @@ def settings_of(archive: Path) -> dict[str, object]:
     return settings
 
 
-def test_the_new_version_takes_over_once_it_has_drawn_and_the_old_one_is_idle(store: Path) -> None:
+def test_the_new_version_takes_over_once_it_has_generated_and_the_old_one_is_idle(store: Path) -> None:
     torchserve = TorchServe(open_requests=3)
     assert reload(torchserve, store, dtype="bfloat16") == "2.0"
     assert torchserve.calls == [
@@ -109,11 +109,11 @@ def test_a_second_reload_follows_the_first(store: Path) -> None:
     assert settings_of(store / "txt2img.mar")["model"] == "/model/2"
 
 
-def test_the_combined_archive_draws_with_each_of_its_tasks(store: Path) -> None:
+def test_the_combined_archive_generates_with_each_of_its_tasks(store: Path) -> None:
     torchserve = TorchServe()
     reload(torchserve, store, "stable-diffusion")
-    drawn = [call.split()[-1] for call in torchserve.calls if "stable-diffusion/2.0 " in call]
-    assert drawn == ["txt2img", "img2img", "masking"]
+    generated = [call.split()[-1] for call in torchserve.calls if "stable-diffusion/2.0 " in call]
+    assert generated == ["txt2img", "img2img", "masking"]
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_an_old_version_that_will_not_go_is_said_so(store: Path) -> None:
         reload(torchserve, store)
 
 
-def test_a_picture_that_fails_counts_as_a_failure(store: Path) -> None:
+def test_a_image_that_fails_counts_as_a_failure(store: Path) -> None:
     torchserve = TorchServe()
-    failed = {"error": {"status": 500, "message": "The picture could not be drawn."}}
+    failed = {"error": {"status": 500, "message": "The image could not be generated."}}
     torchserve._line = lambda line: httpx.Response(200, content=json.dumps(failed).encode())  # type: ignore[method-assign]
-    with pytest.raises(ReloadError, match="could not be drawn"):
+    with pytest.raises(ReloadError, match="could not be generated"):
         reload(torchserve, store)
     assert torchserve.versions["txt2img"] == ["1.0"]
 

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.paths import HOME
 from tests.support.running import Running, running
-from tests.support.samples import file_bytes, picture
+from tests.support.samples import file_bytes, sample_image
 
 pytestmark = pytest.mark.browser
 
@@ -74,7 +74,7 @@ def settings(page: Page, **fields: Any) -> None:
         page.locator(f"#{name}").fill(str(value))
 
 
-def draw(page: Page, prompt: str, **fields: Any) -> None:
+def generate(page: Page, prompt: str, **fields: Any) -> None:
     """Draws, and waits until it is done."""
     page.locator("#prompt").fill(prompt)
     settings(page, **fields)
@@ -84,7 +84,7 @@ def draw(page: Page, prompt: str, **fields: Any) -> None:
 
 
 def pixels(page: Page, selector: str) -> np.ndarray:
-    """A picture of the page, as (height, width, 3) whole numbers."""
+    """A image of the page, as (height, width, 3) whole numbers."""
     data = page.locator(selector).evaluate(
         """image => {
              const canvas = document.createElement("canvas");
@@ -97,23 +97,23 @@ def pixels(page: Page, selector: str) -> np.ndarray:
 
 
 def upload(page: Page, image: Image.Image) -> None:
-    page.locator("#file").set_input_files({"name": "picture.png", "mimeType": "image/png", "buffer": file_bytes(image)})
+    page.locator("#file").set_input_files({"name": "image.png", "mimeType": "image/png", "buffer": file_bytes(image)})
     expect(page.locator("#init")).to_be_visible()
 
 
-def test_words_become_a_picture_that_the_seed_brings_back(page: Page, server: Running) -> None:
+def test_words_become_a_image_that_the_seed_brings_back(page: Page, server: Running) -> None:
     model = page.request.get(f"{server.url}/models", headers={"X-API-Key": KEY}).json()["models"][0]
     for name, value in model["defaults"].items():
         if name in ("num_inference_steps", "guidance_scale", "width", "height"):
             assert float(page.locator(f"#{name}").input_value()) == value
     assert page.locator("#num_outputs").get_attribute("max") == str(model["limits"]["max_num_outputs"])
-    draw(page, "a red apple", num_inference_steps=4, num_outputs=2)
+    generate(page, "a red apple", num_inference_steps=4, num_outputs=2)
     expect(page.locator("#results button")).to_have_count(2)
     expect(page.locator("#nsfw")).to_be_hidden()
     first = pixels(page, "#image")
     page.locator("#result-seed").click()
-    draw(page, "a red apple", num_inference_steps=4)
-    # it was drawn beside another one, now it is alone
+    generate(page, "a red apple", num_inference_steps=4)
+    # it was generated beside another one, now it is alone
     assert np.abs(pixels(page, "#image").astype(int) - first.astype(int)).max() <= 2
 
 
@@ -131,9 +131,9 @@ def test_progress_and_previews_arrive_and_cancel_stops_it(page: Page) -> None:
     expect(page.locator("#earlier")).to_be_hidden()
 
 
-def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page: Page) -> None:
+def test_what_is_painted_is_generated_anew_and_the_rest_stays(page: Page) -> None:
     page.locator("#tab-masking").click()
-    init = picture(96, 64)
+    init = sample_image(96, 64)
     upload(page, init)
     page.locator("#prompt").fill("a red apple")
     page.locator("#generate").click()
@@ -145,14 +145,14 @@ def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page: Page) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.6, steps=5)
     page.mouse.up()
-    draw(page, "a red apple", num_inference_steps=5)
+    generate(page, "a red apple", num_inference_steps=5)
     changed = (pixels(page, "#image") != np.asarray(init).astype(int)).any(axis=2)
     assert changed[:, :40].any() and not changed[:, 48:].any()
 
 
 def test_the_brush_by_keyboard(page: Page) -> None:
     page.locator("#tab-masking").click()
-    upload(page, picture(64, 64))
+    upload(page, sample_image(64, 64))
     mask = page.locator("#mask")
     painted = "it => it.getContext('2d').getImageData(0, 0, it.width, it.height).data.filter((v, i) => i % 4 == 3 && v)"
     mask.focus()
@@ -167,13 +167,13 @@ def test_the_brush_by_keyboard(page: Page) -> None:
     assert mask.evaluate(f"it => ({painted})(it).length") == first
 
 
-def test_a_result_starts_the_next_picture_and_earlier_ones_are_found_after_a_reload(page: Page) -> None:
-    draw(page, "a red car", num_inference_steps=4, seed=11)
+def test_a_result_starts_the_next_image_and_earlier_ones_are_found_after_a_reload(page: Page) -> None:
+    generate(page, "a red car", num_inference_steps=4, seed=11)
     before = pixels(page, "#image")
     page.locator("#image-button").click()
     expect(page.locator("#tab-img2img")).to_have_attribute("aria-selected", "true")
     assert np.array_equal(pixels(page, "#init"), before)
-    draw(page, "a green car", num_inference_steps=5, strength="0.6")
+    generate(page, "a green car", num_inference_steps=5, strength="0.6")
     expect(page.locator("#history button")).to_have_count(2)
     page.reload()
     expect(page.locator("#history button")).to_have_count(2)
@@ -187,18 +187,18 @@ def test_a_result_starts_the_next_picture_and_earlier_ones_are_found_after_a_rel
     expect(page.locator("#earlier")).to_be_hidden()
 
 
-def test_pasting_and_dropping_a_picture(page: Page) -> None:
+def test_pasting_and_dropping_a_image(page: Page) -> None:
     for event, property in (("paste", "clipboardData"), ("drop", "dataTransfer")):
         page.evaluate(
             """([event, property, data]) => {
                  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
                  const transfer = new DataTransfer();
-                 transfer.items.add(new File([bytes], "picture.png", {type: "image/png"}));
+                 transfer.items.add(new File([bytes], "image.png", {type: "image/png"}));
                  const made = new Event(event, {bubbles: true, cancelable: true});
                  Object.defineProperty(made, property, {value: transfer});
                  document.body.dispatchEvent(made);
                }""",
-            [event, property, base64.b64encode(file_bytes(picture(32, 48))).decode()],
+            [event, property, base64.b64encode(file_bytes(sample_image(32, 48))).decode()],
         )
         expect(page.locator("#init")).to_be_visible()
         assert pixels(page, "#init").shape == (48, 32, 3)
@@ -255,11 +255,11 @@ def test_the_page_asks_for_a_key_and_keeps_it(browser: Browser, server: Running)
 def test_axe_finds_nothing_and_nothing_sticks_out(page: Page, scheme: Any, size: tuple[int, int]) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": size[0], "height": size[1]})
-    draw(page, "a house", num_inference_steps=2, num_outputs=2)
+    generate(page, "a house", num_inference_steps=2, num_outputs=2)
     for tab in ("txt2img", "masking"):
         page.locator(f"#tab-{tab}").click()
         if tab == "masking":
-            upload(page, picture())
+            upload(page, sample_image())
         check(page)
     page.goto(f"{page.url.rstrip('/')}/docs")
     expect(page.locator("section")).to_have_count(10)
@@ -272,6 +272,6 @@ def check(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_the_readmes_pictures_are_small() -> None:
+def test_the_readmes_images_are_small() -> None:
     for name in ("page-light.png", "page-dark.png"):
         assert Path(HOME, "docs", name).stat().st_size < 200_000

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from launch.machine import free_ports
 from tests.support.running import Running, running, wait_for
-from tests.support.samples import b64, picture
+from tests.support.samples import b64, sample_image
 
 CLIENTS = 6
 MOST_REQUESTS = 2000  # of all clients together: a bound that only a hang reaches
@@ -67,7 +67,7 @@ class Node:
         self._running.close()
 
     def drawn(self) -> float:
-        """The pictures that it has answered with since it was started."""
+        """The images that it has answered with since it was started."""
         text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=60).text
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
         return sum(
@@ -98,7 +98,7 @@ class Load:
 
     def ask(self, client: int) -> None:
         """One client's loop: small requests, and some that are as large as a photograph."""
-        image = b64(picture(700, 500))
+        image = b64(sample_image(700, 500))
         with httpx.Client(timeout=300) as http:
             while not self._ended.is_set() and (number := next(self._numbers)) < MOST_REQUESTS:
                 fields: dict[str, Any] = {"prompt": "a red apple", "num_inference_steps": 8, "seed": 1 + number}

@@ -94,7 +94,7 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
         containers.end()
 
 
-def test_it_starts_in_order_and_finishes_what_it_draws(containers: Containers, tmp_path: Path) -> None:
+def test_it_starts_in_order_and_finishes_what_it_generates(containers: Containers, tmp_path: Path) -> None:
     torchserve = containers.start(
         containers.torchserve, OMP_NUM_THREADS="2", SD_MODEL=str(HOME / "models" / "embedded")
     )
@@ -109,19 +109,19 @@ def test_it_starts_in_order_and_finishes_what_it_draws(containers: Containers, t
     assert containers.passes(containers.proxy["livenessProbe"])
     assert httpx.get(f"{URL}/metrics", headers=KEY | {"Host": "sd-api-server:1337"}).status_code == 200
 
-    def draw(steps: int) -> int:
+    def generate(steps: int) -> int:
         fields = {"prompt": "a red apple", "num_inference_steps": steps}
         return httpx.post(f"{URL}/txt2img", data=fields, headers=KEY, timeout=300).status_code
 
     with ThreadPoolExecutor() as pool:
-        drawn = [pool.submit(draw, 250)]
+        generated = [pool.submit(generate, 250)]
         wait_for(
-            lambda: "sd_requests_in_flight 2.0" in httpx.get(f"{URL}/metrics", headers=KEY).text or drawn[0].done()
+            lambda: "sd_requests_in_flight 2.0" in httpx.get(f"{URL}/metrics", headers=KEY).text or generated[0].done()
         )
         proxy.send_signal(signal.SIGTERM)
         wait_for(lambda: not containers.passes(containers.proxy["readinessProbe"]))
-        drawn.append(pool.submit(draw, 1))  # it still lets them in
-        assert [answer.result() for answer in drawn] == [200, 200]
+        generated.append(pool.submit(generate, 1))  # it still lets them in
+        assert [answer.result() for answer in generated] == [200, 200]
     proxy.wait(60)
     assert torchserve.poll() is None
     os.killpg(torchserve.pid, signal.SIGTERM)

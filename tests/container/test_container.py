@@ -22,7 +22,7 @@ from tests.container.engine import IMAGE, Engine, started
 from tests.support.paths import HOME
 from tests.support.running import wait_for
 from tests.support.samples import b64
-from tests.support.samples import picture as sample
+from tests.support.samples import sample_image as sample
 
 pytestmark = pytest.mark.container
 
@@ -42,7 +42,7 @@ def container(engine: Engine) -> Iterator[tuple[str, str]]:
         yield name, f"http://127.0.0.1:{port}"
 
 
-def picture(url: str, task: str, **fields: Any) -> Image.Image:
+def sample_image(url: str, task: str, **fields: Any) -> Image.Image:
     answer = httpx.post(f"{url}/{task}", data={"prompt": "a red apple", "seed": 7} | fields, timeout=300)
     assert answer.status_code == 200, answer.text
     return Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0]["base64"])))
@@ -69,10 +69,10 @@ def test_a_change_of_code_leaves_the_packages_alone(engine: Engine, tmp_path: Pa
 
 
 @pytest.mark.parametrize("task", ["txt2img", "img2img", "masking"])
-def test_a_hardened_container_draws(container: tuple[str, str], task: str) -> None:
+def test_a_hardened_container_generates(container: tuple[str, str], task: str) -> None:
     init = b64(sample(96, 64))
     images = {"init_image": init, "mask_image": init} if task != "txt2img" else {}
-    image = picture(container[1], task, **images)
+    image = sample_image(container[1], task, **images)
     assert image.size == (96, 64) if images else image.size[0] >= 64
     assert np.ptp(np.asarray(image)) > 50
 
@@ -97,7 +97,7 @@ def test_only_the_proxy_listens_on_more_than_loopback(engine: Engine, container:
 def test_reload_inside_the_container(engine: Engine, container: tuple[str, str]) -> None:
     assert "txt2img 2.0 serves" in engine("exec", container[0], "python", "-m", "admin.reload", "txt2img")
     assert "txt2img 2.0 (default): READY" in engine("exec", container[0], "python", "-m", "admin.reload", "--list")
-    picture(container[1], "txt2img")
+    sample_image(container[1], "txt2img")
 
 
 def test_sigterm_ends_it(engine: Engine) -> None:
@@ -134,7 +134,7 @@ def test_a_worker_that_the_memory_limit_kills_comes_back(engine: Engine) -> None
             assert answer.status_code in (503, 507), answer.text
             assert answer.json()["status"] == "failure" and len(answer.json()["message"]) > 20
         wait_for(lambda: httpx.get(f"{url}/ping", timeout=10).status_code == 200, 120)
-        picture(url, "img2img", init_image=b64(sample()))
+        sample_image(url, "img2img", init_image=b64(sample()))
         assert engine.inspect(name)["State"]["Running"]
 
 
@@ -149,11 +149,11 @@ def test_two_services_the_second_waits_for_the_first(engine: Engine, monkeypatch
         checks = engine.inspect(torchserve)["State"]["Health"]["Log"]
         first_good = min(check["Start"] for check in checks if check["ExitCode"] == 0)
         assert _time(engine.inspect(proxy)["State"]["StartedAt"]) > _time(first_good)
-        picture(url, "txt2img")
+        sample_image(url, "txt2img")
         assert engine.inspect(proxy)["HostConfig"]["NetworkMode"] == f"container:{torchserve}"
         engine.compose("exec", "-T", "torchserve", "python", "-m", "admin.reload", "masking")
         init = b64(sample())
-        picture(url, "masking", init_image=init, mask_image=init)
+        sample_image(url, "masking", init_image=init, mask_image=init)
         engine.compose("stop")
         for container in (proxy, torchserve):  # 137 would be the kill that follows after the time has passed
             assert engine.inspect(container)["State"]["ExitCode"] != 137
@@ -162,5 +162,5 @@ def test_two_services_the_second_waits_for_the_first(engine: Engine, monkeypatch
 
 
 def _time(text: str) -> datetime:
-    """Docker writes nanoseconds, and its health log an offset in place of Z."""
+    """Docker writes nanoseconds, and its health log an offset instead of Z."""
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", text).replace("Z", "+00:00"))

@@ -18,10 +18,10 @@ said.ping = await (await fetch(`${address}/ping`)).json();
 said.custom_models = await (await fetch(`${address}/custom_models`)).json();
 
 const common = { prompt: "a red apple", seed: 0, num_outputs: 1, num_inference_steps: 4, guidance_scale: 7.5, eta: 0 };
-const drawn = await post("txt2img", { ...common, width: 128, height: 128, num_outputs: 2 });
-said.txt2img = { http: drawn.http, status: drawn.status, types: drawn.images.map((image) => image.mime_type) };
-// the seed is a JavaScript number by now; the second picture's brings it back alone
-const second = drawn.images[1];
+const generated = await post("txt2img", { ...common, width: 128, height: 128, num_outputs: 2 });
+said.txt2img = { http: generated.http, status: generated.status, types: generated.images.map((image) => image.mime_type) };
+// the seed is a JavaScript number by now; the second image's brings it back alone
+const second = generated.images[1];
 const again = await post("txt2img", { ...common, width: 128, height: 128, seed: second.seed });
 said.seed = { sent: second.seed, back: again.images[0].seed, safe: Number.isSafeInteger(second.seed) };
 const largest = await post("txt2img", { ...common, width: 128, height: 128, seed: Number.MAX_SAFE_INTEGER });

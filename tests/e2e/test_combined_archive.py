@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.paths import SIDE
 from tests.support.running import Running, wait_for
-from tests.support.samples import b64, decode, half_mask, picture
+from tests.support.samples import b64, decode, half_mask, sample_image
 
 pytestmark = pytest.mark.e2e
 
@@ -20,8 +20,8 @@ def test_one_archive_serves_all_three(combined: Running) -> None:
     assert model["archive"] == "stable-diffusion" and model["tasks"] == ["txt2img", "img2img", "masking"]
 
 
-def test_eight_mixed_requests_at_once_match_their_solo_pictures(combined: Running) -> None:
-    images = {"init_image": b64(picture())}
+def test_eight_mixed_requests_at_once_match_their_solo_images(combined: Running) -> None:
+    images = {"init_image": b64(sample_image())}
     mask = {"mask_image": b64(half_mask())}
     requests: list[tuple[str, dict[str, Any]]] = [
         ("txt2img", {"guidance_scale": 7.5, "num_inference_steps": 20}),

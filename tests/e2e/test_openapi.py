@@ -24,11 +24,11 @@ from handlers.wire import TASKS
 from proxy.routes import routes
 from proxy.web.page import FOLDER
 from tests.support.running import HANG_S, Running
-from tests.support.samples import b64, half_mask, picture
+from tests.support.samples import b64, half_mask, sample_image
 
 DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))
 SCHEMAS = DOCUMENT["components"]["schemas"]
-IMAGES = {"init_image": b64(picture()), "mask_image": b64(half_mask())}
+IMAGES = {"init_image": b64(sample_image()), "mask_image": b64(half_mask())}
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
           response_schema_conformance]  # fmt: skip
 PAGES = ("/", "/docs", "/openapi.json", "/static/{name}")
@@ -90,7 +90,7 @@ def test_the_limits_are_the_codes(task: str, name: str) -> None:
     for value in bad:
         with pytest.raises(RequestError, match=name):
             parse(task, **{**steps, name: value})
-    if "default" in schema and name != "seed":  # which is drawn
+    if "default" in schema and name != "seed":  # which is generated
         assert getattr(parse(task), name) == schema["default"]
 
 

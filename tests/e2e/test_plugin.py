@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.running import HANG_S
-from tests.support.samples import b64, decode, half_mask, picture
+from tests.support.samples import b64, decode, half_mask, sample_image
 
 node = shutil.which("node")
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(node is None, reason="needs Node.js 18 or later")]
@@ -20,7 +20,7 @@ SIZE = 96, 64
 
 @pytest.mark.parametrize(("server", "failures"), [("combined", [400, 400, 404]), ("always_200", [200, 200, 200])])
 def test_the_plugins_requests(server: str, failures: list[int], request: pytest.FixtureRequest) -> None:
-    init, mask = picture(*SIZE), half_mask(*SIZE)
+    init, mask = sample_image(*SIZE), half_mask(*SIZE)
     url = request.getfixturevalue(server).url
     command = [str(node), str(Path(__file__).with_name("plugin.mjs")), url, b64(init), b64(mask)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)

@@ -43,7 +43,7 @@ def test_the_curl_lines_give_the_answers_that_are_shown(three: Running, tmp_path
 
 
 def _shape(value: Any) -> Any:
-    """The answer without its pictures' contents."""
+    """The answer without its images' contents."""
     if isinstance(value, dict):
         return {key: "…" if key == "base64" else _shape(item) for key, item in value.items()}
     return [_shape(item) for item in value] if isinstance(value, list) else value

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.support.paths import SIDE
 from tests.support.running import Running, wait_for
-from tests.support.samples import b64, bomb, decode, file_bytes, half_mask, picture
+from tests.support.samples import b64, bomb, decode, file_bytes, half_mask, sample_image
 
 pytestmark = pytest.mark.e2e
 MEGABYTE = 1_000_000
@@ -26,7 +26,7 @@ MEGABYTE = 1_000_000
 def neighbour(three: Running) -> Iterator[None]:
     """A request that runs while the test misbehaves, and has to come out unharmed."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(three.images, "img2img", init_image=b64(picture()), seed=77, num_inference_steps=250)
+        future = pool.submit(three.images, "img2img", init_image=b64(sample_image()), seed=77, num_inference_steps=250)
         yield
         assert future.result()[0]["seed"] == 77
 
@@ -39,8 +39,8 @@ DEFAULTS = {
     "drawn_size": SIDE,
     "scheduler": "DPMSolverMultistepScheduler",
 }
-INIT = b64(picture())
-OWN_SIZE, OWN_MASK = picture(SIDE, SIDE), half_mask(SIDE, SIDE)  # which the model need not scale
+INIT = b64(sample_image())
+OWN_SIZE, OWN_MASK = sample_image(SIDE, SIDE), half_mask(SIDE, SIDE)  # which the model need not scale
 FIELDS: dict[str, dict[str, Any]] = {
     "txt2img": {},
     "img2img": {"init_image": b64(OWN_SIZE)},
@@ -83,7 +83,7 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
     }
     extra = {"width": 2 * SIDE} if task == "txt2img" else {"strength": 0.6}
     image = decode(three.images(task, **fields, **extra, **FIELDS[task])[0])
-    if task == "txt2img":  # drawn at the model's own size, and scaled
+    if task == "txt2img":  # generated at the model's own size, and scaled
         expected = expected.resize((2 * SIDE, SIDE), Image.Resampling.LANCZOS)
     if task == "masking":  # under black the init image comes back, which the stock pipeline does not promise
         expected = Image.composite(expected, OWN_SIZE, OWN_MASK)
@@ -110,7 +110,7 @@ def test_an_images_seed_reproduces_it(three: Running) -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (500, 333)])
 def test_masking_keeps_what_is_black_and_the_size(three: Running, size: tuple[int, int]) -> None:
-    init = picture(*size)
+    init = sample_image(*size)
     fields = {"init_image": b64(init), "mask_image": b64(half_mask(*size)), "num_inference_steps": 3}
     image = decode(three.images("masking", **fields)[0])
     assert image.shape == (size[1], size[0], 3)
@@ -122,7 +122,7 @@ def test_masking_keeps_what_is_black_and_the_size(three: Running, size: tuple[in
 def test_more_strength_changes_more(three: Running) -> None:
     def change(strength: float) -> float:
         image = decode(three.images("img2img", init_image=INIT, seed=5, strength=strength)[0])
-        return float(np.abs(image - np.asarray(picture(), dtype=int)).mean())
+        return float(np.abs(image - np.asarray(sample_image(), dtype=int)).mean())
 
     assert change(0.1) < change(0.5) < change(0.9)
 
@@ -130,7 +130,7 @@ def test_more_strength_changes_more(three: Running) -> None:
 def _turned() -> str:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return b64(picture(96, 64), exif=exif)
+    return b64(sample_image(96, 64), exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def _turned() -> str:
         ("data:image/png;base64," + INIT, (64, 64)),
         (INIT.replace("+", " "), (64, 64)),
         (INIT.rstrip("="), (64, 64)),
-        (b64(picture(), "JPEG"), (64, 64)),
-        (b64(picture(), "WEBP"), (64, 64)),
+        (b64(sample_image(), "JPEG"), (64, 64)),
+        (b64(sample_image(), "WEBP"), (64, 64)),
         (b64(Image.fromarray((np.arange(4096, dtype=np.uint16) * 16).reshape(64, 64))), (64, 64)),
-        (b64(picture().convert("RGBA")), (64, 64)),
-        (b64(picture().convert("P")), (64, 64)),
+        (b64(sample_image().convert("RGBA")), (64, 64)),
+        (b64(sample_image().convert("P")), (64, 64)),
         (_turned(), (64, 96)),
-        (b64(picture(70, 65)), (70, 65)),
+        (b64(sample_image(70, 65)), (70, 65)),
     ],
     ids=["data-url", "spaces", "no-padding", "jpeg", "webp", "16-bit", "rgba", "palette", "exif", "odd-size"],
 )
@@ -168,7 +168,7 @@ def test_json_and_multipart_bodies_give_the_same_image(three: Running) -> None:
     answers = [
         httpx.post(url, json=fields | {"init_image": INIT}, timeout=60),
         httpx.post(url, files=parts, timeout=60),
-        httpx.post(url, data=fields, files={"init_image": ("a.png", file_bytes(picture()))}, timeout=60),
+        httpx.post(url, data=fields, files={"init_image": ("a.png", file_bytes(sample_image()))}, timeout=60),
     ]
     for answer in answers:
         assert answer.json()["images"] == form
@@ -181,7 +181,7 @@ def test_json_and_multipart_bodies_give_the_same_image(three: Running) -> None:
         ("txt2img", {"num_outputs": 99}, 400, "num_outputs must be a whole number from 1 to 8"),
         ("txt2img", {"guidance_scale": "nan"}, 400, "guidance_scale must be a number"),
         ("img2img", {}, 400, "init_image is missing"),
-        ("img2img", {"init_image": b64(file_bytes(picture())[:500])}, 400, "damaged or incomplete"),
+        ("img2img", {"init_image": b64(file_bytes(sample_image())[:500])}, 400, "damaged or incomplete"),
         ("img2img", {"init_image": b64(bomb())}, 413, "pixels"),
         ("img2img", {"init_image": INIT, "strength": 2}, 400, "strength must be"),
         ("masking", {"init_image": INIT}, 400, "mask_image is missing"),
@@ -230,7 +230,7 @@ def test_bodies_over_the_limit_alone_and_together(three: Running, neighbour: Non
 
 
 def test_an_answer_that_could_be_too_large_is_refused(three: Running) -> None:
-    big = b64(picture(4000, 4000), "JPEG")
+    big = b64(sample_image(4000, 4000), "JPEG")
     answer = three.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 2})
     assert answer.status_code == 400 and "ask for at most 1" in answer.json()["message"]
 

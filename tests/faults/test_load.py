@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.support.running import HANG_S, Running, running, wait_for
-from tests.support.samples import b64, half_mask, picture
+from tests.support.samples import b64, half_mask, sample_image
 
 pytestmark = pytest.mark.faults
 
@@ -31,7 +31,7 @@ HANGS_S = HANG_S
 # what a process may hold more than before by chance: a thread of a pool, a connection that is kept open
 MORE_THREADS, MORE_FILES, MORE_MEMORY = 4, 8, 1.05
 GOOD: dict[str, Any] = {"prompt": "a house", "num_inference_steps": 2}
-INIT = b64(picture(96, 64))
+INIT = b64(sample_image(96, 64))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ async def slow(http: httpx.AsyncClient, url: str, number: int) -> str:
 
 
 async def leaving(http: httpx.AsyncClient, url: str, number: int) -> str:
-    """Goes away while its picture waits or is drawn."""
+    """Goes away while its image waits or is generated."""
     with contextlib.suppress(httpx.TimeoutException):
         patience = httpx.Timeout(30, read=random.Random(number).uniform(0.05, 2))
         fields = GOOD | {"num_inference_steps": 200}

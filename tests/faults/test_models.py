@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.support import hub, tiny_models
 from tests.support.paths import EMBEDDED
 from tests.support.running import Running, running, wait_for
-from tests.support.samples import b64, decode, half_mask, picture
+from tests.support.samples import b64, decode, half_mask, sample_image
 
 pytestmark = pytest.mark.faults
 
@@ -51,7 +51,7 @@ def test_a_hub_model_is_downloaded_and_served(instance: Running) -> None:
     assert "Serving some/sdxl and inpainting on cpu" in output
     assert "inpainting has no safety checker: every answer of it says nsfw = false" in output
     assert len(instance.workers()) == 1
-    init = b64(picture(96, 64))
+    init = b64(sample_image(96, 64))
     for task, fields in (("txt2img", {}), ("img2img", {"init_image": init}), ("masking", {"init_image": init})):
         if task == "masking":
             fields["mask_image"] = b64(half_mask(96, 64))
@@ -105,7 +105,7 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
     wait_for(lambda: "at /custom/early" in instance.output.read_text() and len(instance.workers()) == workers + 1)
     assert "emoji was removed from config.json" in instance.output.read_text()
 
-    # another model in its place, and then none: what is in flight is drawn to its end
+    # another model in its place, and then none: what is in flight is generated to its end
     fields = {"prompt": "a red apple", "num_inference_steps": 60}
     with ThreadPoolExecutor() as pool:
         for models in ([early | {"requires_safety_checker": True}], []):

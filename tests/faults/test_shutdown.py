@@ -1,4 +1,4 @@
-"""What is being drawn when the server is told to stop."""
+"""What is being generated when the server is told to stop."""
 
 import contextlib
 import signal
@@ -19,23 +19,23 @@ LONG = {"prompt": "a red apple", "num_inference_steps": 250, "seed": 1}
 def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path) -> None:
     with running(tmp_path, "--archives", "combined", SD_DRAIN_S="120") as instance, ThreadPoolExecutor() as pool:
         short = LONG | {"num_inference_steps": 60}
-        drawn = [pool.submit(instance.post, "txt2img", short) for _ in range(2)]
+        generated = [pool.submit(instance.post, "txt2img", short) for _ in range(2)]
         wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > 15)
         instance.process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{instance.url}/ping").status_code == 503)
         refused = instance.post("txt2img", {"prompt": "x"})
         assert refused.status_code == 503 and refused.headers["retry-after"] == "10"
         assert "is being shut down" in refused.json()["message"]
-        assert [answer.result().status_code for answer in drawn] == [200, 200]
+        assert [answer.result().status_code for answer in generated] == [200, 200]
         assert instance.process.wait(30) == 0
-        assert "Finishing what is being drawn." in instance.output.read_text()
+        assert "Finishing what is being generated." in instance.output.read_text()
 
 
 @pytest.mark.parametrize("again", [True, False])
 def test_it_is_broken_off_by_a_second_signal_or_by_the_limit(tmp_path: Path, again: bool) -> None:
     limit = "120" if again else "2"
     with running(tmp_path, "--archives", "combined", SD_DRAIN_S=limit) as instance, ThreadPoolExecutor() as pool:
-        drawn = pool.submit(instance.post, "txt2img", LONG | {"num_outputs": 8})
+        generated = pool.submit(instance.post, "txt2img", LONG | {"num_outputs": 8})
         wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > 5)
         workers = instance.workers()
         instance.process.send_signal(signal.SIGTERM)
@@ -45,5 +45,5 @@ def test_it_is_broken_off_by_a_second_signal_or_by_the_limit(tmp_path: Path, aga
             instance.process.send_signal(signal.SIGINT)
         assert instance.process.wait(30) == 0
         with contextlib.suppress(httpx.TransportError):
-            assert drawn.result().status_code == 503
+            assert generated.result().status_code == 503
         assert not any(worker.is_running() for worker in workers)

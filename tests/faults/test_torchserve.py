@@ -24,7 +24,7 @@ from tests.support.running import HANG_S, wait_for
 pytestmark = pytest.mark.faults
 
 COMMAND = "torchserve --start --ncs --model-store model_store --models all --ts-config config.properties"
-PORTS = free_ports(6)  # in place of those of config.properties, which somebody may use
+PORTS = free_ports(6)  # instead of those of config.properties, which somebody may use
 PREDICTIONS = f"http://127.0.0.1:{PORTS[0]}/predictions"
 MODELS = f"http://127.0.0.1:{PORTS[1]}/models"
 
@@ -97,7 +97,7 @@ def _ready(model: str) -> bool:
     return status == 200 and [worker["status"] for worker in json.loads(body)[0]["workers"]] == ["READY"]
 
 
-def test_a_picture_through_torchserve_alone(torchserve: None) -> None:
+def test_a_image_through_torchserve_alone(torchserve: None) -> None:
     image = prediction(f"{PREDICTIONS}/txt2img", "-d", "seed=7")["result"]["images"][0]
     assert image["seed"] == 7 and base64.b64decode(image["base64"]).startswith(b"\x89PNG")
 

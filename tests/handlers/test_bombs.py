@@ -13,7 +13,7 @@ from PIL import Image
 from handlers.errors import RequestError
 from handlers.request.images import MAX_SCANS, open_image
 from tests.support.paths import HOME
-from tests.support.samples import file_bytes, picture
+from tests.support.samples import file_bytes, sample_image
 
 MAX_PIXELS = 16_000_000
 HUGE = 50_000
@@ -52,14 +52,14 @@ def huge_png() -> bytes:
 
 
 def huge_jpeg() -> bytes:
-    file = bytearray(file_bytes(picture(16, 16), "JPEG"))
+    file = bytearray(file_bytes(sample_image(16, 16), "JPEG"))
     at = file.index(b"\xff\xc0") + 5
     file[at : at + 4] = struct.pack(">HH", HUGE, HUGE)
     return bytes(file)
 
 
 def huge_webp() -> bytes:
-    file = bytearray(file_bytes(picture(16, 16), "WEBP"))
+    file = bytearray(file_bytes(sample_image(16, 16), "WEBP"))
     at = file.index(b"\x9d\x01\x2a") + 3
     file[at : at + 4] = struct.pack("<HH", 16_383, 16_383)
     return bytes(file)
@@ -112,11 +112,11 @@ def test_what_a_file_unpacks_to_is_bounded(make: Callable[[], bytes], said: str)
 
 
 def test_a_jpeg_has_not_more_scans_than_anybody_needs() -> None:
-    file = file_bytes(picture(64, 64), "JPEG")
+    file = file_bytes(sample_image(64, 64), "JPEG")
     at = file.rindex(b"\xff\xda")
     scan = file[at:-2]
     with pytest.raises(RequestError, match="scans"):
         open_image(file[:at] + scan * (MAX_SCANS + 1) + b"\xff\xd9", "init_image", MAX_PIXELS)
     buffer = io.BytesIO()
-    picture(64, 64).convert("RGB").save(buffer, "JPEG", progressive=True)
+    sample_image(64, 64).convert("RGB").save(buffer, "JPEG", progressive=True)
     assert open_image(buffer.getvalue(), "init_image", MAX_PIXELS).size == (64, 64)

@@ -19,7 +19,7 @@ from handlers.request.fields import ModelDefaults
 from handlers.stable_diffusion import CombinedHandler
 from tests.support.frontend import Context, Frontend
 from tests.support.paths import SIDE
-from tests.support.samples import b64, decode, half_mask, picture
+from tests.support.samples import b64, decode, half_mask, sample_image
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_a_preview_now_and_then_for_who_asks_for_it(frontend: Frontend) -> None:
     frontend.run()
     lines = [message["progress"] for message in frontend.messages(shown)[:-1]]
     assert [line["step"] for line in lines] == [*range(1, 31)]
-    pictures = [line["preview"] for line in lines if "preview" in line]
-    assert 1 <= len(pictures) <= 10 and all(base64.b64decode(each).startswith(b"\xff\xd8\xff") for each in pictures)
+    images = [line["preview"] for line in lines if "preview" in line]
+    assert 1 <= len(images) <= 10 and all(base64.b64decode(each).startswith(b"\xff\xd8\xff") for each in images)
     assert not any("preview" in message.get("progress", {}) for message in frontend.messages(plain))
     assert [*frontend.messages(silent)[0]] == ["result"]
     assert frontend.messages(wrong)[-1]["error"]["message"] == "preview must be true or false, not 'perhaps'."
@@ -72,8 +72,8 @@ def test_a_bad_request_fails_alone(frontend: Frontend) -> None:
     assert "X-Deadline" in frontend.messages(late)[-1]["error"]["message"]
 
 
-def test_requests_of_all_kinds_merge_and_match_their_solo_pictures(frontend: Frontend) -> None:
-    images = {"init_image": b64(picture())}
+def test_requests_of_all_kinds_merge_and_match_their_solo_images(frontend: Frontend) -> None:
+    images = {"init_image": b64(sample_image())}
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("txt2img", {"num_inference_steps": 6}),
         ("img2img", images | {"num_inference_steps": 8, "strength": 0.6}),
@@ -165,11 +165,11 @@ def test_what_a_pipeline_raises_ends_its_request_alone(
     assert frontend.result(good)["status"] == "success"
 
 
-def test_a_flagged_picture_is_black_even_under_a_mask(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flagged_image_is_black_even_under_a_mask(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
     def flag(clip_input: Any, images: Any) -> Any:
         return torch.zeros_like(images), [True]
 
-    fields = {"init_image": b64(picture()), "mask_image": b64(half_mask()), "num_inference_steps": 2}
+    fields = {"init_image": b64(sample_image()), "mask_image": b64(half_mask()), "num_inference_steps": 2}
     name = frontend.send("masking", **fields)
     checker = frontend.handler.worker.served["masking"].pipeline.safety_checker
     monkeypatch.setattr(checker, "forward", flag)
@@ -201,7 +201,7 @@ def test_what_is_known_is_said_at_once_though_a_neighbour_is_still_being_parsed(
     assert frontend.result(waits)["status"] == "success"
 
 
-def test_a_picture_without_room_is_refused_and_its_neighbour_drawn(
+def test_a_image_without_room_is_refused_and_its_neighbour_generated(
     frontend: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = frontend.handler
@@ -238,7 +238,7 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
     forward = unet.forward
 
     def too_large(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if len(sample) > 1:  # a guided picture, alone or with another
+        if len(sample) > 1:  # a guided image, alone or with another
             activations = torch.zeros(8)
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -259,8 +259,8 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
 def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
     usual, other = frontend.send(seed=1), frontend.send(seed=1, scheduler="EulerAncestralDiscreteScheduler")
     frontend.run()
-    pictures = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
-    assert (pictures[0] != pictures[1]).any()
+    images = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
+    assert (images[0] != images[1]).any()
     assert type(frontend.handler.worker.served["txt2img"].pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
 
 
@@ -278,7 +278,7 @@ def test_what_the_pipeline_itself_refuses_is_the_clients_to_change(frontend: Fro
     assert error["status"] == 400 and "cannot generate with these values: original_steps: 50" in error["message"]
 
 
-def test_numbers_that_overflow_are_a_failure_and_no_black_picture(frontend: Frontend) -> None:
+def test_numbers_that_overflow_are_a_failure_and_no_black_image(frontend: Frontend) -> None:
     overflows, good = frontend.send(guidance_scale=1e38, num_inference_steps=4), frontend.send(num_inference_steps=4)
     frontend.run()
     error = json.loads(frontend.lines[overflows][-1])["error"]
@@ -293,7 +293,7 @@ def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.Monkey
     monkeypatch.setattr(encoder, "forward", lambda *a, **o: encoded.append(a) or forward(*a, **o))
     request = {"prompt": "a house that nobody asked for yet", "num_inference_steps": 1}
     several = frontend.send(num_outputs=3, **request)
-    frontend.send("masking", init_image=b64(picture()), mask_image=b64(half_mask()), strength=1, **request)
+    frontend.send("masking", init_image=b64(sample_image()), mask_image=b64(half_mask()), strength=1, **request)
     frontend.run()
     assert len(frontend.result(several)["images"]) == 3
     assert len(encoded) == 1  # the empty negative prompt was remembered from before
@@ -315,7 +315,7 @@ def test_the_engine_stands_still_while_nobody_asks(frontend: Frontend) -> None:
     assert frontend.result(other)["status"] == "success" and activity.unet_forwards <= forwards + 3
 
 
-def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_drawn(
+def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_generated(
     frontend: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(slots: Any) -> None:
@@ -331,7 +331,7 @@ def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_drawn(
     assert frontend.result(name)["status"] == "success"
 
 
-def test_a_picture_does_not_wait_for_the_step_of_others(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_does_not_wait_for_the_step_of_others(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = frontend.handler.worker.served["txt2img"].pipeline.unet
     forward, may_go_on = unet.forward, threading.Event()
     in_time: list[bool] = []

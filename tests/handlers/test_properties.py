@@ -16,11 +16,11 @@ from handlers.errors import InvalidRequest, RequestError
 from handlers.request import forms, images
 from handlers.request.fields import MAX_SEED, GenerationRequest, ModelDefaults, parse_request
 from handlers.wire import TASKS
-from tests.support.samples import file_bytes, half_mask, picture
+from tests.support.samples import file_bytes, half_mask, sample_image
 
 CONFIG = HandlerConfig(max_image_pixels=100_000, max_prompt_chars=200)
 DEFAULTS = ModelDefaults()
-FILES = [file_bytes(picture(24, 16), kind) for kind in ("PNG", "JPEG", "WEBP")] + [file_bytes(half_mask(24, 16))]
+FILES = [file_bytes(sample_image(24, 16), kind) for kind in ("PNG", "JPEG", "WEBP")] + [file_bytes(half_mask(24, 16))]
 NAMES = ("prompt", "negative_prompt", "seed", "num_outputs", "num_inference_steps", "guidance_scale", "eta", "width",
          "height", "strength", "scheduler", "init_image", "mask_image")  # fmt: skip
 TYPES = (forms.FORM, forms.JSON, "", "multipart/form-data; boundary=b", "multipart/form-data", "text/plain", "\x00;=")
@@ -103,7 +103,7 @@ def test_any_fields_are_a_request_within_the_limits_or_a_sentence(sent: dict[str
 
 @often
 @given(damaged(), damaged(), st.sampled_from(TASKS[1:]))
-def test_any_image_file_is_a_picture_or_a_sentence(init: bytes, mask: bytes, task: str) -> None:
+def test_any_image_file_is_a_image_or_a_sentence(init: bytes, mask: bytes, task: str) -> None:
     sent = {"prompt": b"x", "init_image": init, "mask_image": base64.b64encode(mask)}
     try:
         request = parse_request(task, sent, CONFIG, DEFAULTS)

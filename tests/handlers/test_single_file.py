@@ -45,7 +45,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_single_file_draws_what_its_folder_draws(configs: Path, tmp_path: Path) -> None:
+def test_a_single_file_generates_what_its_folder_generates(configs: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     made = tiny_models.make("sd1")
     file = tmp_path / "mine.safetensors"

@@ -49,7 +49,7 @@ def test_a_message_arrives_as_it_was_written(message: Progress | Failed | Result
     line = message.line()
     assert line.endswith(b"\n") and line.count(b"\n") == 1
     assert read_line(line) == message == read_line(line.rstrip(b"\n"))
-    json.loads(line)  # whoever asks TorchServe itself reads them, too
+    json.loads(line)  # anybody who asks TorchServe itself reads them, too
 
 
 def test_a_result_is_the_contracts_answer() -> None:

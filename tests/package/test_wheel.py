@@ -105,8 +105,8 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def makes_an_image(command: Path, cwd: Path, folder: Path) -> None:
     with running(folder, "--archives", "combined", command=[str(command)], cwd=cwd) as server:
         image = server.images("txt2img", seed=3, num_inference_steps=5)[0]
-        drawn = Image.open(io.BytesIO(base64.b64decode(image["base64"])))
-        assert drawn.size == (128, 128) and np.ptp(np.asarray(drawn)) > 50
+        generated = Image.open(io.BytesIO(base64.b64decode(image["base64"])))
+        assert generated.size == (128, 128) and np.ptp(np.asarray(generated)) > 50
         assert [model["ui_label"] for model in httpx.get(f"{server.url}/custom_models").json()] == ["Mine"]
         assert "<html" in httpx.get(f"{server.url}/").text
 

@@ -20,16 +20,16 @@ RESULT = b'{"result": {"status": "success", "images": []}}\n'
 
 
 class TorchServe(BaseHTTPRequestHandler):
-    """Workers that are ready, and predictions that take until `drawn` is set."""
+    """Workers that are ready, and predictions that take until `generated` is set."""
 
-    drawn: threading.Event
+    generated: threading.Event
 
     def do_GET(self) -> None:
         self._answer(b'[{"workers": [{"status": "READY"}]}]')
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        self.drawn.wait(60)
+        self.generated.wait(60)
         self._answer(RESULT)
 
     def _answer(self, body: bytes) -> None:
@@ -44,11 +44,11 @@ class TorchServe(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def torchserve() -> Iterator[str]:
-    TorchServe.drawn = threading.Event()
+    TorchServe.generated = threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), TorchServe) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{served.server_port}"
-        TorchServe.drawn.set()
+        TorchServe.generated.set()
         served.shutdown()
 
 
@@ -60,7 +60,7 @@ def status(url: str) -> int:
 
 
 def ask(url: str) -> httpx.Response | None:
-    """The answer to a request that gives up after a second; nothing is drawn within it."""
+    """The answer to a request that gives up after a second; nothing is generated within it."""
     try:
         return httpx.post(f"{url}/txt2img", timeout=1)
     except httpx.ReadTimeout:
@@ -82,7 +82,7 @@ def test_it_leaves_the_balancer_before_it_lets_nothing_in(torchserve: str) -> No
             begun_while_it_leaves = pool.submit(client.post, f"{url}/txt2img", data={"prompt": "x"})
             refused = next(answer for answer in iter(lambda: ask(url), 0) if answer)
             assert refused.status_code == 503 and refused.headers["connection"] == "close"
-            TorchServe.drawn.set()
+            TorchServe.generated.set()
             assert begun_while_it_leaves.result().status_code == 200
             assert proxy.wait(30) == -signal.SIGTERM
     finally:

@@ -22,7 +22,7 @@ from handlers.pipelines.loading import load_pipelines
 from handlers.request.fields import GenerationRequest
 from handlers.wire import TASKS
 from tests.support.paths import CONFIGS
-from tests.support.samples import picture
+from tests.support.samples import sample_image
 
 CPU = torch.device("cpu")
 
@@ -34,12 +34,12 @@ def load(path: Path, *tasks: str, dtype: torch.dtype = torch.float32, **config: 
 def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: float) -> GenerationRequest:
     return GenerationRequest(
         task, prompt, "blurred", seed, 1, steps, guidance_scale, 0.0, 64, 64, (64, 64), strength=0.8,
-        init_image=picture(64, 64).convert("RGB") if task != "txt2img" else None,
+        init_image=sample_image(64, 64).convert("RGB") if task != "txt2img" else None,
         mask_image=Image.linear_gradient("L").resize((64, 64)) if task == "masking" else None,
     )  # fmt: skip
 
 
-def drawn_together(
+def generated_together(
     pipelines: Mapping[str, Any], requests: list[GenerationRequest], run: Callable[[UNetCall], Any] = forward
 ) -> tuple[list[Image.Image], int]:
     """The images of jobs that share their forwards, and how many forwards served several of them."""
@@ -60,8 +60,8 @@ def drawn_together(
     return [slot.job.result.images[0] for slot in slots], batcher.activity.merged_forwards
 
 
-def drawn_alone(pipelines: Mapping[str, Any], request: GenerationRequest) -> Image.Image:
-    """What the stock pipeline draws, called plainly."""
+def generated_alone(pipelines: Mapping[str, Any], request: GenerationRequest) -> Image.Image:
+    """What the stock pipeline generates, called plainly."""
     pipeline = pipelines[request.task]
     arguments = pipeline_arguments(request, pipeline) | {"generator": generator(request.seed)}
     image: Image.Image = pipeline(**arguments).images[0]

@@ -1,4 +1,4 @@
-"""Small pictures and request bodies for tests."""
+"""Small images and request bodies for tests."""
 
 import base64
 import io
@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 
-def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
-    """A colourful RGB picture: smooth gradients with noise, so that no two pixels agree by chance."""
+def sample_image(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
+    """A colourful RGB image: smooth gradients with noise, so that no two pixels agree by chance."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)], axis=-1)

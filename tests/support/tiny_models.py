@@ -1,4 +1,4 @@
-"""Models of every family with random weights: the true parts and layouts, a few channels wide. They draw 64 pixels."""
+"""Models of every family with random weights: the true parts and layouts, a few channels wide, 64 pixels."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whose pictures are decoded together, and what goes on meanwhile on a device that works by itself."""
+"""Whose images are decoded together, and what goes on meanwhile on a device that works by itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +24,8 @@ from tests.support import tiny_models
 from tests.support.jobs import (
     CPU,
     a_request,
-    drawn_alone,
-    drawn_together,
+    generated_alone,
+    generated_together,
     generator,
     load,
     pipeline_arguments,
@@ -35,7 +35,7 @@ SIDE = int(AREA**0.5)
 
 
 class AutoencoderKL:
-    """Pictures that tell of their latents, and the shapes it was called with. It has no room for `too_many`."""
+    """Images that tell of their latents, and the shapes it was called with. It has no room for `too_many`."""
 
     dtype = torch.float32
 
@@ -75,7 +75,7 @@ def decoder(stream: Any = None) -> Decoder:
     return Decoder(Memory(CPU, 64), stream or NoSideStream())
 
 
-def test_pictures_of_one_size_are_decoded_in_one_call() -> None:
+def test_images_of_one_size_are_decoded_in_one_call() -> None:
     vae = AutoencoderKL()
     slots = [slot(vae, value) for value in (1.0, 2.0, 3.0)]
     decoder().decode_some(slots, may_wait=False)
@@ -83,7 +83,7 @@ def test_pictures_of_one_size_are_decoded_in_one_call() -> None:
     assert [float(each.job.output[0].mean()) for each in slots] == [2.0, 4.0, 6.0]
 
 
-def test_large_pictures_and_those_of_their_own_kind_are_decoded_alone_in_turns() -> None:
+def test_large_images_and_those_of_their_own_kind_are_decoded_alone_in_turns() -> None:
     vae = AutoencoderKL()
     slots = [slot(vae, side=SIDE), slot(vae, side=SIDE), slot(vae, mask=torch.ones(1)), slot(vae, side=2 * SIDE)]
     one = decoder()
@@ -93,7 +93,7 @@ def test_large_pictures_and_those_of_their_own_kind_are_decoded_alone_in_turns()
     assert {shape[0] for shape in vae.shapes} == {1}
 
 
-def test_a_vae_that_draws_by_chance_gets_each_generator_alone() -> None:
+def test_a_vae_that_generates_by_chance_gets_each_generator_alone() -> None:
     class ConsistencyDecoderVAE(AutoencoderKL):
         pass
 
@@ -142,7 +142,7 @@ class Slow:
         self.waited += not self.done
 
 
-def test_steps_go_on_while_a_card_decodes() -> None:
+def test_steps_go_on_while_a_gpu_decodes() -> None:
     vae, stream = AutoencoderKL(), Slow()
     one, slots = decoder(stream), [slot(vae), slot(vae)]
     one.decode_some(slots[:1], may_wait=False)
@@ -153,13 +153,13 @@ def test_steps_go_on_while_a_card_decodes() -> None:
     assert slots[0].job.output is not None and len(vae.shapes) == 2 and stream.waited == 0
 
 
-def test_with_nothing_else_to_do_it_waits_for_the_card() -> None:
+def test_with_nothing_else_to_do_it_waits_for_the_gpu() -> None:
     stream, waiting = Slow(), slot(AutoencoderKL())
     decoder(stream).decode_some([waiting], may_wait=True)
     assert waiting.job.output is not None and stream.waited == 1
 
 
-def test_who_goes_away_while_a_card_decodes_is_left_in_peace() -> None:
+def test_who_goes_away_while_a_gpu_decodes_is_left_in_peace() -> None:
     stream, gone = Slow(), slot(AutoencoderKL())
     one = decoder(stream)
     one.decode_some([gone], may_wait=False)
@@ -169,11 +169,11 @@ def test_who_goes_away_while_a_card_decodes_is_left_in_peace() -> None:
     assert gone.job.output is None
 
 
-def test_pictures_decoded_together_are_those_of_the_plain_pipeline(pipelines: dict[str, Any]) -> None:
+def test_images_decoded_together_are_those_of_the_plain_pipeline(pipelines: dict[str, Any]) -> None:
     requests = [a_request("txt2img", prompt, seed, 3, 3.5) for seed, prompt in enumerate(("a house", "a cat"), 1)]
-    together, _ = drawn_together(pipelines, requests)
+    together, _ = generated_together(pipelines, requests)
     for image, request in zip(together, requests, strict=True):
-        alone = np.asarray(drawn_alone(pipelines, request), dtype=int)
+        alone = np.asarray(generated_alone(pipelines, request), dtype=int)
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2
 
 
@@ -197,5 +197,5 @@ def test_the_vae_of_sdxl_serves_a_start_while_another_waits_for_it(dtype: torch.
         assert job.call.vae.dtype == torch.float32
         job.advance(forward(job.call))
         assert job.error is None
-        alone = np.asarray(drawn_alone(plain, request), dtype=int)
+        alone = np.asarray(generated_alone(plain, request), dtype=int)
         assert np.abs(np.asarray(job.result.images[0], dtype=int) - alone).mean() < 6

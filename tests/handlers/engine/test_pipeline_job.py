@@ -9,12 +9,12 @@ import torch
 from handlers.engine.pipeline_job import Cancelled, PipelineJob
 from handlers.forward.calls import DecodeCall, UNetCall
 from handlers.forward.merging import forward
-from tests.support.samples import half_mask, picture
+from tests.support.samples import half_mask, sample_image
 
 EXTRA: dict[str, dict[str, Any]] = {
     "txt2img": {},
-    "img2img": {"image": picture(), "strength": 0.5},
-    "masking": {"image": picture(), "mask_image": half_mask(), "strength": 0.9, "width": 64, "height": 64},
+    "img2img": {"image": sample_image(), "strength": 0.5},
+    "masking": {"image": sample_image(), "mask_image": half_mask(), "strength": 0.9, "width": 64, "height": 64},
 }
 
 
@@ -37,7 +37,7 @@ def run(job: PipelineJob) -> Any:
 
 
 @pytest.mark.parametrize("task", EXTRA)
-def test_a_job_draws_the_very_picture_of_the_stock_pipeline(pipelines: dict[str, Any], task: str) -> None:
+def test_a_job_generates_the_very_image_of_the_stock_pipeline(pipelines: dict[str, Any], task: str) -> None:
     expected = pipelines[task](**arguments(task))
     result = run(PipelineJob(pipelines[task], arguments(task)))
     assert np.array_equal(np.asarray(result.images[0]), np.asarray(expected.images[0]))
@@ -125,7 +125,7 @@ def test_the_shared_pipeline_is_left_as_it_was(pipelines: dict[str, Any]) -> Non
 
 
 def test_off_the_cpu_a_timestep_is_made_there_and_not_copied() -> None:
-    """A copy would wait for the card; the meta device, which holds no numbers, takes its place."""
+    """A copy would wait for the GPU; the meta device, which holds no numbers, takes its place."""
     asked: list[torch.Tensor] = []
     call = UNetCall(lambda sample, timestep: asked.append(timestep), torch.ones(2, 4, 8, 8, device="meta"),
                     torch.tensor(7.5), {})  # fmt: skip

@@ -91,7 +91,7 @@ def test_two_shapes_alternate() -> None:
 
 
 @pytest.mark.parametrize(("size", "expected"), [(8, 4), (16, 1), (64, 1)])
-def test_larger_pictures_fill_a_forward_sooner(size: int, expected: int) -> None:
+def test_larger_images_fill_a_forward_sooner(size: int, expected: int) -> None:
     assert len(schedule([slot(size=size) for _ in range(6)], max_rows=8, native_area=64)) == expected
 
 

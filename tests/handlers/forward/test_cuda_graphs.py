@@ -12,7 +12,7 @@ from handlers.forward.calls import UNetCall
 from handlers.forward.cuda_graphs import MAX_GRAPHS, SIZES, GraphedForward
 from handlers.forward.merging import forward, merge
 from tests.support import tiny_models
-from tests.support.jobs import a_request, drawn_alone, drawn_together, load
+from tests.support.jobs import a_request, generated_alone, generated_together, load
 
 
 class Repeated:
@@ -127,11 +127,11 @@ def test_sizes_are_captured_before_anybody_waits(graphs: GraphedForward, unet: A
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "lcm"])
-def test_pictures_are_the_same(family: str, graphs: GraphedForward, tmp_path: Path) -> None:
+def test_images_are_the_same(family: str, graphs: GraphedForward, tmp_path: Path) -> None:
     pipelines = load(tiny_models.save(family, tmp_path))
     requests = [a_request("txt2img", "a red apple", 1, 5, 7.5), a_request("img2img", "a house", 2, 7, 7.5)]
-    together, _ = drawn_together(pipelines, requests, graphs)
+    together, _ = generated_together(pipelines, requests, graphs)
     assert any(graph.replays > 1 for graph in Repeated.made)
     for image, request in zip(together, requests, strict=True):
-        alone = np.asarray(drawn_alone(pipelines, request), dtype=int)
+        alone = np.asarray(generated_alone(pipelines, request), dtype=int)
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2

@@ -1,4 +1,4 @@
-"""The UNet in OpenVINO: the same pictures but for the last digits, with every form of call."""
+"""The UNet in OpenVINO: the same images but for the last digits, with every form of call."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from handlers.forward.merging import forward
 from handlers.forward.openvino import OpenVINOForward
 from tests.support import tiny_models
 from tests.support.frontend import Context, Frontend
-from tests.support.jobs import a_request, drawn_alone, drawn_together, load
+from tests.support.jobs import a_request, generated_alone, generated_together, load
 
 
 def call(unet: Any, rows: int, size: tuple[int, int], **kwargs: Any) -> UNetCall:
@@ -69,18 +69,18 @@ def test_a_unet_that_cannot_be_converted_runs_in_torch(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "lcm"])
-def test_pictures_are_the_same(family: str, tmp_path: Path) -> None:
+def test_images_are_the_same(family: str, tmp_path: Path) -> None:
     pipelines = load(tiny_models.save(family, tmp_path))
     requests = [a_request(task, "a red apple", 1, 5, 7.5) for task in ("txt2img", "img2img", "masking")]
     run = OpenVINOForward(threads=2)
-    together, _ = drawn_together(pipelines, requests, run)
+    together, _ = generated_together(pipelines, requests, run)
     assert all(run._compiled.values())
     for image, request in zip(together, requests, strict=True):
-        alone = np.asarray(drawn_alone(pipelines, request), dtype=int)
+        alone = np.asarray(generated_alone(pipelines, request), dtype=int)
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2
 
 
-def test_a_worker_draws_with_it() -> None:
+def test_a_worker_generates_with_it() -> None:
     from handlers.txt2img import Txt2ImgHandler
 
     handler = Txt2ImgHandler()

@@ -52,7 +52,7 @@ def tell(process: subprocess.Popen[str], what: str) -> None:
     process.stdout.readline()
 
 
-def test_workers_that_draw_divide_the_cores(worker: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_workers_that_generate_divide_the_cores(worker: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
     cores = Cores(tmp_path)
     cores.share()
     assert torch.get_num_threads() == 4
@@ -68,7 +68,7 @@ def test_workers_that_draw_divide_the_cores(worker: Callable[[], subprocess.Pope
     assert torch.get_num_threads() == 4
 
 
-def test_who_does_not_draw_takes_nothing(worker: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_who_does_not_generate_takes_nothing(worker: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
     ours = Cores(tmp_path)
     ours.share()
     ours.leave()

@@ -11,8 +11,8 @@ from handlers.hardware import device
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def card(patch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], free: int = 8 * 2**30) -> None:
-    """Has torch report one card, of which another program has left `free` bytes."""
+def gpu(patch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], free: int = 8 * 2**30) -> None:
+    """Has torch report one GPU, of which another program has left `free` bytes."""
     patch.setattr(torch.cuda, "is_available", lambda: True)
     patch.setattr(torch.cuda, "device_count", lambda: 1)
     patch.setattr(torch.cuda, "get_device_name", lambda _: name)
@@ -50,8 +50,8 @@ def test_a_device_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatc
         device.choose_device(wanted, None)
 
 
-def test_a_card_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    card(monkeypatch, "NVIDIA GeForce RTX 3060", (8, 6))
+def test_a_gpu_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, "NVIDIA GeForce RTX 3060", (8, 6))
     with pytest.raises(ModelError, match="cuda:0"):
         device.choose_device("cuda:4", None)
 
@@ -61,14 +61,14 @@ def test_a_card_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
     [
         ("NVIDIA GeForce RTX 3060", (8, 6), torch.float16),
         ("NVIDIA H100", (9, 0), torch.float16),
-        ("NVIDIA GeForce GTX 1660 SUPER", (7, 5), torch.float32),  # draws black in half precision
+        ("NVIDIA GeForce GTX 1660 SUPER", (7, 5), torch.float32),  # generates black in half precision
         ("NVIDIA GeForce GTX 980", (5, 2), torch.float32),
     ],
 )
 def test_dtype_by_capability(
     monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], expected: torch.dtype
 ) -> None:
-    card(monkeypatch, name, capability)
+    gpu(monkeypatch, name, capability)
     assert device.choose_dtype("auto", CUDA) == expected
     if capability < (8, 0):
         with pytest.raises(ModelError, match="cannot compute in bfloat16"):
@@ -77,7 +77,7 @@ def test_dtype_by_capability(
         assert device.choose_dtype("bfloat16", CUDA) == torch.bfloat16
 
 
-def test_dtype_without_a_card() -> None:
+def test_dtype_without_a_gpu() -> None:
     assert device.choose_dtype("auto", CPU) == torch.float32
     assert device.choose_dtype("auto", torch.device("mps")) == torch.float16
     assert device.choose_dtype("bfloat16", CPU) == torch.bfloat16
@@ -86,12 +86,12 @@ def test_dtype_without_a_card() -> None:
 
 
 def test_what_torch_holds_in_reserve_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    card(monkeypatch, "NVIDIA H100", (9, 0), free=5 * 2**30)
+    gpu(monkeypatch, "NVIDIA H100", (9, 0), free=5 * 2**30)
     assert device.available_bytes(CUDA) == 6 * 2**30
     assert device.available_bytes(CPU) is None
 
 
-def test_the_first_picture_is_small_on_a_cpu() -> None:
+def test_the_first_image_is_small_on_a_cpu() -> None:
     assert device.first_size(CPU, 512, 768) == (128, 128)
     assert device.first_size(CPU, 64, 64) == (64, 64)
     assert device.first_size(CUDA, 512, 768) == (512, 768)

@@ -1,4 +1,4 @@
-"""Models of every family and format, each served as diffusers itself draws it."""
+"""Models of every family and format, each served as diffusers itself generates it."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from handlers.pipelines.schedulers import scheduler, schedulers
 from handlers.pipelines.sources import loras
 from handlers.request.fields import ModelDefaults
 from tests.support import tiny_models
-from tests.support.jobs import a_request, drawn_alone, drawn_together, load
+from tests.support.jobs import a_request, generated_alone, generated_together, load
 from tests.support.paths import EMBEDDED, SIDE
 
 
@@ -32,7 +32,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("family", [f for f in tiny_models.FAMILIES if f != "inpainting"], indirect=True)
-def test_jobs_of_a_family_merge_and_draw_as_they_do_alone(family: tuple[str, Path]) -> None:
+def test_jobs_of_a_family_merge_and_generate_as_they_do_alone(family: tuple[str, Path]) -> None:
     pipelines = load(family[1])
     defaults = model_defaults(family[1], pipelines["txt2img"])
     requests = [
@@ -41,10 +41,10 @@ def test_jobs_of_a_family_merge_and_draw_as_they_do_alone(family: tuple[str, Pat
         a_request("img2img", "a house", 3, 5, defaults.guidance_scale),
         a_request("masking", "a cat", 4, 5, defaults.guidance_scale),
     ]
-    together, merged = drawn_together(pipelines, requests)
+    together, merged = generated_together(pipelines, requests)
     assert merged >= 3
     for image, request in zip(together, requests, strict=True):
-        alone = np.asarray(drawn_alone(pipelines, request), dtype=int)
+        alone = np.asarray(generated_alone(pipelines, request), dtype=int)
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2, request.task
 
 
@@ -52,9 +52,9 @@ def test_jobs_of_a_family_merge_and_draw_as_they_do_alone(family: tuple[str, Pat
 def test_an_inpainting_unet_serves_masking_alone(family: tuple[str, Path]) -> None:
     pipelines = load(family[1], "masking")
     requests = [a_request("masking", "a cat", seed, 4, 7.5) for seed in (1, 2)]
-    together, merged = drawn_together(pipelines, requests)
+    together, merged = generated_together(pipelines, requests)
     assert merged >= 3
-    alone = np.asarray(drawn_alone(pipelines, requests[0]), dtype=int)
+    alone = np.asarray(generated_alone(pipelines, requests[0]), dtype=int)
     assert np.abs(np.asarray(together[0], dtype=int) - alone).max() <= 2
     with pytest.raises(ModelError, match="inpainting model, which can serve masking alone"):
         load(family[1], "txt2img")
@@ -169,7 +169,7 @@ def test_a_lora_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
         loras(f"{tmp_path / 'other.safetensors'}=much")
 
 
-def test_every_scheduler_that_is_offered_draws(pipelines: dict[str, Any]) -> None:
+def test_every_scheduler_that_is_offered_generates(pipelines: dict[str, Any]) -> None:
     pipeline = pipelines["txt2img"]
     names = schedulers(pipeline)
     assert {"DDIMScheduler", "EulerDiscreteScheduler", type(pipeline.scheduler).__name__} <= set(names)
@@ -181,7 +181,7 @@ def test_every_scheduler_that_is_offered_draws(pipelines: dict[str, Any]) -> Non
         while job.call is not None:
             job.advance(forward(job.call))
         assert job.error is None, (name, job.error)
-        # not the same picture, but one of the same colours
+        # not the same image, but one of the same colours
         colours = np.asarray(job.result.images[0], dtype=int).mean((0, 1)) - usual.mean((0, 1))
         assert np.abs(colours).max() < 60, name
 
@@ -209,10 +209,10 @@ def test_a_model_without_a_unet_is_a_sentence(tmp_path: Path) -> None:
         _check_family(SimpleNamespace(transformer=None), ["txt2img"], "x")
 
 
-def test_channels_last_draws_the_same_pictures(pipelines: dict[str, Any]) -> None:
+def test_channels_last_generates_the_same_images(pipelines: dict[str, Any]) -> None:
     other = load(EMBEDDED, channels_last=True)
     request = a_request("img2img", "a house", 1, 5, 3.5)
     for module in (other["img2img"].unet.conv_in, other["img2img"].vae.decoder.conv_in):
         assert module.weight.is_contiguous(memory_format=torch.channels_last)
-    images = [np.asarray(drawn_together(each, [request])[0][0], dtype=int) for each in (other, pipelines)]
+    images = [np.asarray(generated_together(each, [request])[0][0], dtype=int) for each in (other, pipelines)]
     assert np.abs(images[0] - images[1]).max() <= 2

@@ -1,4 +1,4 @@
-"""Low-memory mode, with the CPU's own memory in the card's place: copies that come and go all the same."""
+"""Low-memory mode, with the CPU's own memory in the GPU's place: copies that come and go all the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 
 from handlers.pipelines.low_memory import OffloadSlot, offload
 from tests.support import tiny_models
-from tests.support.jobs import a_request, drawn_alone, drawn_together, load
+from tests.support.jobs import a_request, generated_alone, generated_together, load
 
 CPU = torch.device("cpu")
 
@@ -35,15 +35,15 @@ class Counting(OffloadSlot):
 def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_models.save(family, tmp_path)
     requests = [
-        # larger than the VAE's own size, so that it is drawn in tiles
+        # larger than the VAE's own size, so that it is generated in tiles
         replace(a_request("txt2img", "a red apple", 1, 3, 7.5), width=128, height=96, answer_size=(128, 96)),
         a_request("img2img", "a house", 2, 5, 7.5),
         a_request("masking", "a cat", 3, 4, 7.5),
     ]
     plain = load(folder)
-    untiled = np.asarray(drawn_alone(plain, requests[0]), dtype=int)
+    untiled = np.asarray(generated_alone(plain, requests[0]), dtype=int)
     plain["txt2img"].vae.enable_tiling()
-    expected = [np.asarray(drawn_alone(plain, request), dtype=int) for request in requests]
+    expected = [np.asarray(generated_alone(plain, request), dtype=int) for request in requests]
 
     assert np.abs(expected[0] - untiled).max() > 2
 
@@ -53,7 +53,7 @@ def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monk
     at_home = {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()}
     room: Any = offload(pipeline, CPU)
     unet = [p.data_ptr() for p in pipeline.unet.parameters()]
-    together, merged = drawn_together(pipelines, requests)
+    together, merged = generated_together(pipelines, requests)
     assert merged >= 2
     for image, alone in zip(together, expected, strict=True):
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2
@@ -74,7 +74,7 @@ def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
     assert (module.weight == before).all()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card, to which the copy does not fail")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, to which the copy does not fail")
 def test_a_module_that_had_no_room_is_out_again() -> None:
     module, room = torch.nn.Linear(2, 2), OffloadSlot(torch.device("cuda"))
     for _ in range(2):

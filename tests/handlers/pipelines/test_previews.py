@@ -1,4 +1,4 @@
-"""Previews: what the linear map makes of a latent, held against the VAE's own picture of it."""
+"""Previews: what the linear map makes of a latent, held against the VAE's own image of it."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.pipelines.previews import PreviewMap, every, fit_preview
-from tests.support.samples import picture
+from tests.support.samples import sample_image
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +33,19 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-def test_the_map_shows_a_pictures_latent_as_the_picture(pipelines: dict[str, Any], fitted: PreviewMap) -> None:
+def test_the_map_shows_a_images_latent_as_the_image(pipelines: dict[str, Any], fitted: PreviewMap) -> None:
     vae = pipelines["txt2img"].vae
-    image = picture(128, 128)
+    image = sample_image(128, 128)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         latent = vae.encode(pixels).latent_dist.mode()[0] * vae.config.scaling_factor
-    preview = shown(fitted.draw(latent.numpy(), np.zeros(latent.shape, np.float32), 1.0))
+    preview = shown(fitted.render(latent.numpy(), np.zeros(latent.shape, np.float32), 1.0))
     small = np.asarray(image.resize(preview.shape[1::-1], Image.Resampling.BOX)).astype(float)
     assert likeness(preview, small) > 0.8
 
 
 @pytest.mark.parametrize("scheduler", [None, "EulerDiscreteScheduler", "DDIMScheduler"])
-def test_half_way_the_preview_is_like_the_picture_that_comes_out(
+def test_half_way_the_preview_is_like_the_image_that_comes_out(
     pipelines: dict[str, Any], fitted: PreviewMap, scheduler: str | None
 ) -> None:
     from handlers.pipelines.schedulers import scheduler as by_name
@@ -59,7 +59,7 @@ def test_half_way_the_preview_is_like_the_picture_that_comes_out(
     while job.call is not None:
         output = forward(job.call)
         if job.steps_done == 10 and isinstance(job.call, UNetCall):
-            preview = fitted.draw(*fitted.look(job.call, output, 3.5))
+            preview = fitted.render(*fitted.look(job.call, output, 3.5))
         job.advance(output)
     assert job.error is None
     pixels = shown(preview)

@@ -99,7 +99,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub.Hub]
         serving.models[MODEL.location] = tiny_models.save("sd1", tmp_path / "model")
         tiny_models.save("sd1", tmp_path / "model", variant="fp16")
         tiny_models.save("sd1", tmp_path / "model", safe_serialization=False)
-        (tmp_path / "model" / "README.md").write_text("a card that no pipeline needs")
+        (tmp_path / "model" / "README.md").write_text("a GPU that no pipeline needs")
         monkeypatch.setenv("HF_ENDPOINT", serving.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
         for variable in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "SD_CONFIG"):

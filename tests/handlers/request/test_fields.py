@@ -9,11 +9,11 @@ from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 from handlers.request.fields import MAX_SEED, GenerationRequest, ModelDefaults, parse_request, read_fields
 from handlers.request.images import max_png_base64_bytes
-from tests.support.samples import b64, bomb, file_bytes, half_mask, picture
+from tests.support.samples import b64, bomb, file_bytes, half_mask, sample_image
 
 CONFIG = HandlerConfig()
 DEFAULTS = ModelDefaults(20, 3.5, 64, 64)
-INIT = {"prompt": "x", "init_image": b64(picture())}
+INIT = {"prompt": "x", "init_image": b64(sample_image())}
 MASKING = INIT | {"mask_image": b64(half_mask())}
 
 
@@ -28,7 +28,7 @@ def test_defaults_are_the_models_own() -> None:
     assert request.negative_prompt == ""
 
 
-def test_a_model_of_one_size_draws_at_it_and_answers_at_the_size_asked_for() -> None:
+def test_a_model_of_one_size_generates_at_it_and_answers_at_the_size_asked_for() -> None:
     defaults = ModelDefaults(20, 3.5, 128, 128, 128)
     request = parse_request("txt2img", {"prompt": "x", "width": 512, "height": 256}, CONFIG, defaults)
     assert (request.width, request.height, request.answer_size) == (128, 64, (512, 256))
@@ -59,7 +59,7 @@ def test_an_empty_prompt_is_allowed_and_a_missing_one_is_not() -> None:
         parse_request("txt2img", {}, CONFIG, DEFAULTS)
 
 
-def test_no_seed_and_seed_0_draw_one() -> None:
+def test_no_seed_and_seed_0_generate_one() -> None:
     seeds = {parse(seed=value).seed for value in (None, 0, b"0", b"", 0.0) for _ in range(3)}
     assert len(seeds) > 1 and all(1 <= seed < 2**32 for seed in seeds)
     assert parse(seed=str(MAX_SEED)).seed == MAX_SEED
@@ -70,7 +70,7 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_img2img_ignores_width_and_takes_the_images_size() -> None:
-    request = parse("img2img", prompt="x", init_image=b64(picture(500, 333)), width=77)
+    request = parse("img2img", prompt="x", init_image=b64(sample_image(500, 333)), width=77)
     assert (request.width, request.height) == (504, 336)
     assert request.init_image is not None and request.init_image.size == (500, 333)
 
@@ -82,7 +82,7 @@ def test_a_mask_of_another_size_is_fitted() -> None:
 
 
 def test_an_image_may_come_as_a_file() -> None:
-    assert parse("img2img", prompt="x", init_image=file_bytes(picture())).init_image is not None
+    assert parse("img2img", prompt="x", init_image=file_bytes(sample_image())).init_image is not None
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from PIL import Image
 
 from handlers.errors import InvalidRequest, TooLarge
 from handlers.request import images
-from tests.support.samples import b64, bomb, file_bytes, half_mask, picture
+from tests.support.samples import b64, bomb, file_bytes, half_mask, sample_image
 
-PNG = file_bytes(picture())
+PNG = file_bytes(sample_image())
 TEXT = base64.b64encode(PNG)
 
 
@@ -42,31 +42,31 @@ def test_what_is_not_base64_is_named(text: bytes) -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_formats_of_the_contract_open(format: str) -> None:
-    assert images.open_image(file_bytes(picture(), format), "init_image", 4096).size == (64, 64)
+    assert images.open_image(file_bytes(sample_image(), format), "init_image", 4096).size == (64, 64)
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
 def test_other_formats_are_refused_before_decoding(format: str) -> None:
     with pytest.raises(InvalidRequest, match=r"init_image is .*: save it as PNG, JPEG or WebP"):
-        images.open_image(file_bytes(picture(), format), "init_image", 4096)
+        images.open_image(file_bytes(sample_image(), format), "init_image", 4096)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_a_file_that_is_cut_short_is_refused(format: str) -> None:
-    data = file_bytes(picture(), format)
+    data = file_bytes(sample_image(), format)
     with pytest.raises(InvalidRequest, match="damaged or incomplete"):
         images.open_image(data[: len(data) // 2], "init_image", 4096)
 
 
 def test_pixels_are_counted_from_the_header() -> None:
     with pytest.raises(TooLarge, match="64 x 65 pixels"):
-        images.open_image(file_bytes(picture(64, 65)), "init_image", 4096)
+        images.open_image(file_bytes(sample_image(64, 65)), "init_image", 4096)
     with pytest.raises(TooLarge, match="pixels"):
         images.open_image(bomb(), "init_image", 4096)
 
 
 def test_exif_rotation_is_applied() -> None:
-    image = picture(40, 20)
+    image = sample_image(40, 20)
     exif = image.getexif()
     exif[0x0112] = 6
     upright = images.open_image(file_bytes(image, exif=exif), "init_image", 4096)
@@ -83,12 +83,12 @@ def test_sixteen_bit_keeps_its_brightness() -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "1", "CMYK"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     format = "JPEG" if mode == "CMYK" else "PNG"
-    image = images.open_image(file_bytes(picture().convert(mode), format), "init_image", 4096)
+    image = images.open_image(file_bytes(sample_image().convert(mode), format), "init_image", 4096)
     assert images.to_rgb(image).mode == "RGB"
 
 
 def test_alpha_leaves_the_colours_as_they_are() -> None:
-    image = picture()
+    image = sample_image()
     with_alpha = image.copy()
     with_alpha.putalpha(half_mask())
     assert np.array_equal(np.asarray(images.to_rgb(with_alpha)), np.asarray(image))
@@ -102,7 +102,7 @@ def _rgba(colour: tuple[int, int, int] | Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    "colour", [(0, 0, 0), (255, 255, 255), (12, 200, 3), picture()], ids=["black", "white", "one colour", "photo"]
+    "colour", [(0, 0, 0), (255, 255, 255), (12, 200, 3), sample_image()], ids=["black", "white", "one colour", "photo"]
 )
 def test_an_alpha_only_mask_replaces_where_it_is_transparent(colour: tuple[int, int, int] | Image.Image) -> None:
     assert np.array_equal(np.asarray(images.to_mask(_rgba(colour))), np.asarray(half_mask()))
@@ -130,7 +130,7 @@ def test_an_opaque_mask_is_its_greyscale() -> None:
         ((1024, 64), (128, 64)),
     ],
 )
-def test_a_model_of_one_size_draws_the_shape_that_is_asked_for(
+def test_a_model_of_one_size_generates_the_shape_that_is_asked_for(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     assert images.drawn_size(*size, 128) == expected
@@ -151,7 +151,7 @@ def test_working_size_is_legal_and_near(size: tuple[int, int], expected: tuple[i
 
 
 def test_paste_back_keeps_every_pixel_under_black() -> None:
-    init, result = picture(seed=1), picture(seed=2)
+    init, result = sample_image(seed=1), sample_image(seed=2)
     pasted = np.asarray(images.paste_back(init, result, half_mask()))
     assert np.array_equal(pasted[:, 32:], np.asarray(init)[:, 32:])
     assert np.array_equal(pasted[:, :32], np.asarray(result)[:, :32])
@@ -166,14 +166,14 @@ def test_png_is_lossless_and_within_its_bound() -> None:
 
 
 def test_b64_sample_is_what_a_client_sends() -> None:
-    assert base64.b64decode(b64(picture())) == PNG
+    assert base64.b64decode(b64(sample_image())) == PNG
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
 def test_a_damaged_file_is_never_a_fault_of_ours(format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    whole = file_bytes(picture(), format, exif=exif)
+    whole = file_bytes(sample_image(), format, exif=exif)
     rng = np.random.default_rng(0)
     for _ in range(300):
         damaged = bytearray(whole)
