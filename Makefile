@@ -22,7 +22,7 @@ serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # load, faults, reloads, other models, shutdown: many servers, a quarter of an hour
 test-faults: $(VENV)/.installed-dev

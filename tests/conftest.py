@@ -13,17 +13,28 @@ import pytest
 from tests.support.paths import CONFIGS, EMBEDDED
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The end-to-end tests share their servers, so one process runs all of them, and begins with them."""
-    for item in items:
-        if is_end_to_end(item):
-            item.add_marker(pytest.mark.xdist_group("servers"))
-    items.sort(key=is_end_to_end, reverse=True)
+    """The end-to-end tests take longest, so a run begins with them."""
+    items.sort(key=lambda item: not is_end_to_end(item.nodeid))
 
 
-def is_end_to_end(item: pytest.Item) -> bool:
-    return "/tests/e2e/" in item.path.as_posix()
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The end-to-end tests share their servers, so one process runs all of them.
+
+    xdist's own groups (`--dist loadgroup`) have no effect since pytest 9.2, which does not let it change a test's id.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "servers" if is_end_to_end(nodeid) else nodeid
+
+    return Scheduling(config, log)
+
+
+def is_end_to_end(nodeid: str) -> bool:
+    return nodeid.startswith("tests/e2e/")
 
 
 @pytest.fixture(scope="session")
