@@ -6,10 +6,13 @@ import os
 # servers that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import hub
 from tests.support.paths import CONFIGS, EMBEDDED
 
 
@@ -52,3 +55,20 @@ def pipelines() -> dict[str, Any]:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def served_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub.Hub]:
+    """A hub with a model, and a client's environment that knows no other hub, no cache and no token."""
+    from tests.support import tiny_models  # imports torch, which most tests do without
+
+    with hub.serving() as serving:
+        serving.models[hub.MODEL.location] = tiny_models.save("sd1", tmp_path / "model")
+        tiny_models.save("sd1", tmp_path / "model", variant="fp16")
+        tiny_models.save("sd1", tmp_path / "model", safe_serialization=False)
+        (tmp_path / "model" / "README.md").write_text("a model card that no pipeline needs")
+        monkeypatch.setenv("HF_ENDPOINT", serving.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        for variable in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "SD_CONFIG"):
+            monkeypatch.delenv(variable, raising=False)
+        yield serving

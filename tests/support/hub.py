@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from handlers.pipelines.sources import ModelSource
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -119,3 +121,6 @@ def _tree(folder: Path) -> list[dict[str, object]]:
          "oid": hashlib.sha1(file.read_bytes()).hexdigest()}
         for file in _files(folder)
     ]  # fmt: skip
+
+
+MODEL = ModelSource("some/model", "")  # the one of the fixture `served_model`, in tests/conftest.py
