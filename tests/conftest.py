@@ -31,7 +31,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "servers" if is_end_to_end(nodeid) else nodeid
+            # of the others a file a process, since some have fixtures that take long
+            return "servers" if is_end_to_end(nodeid) else nodeid.partition("::")[0]
 
     return Scheduling(config, log)
 
