@@ -5,6 +5,8 @@ import os
 # Threads of OpenMP that wait awake take a busy machine's cores from those that work. Set before torch is imported; the
 # servers that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,6 +1,7 @@
 """The merged UNet forward in OpenVINO, by option: faster than torch on a CPU (docs/performance.md)."""
 
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ class OpenVINOForward:
     """
 
     def __init__(self, threads: int) -> None:
+        # Without this package OpenVINO sends no reports of its use; with it, it does so even when it is imported, and
+        # starts a process for each.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         try:
             import openvino
         except ImportError:

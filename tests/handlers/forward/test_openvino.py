@@ -1,5 +1,6 @@
 """The UNet in OpenVINO: the same images but for the last digits, with every form of call."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from handlers.forward.openvino import OpenVINOForward
 from tests.support import tiny_models
 from tests.support.frontend import Context, Frontend
 from tests.support.jobs import a_request, generated_alone, generated_together, load
+from tests.support.paths import HOME
 
 
 def call(unet: Any, rows: int, size: tuple[int, int], **kwargs: Any) -> UNetCall:
@@ -104,3 +106,12 @@ def test_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ModelError, match="pip install openvino"):
         OpenVINOForward(threads=2)
+
+
+def test_it_reports_its_use_to_nobody() -> None:
+    code = (
+        "import sys, threading; from handlers.forward.openvino import OpenVINOForward; OpenVINOForward(1);"
+        "import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"

@@ -23,16 +23,16 @@ class Counting(OffloadSlot):
         self.visits: list[str] = []
 
     def enter(self, module: torch.nn.Module) -> None:
-        if module is not self._guest:
+        if module is not self._module:
             self.visits.append(type(module).__name__)
         super().enter(module)
-        for tensor, data in self._at_home:
+        for tensor, data in self._on_cpu:
             if tensor.data is data:
                 tensor.data = data.clone()
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlapping_jobs_share_one_slot(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_models.save(family, tmp_path)
     requests = [
         # larger than the VAE's own size, so that it is generated in tiles
@@ -50,25 +50,25 @@ def test_overlapping_jobs_share_one_guest_room(family: str, tmp_path: Path, monk
     monkeypatch.setattr("handlers.pipelines.low_memory.OffloadSlot", lambda _: Counting())
     pipelines = load(folder)
     pipeline = pipelines["txt2img"]
-    at_home = {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()}
-    room: Any = offload(pipeline, CPU)
+    on_cpu = {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()}
+    slot: Any = offload(pipeline, CPU)
     unet = [p.data_ptr() for p in pipeline.unet.parameters()]
     together, merged = generated_together(pipelines, requests)
     assert merged >= 2
     for image, alone in zip(together, expected, strict=True):
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2
-    assert {"CLIPTextModel", "AutoencoderKL"} <= set(room.visits) and "UNet2DConditionModel" not in room.visits
+    assert {"CLIPTextModel", "AutoencoderKL"} <= set(slot.visits) and "UNet2DConditionModel" not in slot.visits
     assert [p.data_ptr() for p in pipeline.unet.parameters()] == unet  # never moved
-    room.empty()
-    assert {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()} == at_home  # where it was loaded to
+    slot.empty()
+    assert {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()} == on_cpu  # where it was loaded to
 
 
 def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
-    room, module = OffloadSlot(CPU), torch.nn.Linear(2, 2).half()
+    slot, module = OffloadSlot(CPU), torch.nn.Linear(2, 2).half()
     before = module.weight.clone()
-    room.enter(module)
+    slot.enter(module)
     module.float()
-    room.empty()
+    slot.empty()
     assert module.weight.dtype == torch.float32 and (module.weight == before.float()).all()
     module.half()
     assert (module.weight == before).all()
@@ -76,10 +76,10 @@ def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, to which the copy does not fail")
 def test_a_module_that_had_no_room_is_out_again() -> None:
-    module, room = torch.nn.Linear(2, 2), OffloadSlot(torch.device("cuda"))
+    module, slot = torch.nn.Linear(2, 2), OffloadSlot(torch.device("cuda"))
     for _ in range(2):
         with pytest.raises((RuntimeError, AssertionError)):
-            room.enter(module)
+            slot.enter(module)
         assert module.weight.device == CPU
 
 
