@@ -104,12 +104,12 @@ def test_the_address_can_be_pasted(host: str, address: str) -> None:
     ("cuda", "gpu", "told"), [("None", True, True), ("'13.0'", True, False), ("None", False, False)]
 )
 def test_a_gpu_that_torch_cannot_use_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, GPU: bool, told: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, gpu: bool, told: bool
 ) -> None:
     (tmp_path / "version.py").write_text(f"cuda = {cuda}\n")
     spec = argparse.Namespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if GPU else None)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if gpu else None)
     notice = machine.gpu_notice()
     assert (notice is not None) is told
     if notice:
