@@ -157,7 +157,7 @@ def test_how_the_pipelines_are_served_follows_what_fits(
     [
         (["--host", "0.0.0.0"], "On 0.0.0.0 others can reach this server: set an API key"),
         (["--host", "192.0.2.1", "--api-key-file", "nowhere.txt"], "SD_API_KEY_FILE cannot be read"),
-        (["--api-key", "a/b"], "but '/'"),
+        (["--api-key", "a/b"], "except '/'"),
     ],
 )
 def test_a_server_that_others_could_reach_wants_a_key(arguments: list[str], says: str) -> None:
