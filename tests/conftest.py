@@ -2,9 +2,9 @@
 
 import os
 
-# One thread for each process: on a busy machine, OpenMP's threads wait for each other at every small operation, and those
-# that wait awake take the cores from those that work. Beside three busy programs, the same images took 247 s with two
-# threads and 29 s with one. Set before torch is imported; the servers that tests start inherit it.
+# One thread for each process. On a busy machine, OpenMP's threads wait for each other at every small operation, and
+# those that wait awake take the cores from those that work. Beside three busy programs, the same images took 247 s with
+# two threads and 29 s with one. Set before torch is imported; the servers that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
