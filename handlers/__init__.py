@@ -1,1 +1,6 @@
-"""What goes into a model archive: the contract's fields, the pipelines, step batching, images."""
+"""What goes into a model archive: from a request's bytes to images, on stock diffusers pipelines.
+
+Public, for the other folders: `wire` and `errors` (the proxy), `installation`, `config`, `custom_models` and
+`pipelines.sources` (admin and launch), `worker.Worker` (the doctor), and the entry points that TorchServe loads:
+`txt2img`, `img2img`, `masking`, `stable_diffusion`. docs/architecture.md draws the rooms.
+"""

@@ -71,7 +71,7 @@ def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measu
 
 def _request(task: str, size: tuple[int, int], guidance_scale: float) -> GenerationRequest:
     return GenerationRequest(
-        task, prompt="", negative_prompt="", seed=1, num_outputs=1, num_inference_steps=STEPS,
+        task=task, prompt="", negative_prompt="", seed=1, num_outputs=1, num_inference_steps=STEPS,
         guidance_scale=guidance_scale, eta=0.0, width=size[0], height=size[1], answer_size=size,
         init_image=None if task == "txt2img" else Image.new("RGB", size, "grey"),
         mask_image=Image.new("L", size, 255) if task == "masking" else None,

@@ -70,14 +70,18 @@ def load_pipelines(
     """
     _quiet_libraries()
     try:
+        # 1. the text-to-image pipeline, from a folder or a single file
         first = _load_file(path, dtype, config, configs) if path.is_file() else _load_folder(path, dtype, config)
         _check_family(first, tasks, path.name)
+        # 2. LoRAs, merged into its weights
         for file, scale in loras(config.lora):
             _add_lora(first, file, scale)
+        # 3. onto the device
         if config.low_memory and device.type != "cpu":
             offload(first, device)
         else:
             first.to(device)
+        # 4. the other tasks' pipelines, on the same modules
         pipelines = {task: _of_task(task, first, dtype) for task in tasks}
         if dtype != torch.float32 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
             # SDXL's overflows in half precision: its pipelines convert it to float32 and back while other jobs wait

@@ -39,7 +39,7 @@ class ModelDefaults:
     scheduler: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One validated request. The model generates at `width` and `height`; the answer has `answer_size`."""
 
@@ -82,6 +82,7 @@ def parse_request(
     Raises InvalidRequest or TooLarge with a sentence that names the field and what it may be.
     """
     read = _Reader(fields)
+    # 1. the fields that every task takes
     prompt = read.text("prompt", None, config.max_prompt_chars)
     negative_prompt = read.text("negative_prompt", "", config.max_prompt_chars)
     num_outputs = read.whole("num_outputs", 1, 1, config.max_num_outputs)
@@ -90,12 +91,14 @@ def parse_request(
     eta = read.real("eta", 0.0, 0.0, 1.0)
     scheduler = read.choice("scheduler", schedulers)
     preview = read.flag("preview")
+    # 2. the seed, random unless it was sent
     seed = read.seed()
     if seed + num_outputs - 1 > MAX_SEED:
         raise InvalidRequest(f"seed + num_outputs - 1 must be at most {MAX_SEED}: send a smaller seed.")
     if seed == 0:
         seed = 1 + secrets.randbelow(2**32 - num_outputs)
 
+    # 3. the size, or the images that give it
     strength, init_image, mask_image = 1.0, None, None
     if task == "txt2img":
         answer_size = read.size("width", defaults.width, config), read.size("height", defaults.height, config)
@@ -113,15 +116,30 @@ def parse_request(
             if mask_image.size != init_image.size:
                 mask_image = mask_image.resize(init_image.size, Image.Resampling.NEAREST)
 
+    # 4. the answer's size against the limit, and the size at which the model generates
     _check_answer_size(num_outputs, answer_size, config.max_response_bytes)
     if defaults.drawn_size is None:
         width, height = images.working_size(*answer_size, config.min_size, config.max_size)
     else:
         width, height = images.drawn_size(*answer_size, defaults.drawn_size)
     return GenerationRequest(
-        task, prompt, negative_prompt, seed, num_outputs, steps, guidance_scale, eta, width, height, answer_size,
-        strength, None if scheduler == defaults.scheduler else scheduler, init_image, mask_image, preview,
-    )  # fmt: skip
+        task=task,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        num_outputs=num_outputs,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        eta=eta,
+        width=width,
+        height=height,
+        answer_size=answer_size,
+        strength=strength,
+        scheduler=None if scheduler == defaults.scheduler else scheduler,
+        init_image=init_image,
+        mask_image=mask_image,
+        preview=preview,
+    )
 
 
 def _check_answer_size(num_outputs: int, size: tuple[int, int], max_response_bytes: int) -> None:

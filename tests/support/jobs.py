@@ -33,7 +33,8 @@ def load(path: Path, *tasks: str, dtype: torch.dtype = torch.float32, **config: 
 
 def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: float) -> GenerationRequest:
     return GenerationRequest(
-        task, prompt, "blurred", seed, 1, steps, guidance_scale, 0.0, 64, 64, (64, 64), strength=0.8,
+        task=task, prompt=prompt, negative_prompt="blurred", seed=seed, num_outputs=1, num_inference_steps=steps,
+        guidance_scale=guidance_scale, eta=0.0, width=64, height=64, answer_size=(64, 64), strength=0.8,
         init_image=sample_image(64, 64).convert("RGB") if task != "txt2img" else None,
         mask_image=Image.linear_gradient("L").resize((64, 64)) if task == "masking" else None,
     )  # fmt: skip

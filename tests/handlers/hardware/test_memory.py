@@ -17,7 +17,10 @@ MEASURED = Memory(CUDA, native_area=64 * 64, row_bytes=GIB // 2, image_bytes=2 *
 
 
 def a_request(side: int) -> GenerationRequest:
-    return GenerationRequest("txt2img", "", "", 1, 1, 20, 7.5, 0.0, side, side, (side, side))
+    return GenerationRequest(
+        task="txt2img", prompt="", negative_prompt="", seed=1, num_outputs=1, num_inference_steps=20,
+        guidance_scale=7.5, eta=0.0, width=side, height=side, answer_size=(side, side),
+    )  # fmt: skip
 
 
 @pytest.fixture
