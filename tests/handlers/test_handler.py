@@ -1,12 +1,8 @@
 """The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
 
 import base64
-import dataclasses
-import json
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,25 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.hardware.device import release_memory
 from handlers.request.fields import ModelDefaults
-from handlers.stable_diffusion import CombinedHandler
-from tests.support.frontend import Context, Frontend
+from tests.support.frontend import Frontend
 from tests.support.paths import SIDE
 from tests.support.samples import b64, decode, half_mask, sample_image
-
-
-@pytest.fixture(scope="module")
-def handler() -> CombinedHandler:
-    handler = CombinedHandler()
-    handler.initialize(Context(max_batch_rows=16))
-    return handler
-
-
-@pytest.fixture
-def frontend(handler: CombinedHandler) -> Iterator[Frontend]:
-    yield Frontend(handler)
-    assert not handler.generations
 
 
 def test_progress_then_the_result(frontend: Frontend) -> None:
@@ -59,17 +40,6 @@ def test_a_preview_now_and_then_for_who_asks_for_it(frontend: Frontend) -> None:
     assert not any("preview" in message.get("progress", {}) for message in frontend.messages(plain))
     assert [*frontend.messages(silent)[0]] == ["result"]
     assert frontend.messages(wrong)[-1]["error"]["message"] == "preview must be true or false, not 'perhaps'."
-
-
-def test_a_bad_request_fails_alone(frontend: Frontend) -> None:
-    good, bad = frontend.send(num_inference_steps=2), frontend.send(seed="x")
-    nowhere = frontend.send("sketch")
-    late = frontend.send(headers={"X-Deadline": "soon"})
-    frontend.run()
-    assert frontend.result(good)["status"] == "success"
-    assert frontend.messages(bad)[-1]["error"]["status"] == 400
-    assert "X-Task" in frontend.messages(nowhere)[-1]["error"]["message"]
-    assert "X-Deadline" in frontend.messages(late)[-1]["error"]["message"]
 
 
 def test_requests_of_all_kinds_merge_and_match_their_solo_images(frontend: Frontend) -> None:
@@ -137,34 +107,6 @@ def test_many_open_requests_all_finish(frontend: Frontend) -> None:
     assert {frontend.result(name)["images"][0]["seed"] for name in names} == set(range(1, 33))
 
 
-def test_a_deadline_that_has_passed_is_a_504(frontend: Frontend) -> None:
-    name = frontend.send(headers={"X-Deadline": str(time.time() - 1)})
-    frontend.run()
-    assert frontend.messages(name)[-1]["error"]["status"] == 504
-
-
-@pytest.mark.parametrize(
-    ("failure", "status"),
-    [(lambda: torch.empty(10**15), 507), (lambda: bytearray(10**17), 507), (lambda: {}["x"], 500)],
-)
-def test_what_a_pipeline_raises_ends_its_request_alone(
-    frontend: Frontend, monkeypatch: pytest.MonkeyPatch, failure: Callable[[], Any], status: int
-) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        failure()
-
-    good = frontend.send(num_inference_steps=3)
-    frontend.tick()
-    bad = frontend.send(prompt="a prompt that nobody remembers", num_inference_steps=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder, "forward", fail)
-        frontend.run_until(lambda: bad not in frontend.open)
-    frontend.run()
-    assert frontend.messages(bad)[-1]["error"]["status"] == status
-    assert frontend.messages(bad)[-1]["error"]["message"] != "x"
-    assert frontend.result(good)["status"] == "success"
-
-
 def test_a_flagged_image_is_black_even_under_a_mask(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
     def flag(clip_input: Any, images: Any) -> Any:
         return torch.zeros_like(images), [True]
@@ -201,89 +143,12 @@ def test_what_is_known_is_said_at_once_though_a_neighbour_is_still_being_parsed(
     assert frontend.result(waits)["status"] == "success"
 
 
-def test_a_image_without_room_is_refused_and_its_neighbour_generated(
-    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = frontend.handler
-    monkeypatch.setattr("handlers.hardware.memory.available_bytes", lambda _: 10 * 2**20)
-    neighbour = frontend.send(num_inference_steps=20)
-    frontend.run_until(lambda: handler.generations and handler.generations[neighbour].slots)
-    shared = handler.worker.shared
-    memory = dataclasses.replace(shared.memory, row_bytes=8 * 2**20)
-    worker = dataclasses.replace(handler.worker, shared=dataclasses.replace(shared, memory=memory))
-    monkeypatch.setattr(handler, "worker", worker)
-    refused = frontend.send()
-    frontend.run()
-    error = json.loads(frontend.lines[refused][-1])["error"]
-    assert error["status"] == 507 and "try 64 x 64" in error["message"]
-    assert frontend.result(neighbour)["status"] == "success"
-
-
-def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_back(
-    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = frontend.handler
-    held: list[weakref.ref[torch.Tensor]] = []  # what the forwards that failed had allocated
-    left: list[int] = []
-
-    def release(device: torch.device) -> None:
-        release_memory(device)
-        left.append(sum(tensor() is not None for tensor in held))
-
-    monkeypatch.setattr("handlers.hardware.memory.release_memory", release)
-    monkeypatch.setattr(
-        "handlers.engine.generation.logger.disabled", True
-    )  # pytest keeps what is logged, with its traceback
-    unet = handler.worker.served["txt2img"].pipeline.unet
-    forward = unet.forward
-
-    def too_large(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if len(sample) > 1:  # a guided image, alone or with another
-            activations = torch.zeros(8)
-            held.append(weakref.ref(activations))
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(sample, *arguments, **options)
-
-    monkeypatch.setattr(unet, "forward", too_large)
-    with frontend.engine_held():
-        greedy = frontend.send(num_inference_steps=3)
-        small = frontend.send(num_inference_steps=3, guidance_scale=1)
-    frontend.run()
-    error = json.loads(frontend.lines[greedy][-1])["error"]
-    assert error["status"] == 507 and "try a smaller one" in error["message"]
-    assert frontend.result(small)["status"] == "success"
-    # before the calls ran one by one, and when the request was gone
-    assert len(held) >= 2 and len(left) >= 2 and not any(left)
-
-
 def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
     usual, other = frontend.send(seed=1), frontend.send(seed=1, scheduler="EulerAncestralDiscreteScheduler")
     frontend.run()
     images = [decode(frontend.result(name)["images"][0]) for name in (usual, other)]
     assert (images[0] != images[1]).any()
     assert type(frontend.handler.worker.served["txt2img"].pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
-
-
-def test_what_the_pipeline_itself_refuses_is_the_clients_to_change(frontend: Frontend) -> None:
-    pipeline = frontend.handler.worker.served["txt2img"].pipeline
-    with pytest.MonkeyPatch.context() as patch:
-
-        def refuse(*arguments: Any, **options: Any) -> None:
-            raise ValueError("original_steps: 50 is smaller than num_inference_steps: 51")
-
-        patch.setattr(type(pipeline.scheduler), "set_timesteps", refuse)
-        name = frontend.send()
-        frontend.run()
-    error = json.loads(frontend.lines[name][-1])["error"]
-    assert error["status"] == 400 and "cannot generate with these values: original_steps: 50" in error["message"]
-
-
-def test_numbers_that_overflow_are_a_failure_and_no_black_image(frontend: Frontend) -> None:
-    overflows, good = frontend.send(guidance_scale=1e38, num_inference_steps=4), frontend.send(num_inference_steps=4)
-    frontend.run()
-    error = json.loads(frontend.lines[overflows][-1])["error"]
-    assert error["status"] == 500 and "try a lower guidance_scale" in error["message"]
-    assert frontend.result(good)["status"] == "success"
 
 
 def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,23 +180,7 @@ def test_the_engine_stands_still_while_nobody_asks(frontend: Frontend) -> None:
     assert frontend.result(other)["status"] == "success" and activity.unet_forwards <= forwards + 3
 
 
-def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_generated(
-    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(slots: Any) -> None:
-        raise KeyError("a fault")
-
-    name = frontend.send(num_inference_steps=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(frontend.handler.engine.batcher, "step", fail)
-        frontend.run()
-    assert json.loads(frontend.lines[name][-1])["error"]["status"] == 500
-    name = frontend.send(num_inference_steps=2)
-    frontend.run()
-    assert frontend.result(name)["status"] == "success"
-
-
-def test_a_image_does_not_wait_for_the_step_of_others(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_does_not_wait_for_the_step_of_others(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = frontend.handler.worker.served["txt2img"].pipeline.unet
     forward, may_go_on = unet.forward, threading.Event()
     in_time: list[bool] = []

@@ -11,7 +11,7 @@ import pytest
 
 from proxy.app import create_app
 from proxy.settings import Settings
-from tests.support.torchserve import RESULT, Respond, client, management, serving
+from tests.support.torchserve import RESULT, client, management, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -73,127 +73,6 @@ async def test_a_failure_before_the_first_event_has_its_status_and_a_later_one_i
         answer = await http.post("/txt2img", data={"prompt": "x"}, headers=events)
         assert answer.status_code == 200
         assert answer.text.endswith('event: error\ndata: {"status": "failure", "message": "no room"}\n\n')
-
-
-@pytest.mark.parametrize(
-    ("respond", "status", "sentence"),
-    [
-        (serving(b'{"error": {"status": 400, "message": "seed must be"}}\n'), 400, "seed must be"),
-        (serving(status=503), 503, "busy: too many requests"),
-        (serving(status=503, worker="LOADING"), 503, "cannot serve yet: the model is loading"),
-        (serving(status=404), 503, "not registered"),
-        (serving(b'{"code": 507, "message": "Worker died."}', status=507), 503, "worker stopped before"),
-        (serving(b'{"code": 500, "message": "x"}\n'), 503, "worker stopped before"),
-        (serving(b'{"progress": {"step": 1, "of": 2}}\n'), 503, "worker stopped before"),
-    ],
-)
-async def test_each_failure_of_torchserve_becomes_a_sentence(respond: Respond, status: int, sentence: str) -> None:
-    async with client(respond) as http:
-        answer = await http.post("/txt2img", data={"prompt": "x"})
-    assert answer.status_code == status
-    assert answer.json()["status"] == "failure" and sentence in answer.json()["message"]
-    assert ("retry-after" in answer.headers) is (status == 503)
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (httpx.ConnectError("no"), "starting or has stopped"),
-        (httpx.ReadError("cut"), "worker stopped before"),
-    ],
-)
-async def test_a_broken_connection_becomes_a_sentence(error: Exception, sentence: str) -> None:
-    def respond(request: httpx.Request) -> httpx.Response:
-        if request.url.port == 8080:
-            raise error
-        return management(request)
-
-    async with client(respond) as http:
-        answer = await http.post("/txt2img", data={"prompt": "x"})
-    assert answer.status_code == 503 and sentence in answer.json()["message"]
-
-
-@pytest.mark.parametrize(
-    ("respond", "status", "sentence"),
-    [
-        (management, 200, None),
-        (
-            lambda request: management(request, "LOADING"),
-            503,
-            "starting: txt2img, img2img, masking (the model is loading)",
-        ),
-        (lambda request: httpx.Response(404), 503, "the archive img2img is not registered"),
-        (lambda request: httpx.Response(200, json=[{"workers": []}]), 503, "no worker"),
-        (lambda request: httpx.Response(200, text="<html>"), 503, "gives an unexpected answer"),
-    ],
-)
-async def test_ping_is_true_readiness(respond: Respond, status: int, sentence: str | None) -> None:
-    async with client(respond) as http:
-        answer = await http.get("/ping")
-    assert answer.status_code == status
-    assert answer.json() == {"status": "success"} if sentence is None else sentence in answer.json()["message"]
-
-
-async def test_ping_while_torchserve_is_down() -> None:
-    def respond(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused")
-
-    async with client(respond) as http:
-        answer = await http.get("/ping")
-        assert answer.status_code == 503 and "TorchServe is starting" in answer.json()["message"]
-        assert (await http.get("/models")).status_code == 503
-
-
-async def test_models_describes_each_archive_once() -> None:
-    two = b'{"result": {"models": [{"model": "m"}, {"model": "inpainting"}]}}\n'
-    combined = ",".join(f"{task}=stable-diffusion" for task in ("txt2img", "img2img", "masking"))
-    async with client(serving(two), archives=combined) as http:
-        assert (await http.get("/models")).json()["models"] == [
-            {"archive": "stable-diffusion", "model": "m"},
-            {"archive": "stable-diffusion", "model": "inpainting"},
-        ]
-    async with client(serving(b'{"result": {"models": [{"model": "m"}]}}\n')) as http:
-        assert len((await http.get("/models")).json()["models"]) == 3
-
-
-async def test_a_body_over_the_limit_is_413_whether_it_says_its_length_or_not() -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(11):
-            yield b"x" * 100
-
-    async with client(serving(RESULT), max_body_bytes=1000) as http:
-        assert (await http.post("/txt2img", content=b"x" * 1001)).status_code == 413
-        answer = await http.post("/txt2img", content=chunks())
-        assert answer.status_code == 413 and "larger than 1000 bytes" in answer.json()["message"]
-        assert (await http.post("/txt2img", content=b"x" * 1000)).status_code == 200
-
-
-async def test_bytes_in_flight_are_bounded_together() -> None:
-    release = anyio.Event()
-
-    async def slow() -> AsyncIterator[bytes]:
-        await release.wait()
-        yield RESULT
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        return management(request) if request.url.port == 8081 else httpx.Response(200, content=slow())
-
-    statuses: list[tuple[str, int]] = []
-    async with client(respond, max_bytes_in_flight=2500, api_key="a,b,c") as http:
-
-        async def post(key: str) -> None:
-            headers = {"X-API-Key": key}
-            statuses.append((key, (await http.post("/txt2img", content=b"x" * 1000, headers=headers)).status_code))
-            if len(statuses) == 2:
-                release.set()
-
-        async with anyio.create_task_group() as tasks:
-            for key in ("a", "a", "b", "c"):
-                tasks.start_soon(post, key)
-        # half of it is for one client
-        assert sorted(statuses) == [("a", 200), ("a", 429), ("b", 200), ("c", 503)]
-        await post("c")
-        assert statuses[-1] == ("c", 200)
 
 
 async def test_a_deadline_is_a_504_though_the_worker_says_nothing() -> None:
@@ -281,49 +160,3 @@ async def test_a_fault_of_ours_is_still_json(monkeypatch: pytest.MonkeyPatch) ->
         answer = await http.post("/txt2img", content=b"x")
     assert answer.status_code == 500 and "secret" not in json.dumps(answer.json())
     assert answer.json()["status"] == "failure" and answer.headers["x-request-id"]
-
-
-async def test_a_body_that_stalls_is_given_up_and_holds_no_room_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.bodies.STALL_S", 0.05)
-    app = create_app(Settings(), httpx.MockTransport(serving(RESULT)))
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        assert app.state.bodies.bytes_in_flight == 0
-        await anyio.sleep_forever()
-        return {}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http", "method": "POST", "path": "/txt2img", "query_string": b"", "app": app,
-        "headers": [(b"content-length", b"60000000")],
-    }  # fmt: skip
-    async with app.router.lifespan_context(app):
-        await app(scope, receive, send)
-    assert sent[0]["status"] == 408 and b"The body paused" in sent[1]["body"]
-
-
-async def test_a_request_does_not_wait_for_ever_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.upstream.WATCH_S", 0.01)
-    monkeypatch.setattr("proxy.upstream.PATIENCE_S", 0.1)
-    worker, given_up = "READY", anyio.Event()
-
-    async def respond(request: httpx.Request) -> httpx.Response:
-        nonlocal worker
-        if request.url.port == 8081:
-            return management(request, worker)
-        await anyio.sleep(0.3)  # longer than its patience, but there is a worker
-        worker = "LOADING"
-        try:
-            await anyio.sleep_forever()
-        finally:
-            given_up.set()
-
-    async with client(respond) as http:
-        answer = await http.post("/txt2img", data={"prompt": "x"})
-        assert answer.status_code == 503 and "the model is loading" in answer.json()["message"]
-        assert int(answer.headers["retry-after"]) > 0
-        with anyio.fail_after(5):
-            await given_up.wait()
