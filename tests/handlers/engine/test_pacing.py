@@ -3,18 +3,9 @@
 import pytest
 
 from handlers.engine.pacing import LEASE_S, ROUND_TRIP_S, ROUND_TRIP_STEPS, STUCK_S, Pacing
+from tests.support.clock import Clock
 
 LOW, HIGH = ROUND_TRIP_S
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
