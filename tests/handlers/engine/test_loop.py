@@ -1,0 +1,420 @@
+"""The engine alone: its thread is real, but its model, generations and clock are the test's.
+
+A paused engine has left its cores, which the tests wait for. So they count passes, and measure no time.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from handlers.engine.loop import STARTS, Engine
+from handlers.engine.pacing import STUCK_S, Pacing
+from handlers.engine.scheduling import Slot
+from handlers.engine.step_batcher import Activity
+from handlers.errors import InternalError, InvalidRequest, ModelError, OutOfMemory, RequestError
+from handlers.forward.calls import UNetCall
+from tests.support.clock import Clock
+
+SOON_S = 60  # for what must happen, however busy the machine is
+
+
+class Cores:
+    def __init__(self) -> None:
+        self.left = threading.Event()
+
+    def share(self) -> None:
+        self.left.clear()
+
+    def leave(self) -> None:
+        self.left.set()
+
+
+class Job:
+    """A job of some steps."""
+
+    def __init__(self, steps: int, has_image: bool) -> None:
+        self.steps, self.has_image = steps, has_image
+        self.started = self.ended = False
+        self.call: UNetCall | None = None
+        self.error: BaseException | None = None
+        self.outputs: list[Any] = []
+
+    def start(self) -> None:
+        self.started, self.call = True, UNetCall(None, None, None, {})
+
+    def advance(self, output: Any) -> None:
+        self.outputs.append(output)
+        if len(self.outputs) == self.steps:
+            self.cancel()
+
+    def cancel(self, error: BaseException | None = None) -> None:
+        self.call, self.ended, self.error = None, True, error
+
+
+class Request:
+    """Stands in for a Generation: it ends with its jobs."""
+
+    def __init__(self, steps: int = 1, jobs: int = 1, has_image: bool = False) -> None:
+        self.slots = [Slot(Job(steps, has_image), owner=self) for _ in range(jobs)]  # type: ignore[arg-type]
+        self.last_step = 0
+        self.queued_since: float | None = 0.0
+        self.has_progress = False
+        self.ending: bytes | None = None
+        self.error: RequestError | None = None
+        self.collected = 0
+        self.previews: list[Any] = []
+        self.was_cancelled = False
+        self.ended = threading.Event()
+
+    def start(self, when_pool_is_done: Callable[["Request"], None]) -> None:
+        self.announce = when_pool_is_done
+
+    def collect(self) -> None:
+        self.collected += 1
+        errors = [slot.job.error for slot in self.slots if slot.job.error is not None]
+        if errors:
+            self.fail(errors[0])
+        elif self.slots and all(slot.job.ended for slot in self.slots):
+            self.end(b"done")
+
+    def preview(self, slot: Slot, output: Any) -> None:
+        self.previews.append(output)
+
+    def fail(self, error: BaseException) -> None:
+        assert isinstance(error, RequestError)
+        self.end(b"failed", error)
+
+    def end(self, ending: bytes, error: RequestError | None = None) -> None:
+        if self.ending is None:
+            self.slots, self.error, self.ending = [], error, ending
+            self.ended.set()
+
+    def cancel(self) -> None:
+        self.slots, self.was_cancelled = [], True
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+class Batcher:
+    """Answers every call at once; `run` may be replaced."""
+
+    def __init__(self) -> None:
+        self.activity, self.memory = Activity(), Memory()
+        self.forwards = 0
+        self.run: Callable[[list[Slot]], Iterable[Any]] = lambda slots: [(slot, "output") for slot in slots]
+        self._counted = threading.Condition()
+
+    def step(self, slots: list[Slot]) -> Iterable[Any]:
+        outcomes = self.run(slots) if slots else []
+        with self._counted:
+            self.forwards += bool(slots)
+            self._counted.notify_all()
+        return outcomes
+
+    def wait_for(self, forwards: int) -> None:
+        with self._counted:
+            assert self._counted.wait_for(lambda: self.forwards >= forwards, SOON_S)
+
+
+class Decoder:
+    def __init__(self) -> None:
+        self.may_wait: list[bool] = []
+
+    def decode_some(self, slots: list[Slot], may_wait: bool) -> None:
+        self.may_wait.append(may_wait)
+
+
+class Bench:
+    """An engine that steps only with a lease, on a clock that stands still."""
+
+    def __init__(self, cores: Cores, pacing: type[Pacing] = Pacing) -> None:
+        self.clock, self.cores = Clock(), cores
+        self.batcher, self.decoder = Batcher(), Decoder()
+        loaded: Any = SimpleNamespace(batcher=self.batcher, decoder=self.decoder)
+        self.engine = Engine(lambda: loaded, pacing(self.clock))
+        self.until_paused()
+
+    def open(self, *requests: Any) -> None:
+        """Opens requests together: the engine sees all of them in its next pass."""
+        with_all = threading.Event()
+        self.cores.left.clear()
+        self.engine.call(lambda: with_all.wait(SOON_S))
+        for request in requests:
+            self.engine.open(request)
+        with_all.set()
+
+    def until_paused(self) -> None:
+        assert self.cores.left.wait(SOON_S)
+
+    def one_pass(self) -> None:
+        """One pass of a paused engine."""
+        self.until_paused()
+        self.cores.left.clear()
+        self.engine.call(lambda: None)
+        self.until_paused()
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Cores:
+    cores = Cores()
+    monkeypatch.setattr("handlers.engine.loop.Cores", lambda: cores)
+    return cores
+
+
+@pytest.fixture
+def bench(cores: Cores) -> Bench:
+    return Bench(cores)
+
+
+def test_the_model_is_loaded_in_the_engines_thread(cores: Cores) -> None:
+    threads: list[str] = []
+
+    def load() -> Any:
+        threads.append(threading.current_thread().name)
+        return loaded
+
+    loaded: Any = SimpleNamespace(batcher=Batcher(), decoder=Decoder())
+    assert Engine(load, Pacing(Clock())).loaded is loaded
+    assert threads == ["engine"]
+
+
+@pytest.mark.parametrize("error", [ModelError("There is no model."), KeyError("a fault"), SystemExit(3)])
+def test_the_constructor_raises_what_loading_raises(cores: Cores, error: BaseException) -> None:
+    def load() -> Any:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        Engine(load)
+    assert raised.value is error
+
+
+def test_what_is_called_runs_in_order_and_between_steps(bench: Bench) -> None:
+    done: list[str] = []
+    first, second = Request(steps=10**9), Request(steps=10**9)
+    held, ran = threading.Event(), threading.Event()
+    bench.engine.call(lambda: held.wait(SOON_S))
+    bench.engine.open(first)  # type: ignore[arg-type]
+    bench.engine.call(lambda: done.append(f"opened {first.collected}"))
+    bench.engine.open(second)  # type: ignore[arg-type]
+    bench.engine.cancel(first)  # type: ignore[arg-type]
+    bench.engine.call(lambda: done.append(f"cancelled {first.was_cancelled}"))
+    bench.engine.call(lambda: done.append(threading.current_thread().name))
+    bench.engine.call(ran.set)
+    held.set()
+    assert ran.wait(SOON_S)
+    bench.batcher.wait_for(1)
+    # the first request was gone before a pass saw it
+    assert done == ["opened 0", "cancelled True", "engine"] and first.collected == 0 and second.collected > 0
+
+
+def test_a_request_that_has_ended_can_still_be_cancelled(bench: Bench) -> None:
+    request, other = Request(), Request()
+    bench.open(request)
+    assert request.ended.wait(SOON_S)
+    bench.engine.cancel(request)  # type: ignore[arg-type]
+    bench.open(other)
+    assert other.ended.wait(SOON_S) and request.was_cancelled
+
+
+def test_without_a_lease_it_pauses_and_with_the_next_call_it_steps_again(bench: Bench) -> None:
+    request = Request(steps=10**9)
+    bench.open(request)
+    bench.until_paused()
+    assert bench.batcher.forwards == 1  # a message is worth one pass
+    for calls in (1, 2):
+        before = bench.batcher.forwards
+        bench.engine.wait(has_news=True)
+        bench.batcher.wait_for(before + 20)  # it steps by itself as long as the clock stands still
+        bench.clock.now += 1
+        bench.until_paused()
+        assert bench.batcher.forwards >= 20 * calls
+    assert request.slots[0].job.outputs[:1] == ["output"] == request.previews[:1]
+
+
+def test_with_nothing_to_do_it_pauses_though_it_has_a_lease(bench: Bench) -> None:
+    request = Request(steps=3)
+    bench.engine.wait(has_news=True)
+    bench.open(request)
+    assert request.ended.wait(SOON_S)
+    bench.until_paused()
+    assert bench.batcher.forwards == 3
+
+
+def test_a_request_that_has_ended_is_dropped(bench: Bench) -> None:
+    short, longer = Request(steps=1), Request(steps=10**9)
+    bench.open(short, longer)
+    bench.until_paused()
+    assert short.ending == b"done" and longer.ending is None
+    passes = short.collected, longer.collected
+    bench.one_pass()
+    assert short.collected == passes[0] and longer.collected > passes[1]
+
+
+def test_a_fault_in_a_step_fails_every_open_request_and_the_next_one_is_served(bench: Bench) -> None:
+    def fault(slots: list[Slot]) -> Any:
+        raise KeyError("a fault")
+
+    usual, bench.batcher.run = bench.batcher.run, fault
+    bench.engine.wait(has_news=True)
+    requests = [Request(steps=5), Request(steps=5)]
+    bench.open(*requests)
+    for request in requests:
+        assert request.ended.wait(SOON_S)
+        assert isinstance(request.error, InternalError)
+        assert request.error.message == "This is a fault of the server; its log has the cause."
+    bench.until_paused()
+    bench.batcher.run = usual
+    following = Request(steps=5)
+    bench.open(following)
+    assert following.ended.wait(SOON_S) and following.error is None
+
+
+def test_a_call_that_fails_ends_its_own_job(bench: Bench) -> None:
+    unlucky, lucky = Request(steps=5), Request(steps=2)
+
+    def run(slots: list[Slot]) -> Any:
+        return [(slot, InternalError("a fault") if slot.owner is unlucky else "output") for slot in slots]
+
+    bench.batcher.run = run
+    bench.engine.wait(has_news=True)
+    bench.open(unlucky, lucky)
+    assert unlucky.ended.wait(SOON_S) and lucky.ended.wait(SOON_S)
+    assert isinstance(unlucky.error, InternalError) and not unlucky.previews
+    assert lucky.error is None and lucky.previews == ["output", "output"]
+
+
+@pytest.mark.parametrize(("error", "releases"), [(OutOfMemory("no room"), 1), (InvalidRequest("a bad field"), 0)])
+def test_memory_is_released_after_a_request_that_had_too_little(
+    bench: Bench, error: RequestError, releases: int
+) -> None:
+    bench.batcher.run = lambda slots: [(slot, error) for slot in slots]
+    request = Request()
+    bench.open(request)
+    bench.until_paused()
+    assert request.error is error and bench.batcher.memory.releases == releases
+
+
+def test_one_pass_starts_a_few_jobs(bench: Bench) -> None:
+    request = Request(steps=10**9, jobs=STARTS + 2)
+    bench.open(request)
+    bench.until_paused()
+    started = [sum(slot.job.started for slot in request.slots)]
+    bench.one_pass()
+    assert [*started, sum(slot.job.started for slot in request.slots)] == [STARTS, STARTS + 2]
+    assert bench.batcher.activity.started_requests == 1 and request.queued_since is None
+
+
+def test_one_pass_starts_one_job_that_encodes_an_image(bench: Bench) -> None:
+    with_images, without = Request(steps=10**9, jobs=2, has_image=True), Request(steps=10**9)
+    bench.open(with_images, without)
+    bench.until_paused()
+    assert [slot.job.started for slot in with_images.slots + without.slots] == [True, False, True]
+    bench.one_pass()
+    assert all(slot.job.started for slot in with_images.slots)
+
+
+def test_the_decoder_may_wait_for_the_device_if_no_job_waits_for_a_forward(bench: Bench) -> None:
+    bench.one_pass()
+    bench.open(Request(steps=10**9))
+    bench.until_paused()
+    assert bench.decoder.may_wait[-2:] == [True, False]
+
+
+class Patient(Pacing):
+    """Calls wait until there is something to say."""
+
+    def begin_call(self) -> float:
+        super().begin_call()
+        return SOON_S
+
+
+def ended_by_the_pool(bench: Bench, request: Request) -> None:
+    bench.batcher.wait_for(1)
+    request.end(b"an image")
+    request.announce(request)
+
+
+def with_progress(bench: Bench, request: Request) -> None:
+    request.has_progress = True
+
+
+def failed(bench: Bench, request: Request) -> None:
+    bench.batcher.run = lambda slots: [(slot, InternalError("a fault")) for slot in slots]
+
+
+@pytest.mark.parametrize("happens", [ended_by_the_pool, with_progress, failed])
+def test_a_call_returns_as_soon_as_there_is_something_to_say(
+    cores: Cores, happens: Callable[[Bench, Request], None]
+) -> None:
+    bench, request = Bench(cores, Patient), Request(steps=10**9)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(bench.engine.wait, has_news=False)
+        bench.open(request)
+        happens(bench, request)
+        call.result(SOON_S / 2)
+    bench.clock.now += 1  # the lease ends
+    bench.until_paused()
+
+
+def test_a_call_with_news_waits_for_nothing(cores: Cores) -> None:
+    bench = Bench(cores, Patient)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(bench.engine.wait, has_news=True).result(SOON_S / 2)
+
+
+class Exited(Exception):
+    pass
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the worker gives up. As in a process that ends, the engine's thread goes no further."""
+    exited = threading.Event()
+
+    def leave(code: int) -> None:
+        assert code == 1
+        exited.set()
+        if threading.current_thread().name == "engine":
+            threading.Event().wait()
+        raise Exited
+
+    monkeypatch.setattr(os, "_exit", leave)
+    return exited
+
+
+def test_a_step_that_never_ends_ends_the_worker(bench: Bench, exits: threading.Event) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang(slots: list[Slot]) -> Any:
+        begun.set()
+        go_on.wait(SOON_S)
+        return []
+
+    bench.batcher.run = hang
+    bench.open(Request())
+    assert begun.wait(SOON_S)
+    bench.engine.wait(has_news=True)
+    assert not exits.is_set()
+    bench.clock.now += STUCK_S + 1
+    with pytest.raises(Exited):
+        bench.engine.wait(has_news=True)
+    go_on.set()
+
+
+def test_an_engine_that_ends_ends_the_worker(bench: Bench, exits: threading.Event) -> None:
+    def fault() -> None:
+        raise KeyError("a fault between two steps")
+
+    bench.engine.call(fault)
+    assert exits.wait(SOON_S)
