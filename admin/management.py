@@ -60,14 +60,18 @@ class Management:
         self._call("DELETE", f"{self._target.management_url}/models/{name}/{version}")
 
     def predict(self, name: str, version: str, task: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """The result's JSON. Raises ReloadError for a request that fails."""
+        """The result's JSON. Raises ReloadError for a request that fails, or whose worker stops before its result."""
         url = f"{self._target.inference_url}/predictions/{name}/{version}"
-        headers = {**RequestHead(task, form_type="application/json").headers()}
+        headers = RequestHead(task, form_type="application/json").headers()
         answer = self._call("POST", url, content=json.dumps(fields), headers=headers)
-        last = read_line(answer.content.strip().splitlines()[-1])
+        try:
+            last = read_line(answer.content.strip().rpartition(b"\n")[2])
+        except ValueError:  # a line of TorchServe's own
+            last = None
         if isinstance(last, Failed):
             raise ReloadError(f"{name} {version} fails: {last.message}")
-        assert isinstance(last, Result)
+        if not isinstance(last, Result):
+            raise ReloadError(f"{name} {version} gives no result: its worker has stopped.")
         result: dict[str, Any] = json.loads(last.body)
         return result
 

@@ -1,4 +1,4 @@
-"""The reload against a stand-in for TorchServe's two APIs; tests/e2e/test_reload_under_load.py has the real one."""
+"""The reload against a stand-in for TorchServe's two APIs; tests/faults/test_reload_under_load.py has the real one."""
 
 import json
 import zipfile
@@ -147,6 +147,15 @@ def test_a_image_that_fails_counts_as_a_failure(store: Path) -> None:
     failed = {"error": {"status": 500, "message": "The image could not be generated."}}
     torchserve._line = lambda line: httpx.Response(200, content=json.dumps(failed).encode())  # type: ignore[method-assign]
     with pytest.raises(ReloadError, match="could not be generated"):
+        reload(torchserve, store)
+    assert torchserve.versions["txt2img"] == ["1.0"]
+
+
+@pytest.mark.parametrize("answer", [b'\n{"code": 507, "type": "X", "message": "Worker died."}\n', b"\n\n", b""])
+def test_a_worker_that_stops_before_the_image_counts_as_a_failure(store: Path, answer: bytes) -> None:
+    torchserve = TorchServe()
+    torchserve._line = lambda line: httpx.Response(200, content=answer)  # type: ignore[method-assign]
+    with pytest.raises(ReloadError, match=r"txt2img 1\.0 still serves\. txt2img 2\.0 gives no result"):
         reload(torchserve, store)
     assert torchserve.versions["txt2img"] == ["1.0"]
 
