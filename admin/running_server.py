@@ -57,7 +57,10 @@ def find_target(port: int | None) -> Target:
     """
     found = []
     for file in Path(tempfile.gettempdir()).glob(f"sd-server-*/{RUN_FILE}"):
-        server = RunningServer.read(file)
+        try:
+            server = RunningServer.read(file)
+        except (OSError, ValueError, TypeError):  # left by another version, or by a server that is stopping
+            continue
         if psutil.pid_exists(server.pid) and port in (None, server.port):
             found.append(server)
     if len(found) > 1:

@@ -206,6 +206,9 @@ def test_the_running_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
         RunningServer(pid, port, f"http://m{port}", f"http://i{port}", f"http://x{port}", store).write(folder)
 
     runs(1, 2**22 + 1)  # its process is gone
+    for name, left in (("old", '{"pid": 1, "port": 1337}'), ("cut", "{")):  # by another version, and by a full disk
+        (tmp_path / f"sd-server-{name}").mkdir()
+        (tmp_path / f"sd-server-{name}" / "server.json").write_text(left)
     runs(1337, os.getpid())
     assert find_target(None) == Target("http://m1337", "http://i1337", tmp_path / "sd-server-1337" / "store")
     runs(1338, os.getpid())
