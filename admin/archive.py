@@ -60,9 +60,8 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
     entry_point = (name if name == COMBINED else tasks_of(name)[0]).replace("-", "_")
     stem = name if version == VERSION else f"{name}-{version}"
     with tempfile.TemporaryDirectory(prefix="sd-archive-") as scratch:
-        staging = Path(
-            scratch, "staging"
-        )  # --extra-files copies a folder's contents, so the package gets a parent folder
+        # --extra-files copies a folder's contents, so the package gets a parent folder
+        staging = Path(scratch, "staging")
         shutil.copytree(PACKAGE, staging / "handlers", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         config_file = Path(scratch, "model-config.yaml")
         config_file.write_text(yaml.safe_dump({**FRONTEND, "handler": settings}, sort_keys=False), encoding="utf-8")

@@ -58,13 +58,13 @@ async def metrics(request: Request) -> Response:
     counts: Counts = request.app.state.counts
     upstream: Upstream = request.app.state.upstream
 
-    async def described(archive: str, task: str) -> list[dict[str, Any]]:
+    async def described(archive: str) -> list[dict[str, Any]]:
         with suppress(Failure), anyio.move_on_after(WAIT_S):
-            return await upstream.describe(archive, task)
+            return await upstream.describe(archive)
         return []
 
     asked = await upstream.archives(request.app.state.custom_models.archives())
-    answers = await asyncio.gather(*(described(archive, task) for archive, task in asked.items()))
+    answers = await asyncio.gather(*map(described, asked))
     archives = CollectorRegistry()
     archives.register(_Archives(chain.from_iterable(answers)))
     texts = [generate_latest(counts.registry), generate_latest(archives), await upstream.metrics()]

@@ -58,7 +58,7 @@ async def models(request: Request) -> Response:
     upstream: Upstream = request.app.state.upstream
     custom: CustomModels = request.app.state.custom_models
     archives = await upstream.archives(custom.archives())
-    described = await asyncio.gather(*(upstream.describe(archive, task) for archive, task in archives.items()))
+    described = await asyncio.gather(*(upstream.describe(archive) for archive in archives))
     return JSONResponse({"status": "success", "models": [*chain.from_iterable(described)]})
 
 

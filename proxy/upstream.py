@@ -71,12 +71,12 @@ class Upstream:
             return "no worker: scale it up with the management API"
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
 
-    async def archives(self, others: Iterable[str] = ()) -> dict[str, str]:
-        """The archives with a task of each, and those of the `others` that are loaded."""
-        tasks = {archive: task for task, archive in self._archive_of_task.items()}
-        return tasks | {archive: "txt2img" for archive in others if await self._archive_state(archive) == READY}
+    async def archives(self, others: Iterable[str] = ()) -> list[str]:
+        """The archives of the tasks, and those of the `others` that are loaded."""
+        loaded = [archive for archive in others if await self._archive_state(archive) == READY]
+        return [*dict.fromkeys([*self._archive_of_task.values(), *loaded])]
 
-    async def describe(self, archive: str, task: str) -> list[dict[str, Any]]:
+    async def describe(self, archive: str) -> list[dict[str, Any]]:
         """What an archive serves, model by model. Raises Failure if it does not answer."""
         async with aclosing(self.generate(archive, RequestHead(DESCRIBE), b"")) as events:
             async for event in events:

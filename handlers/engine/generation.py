@@ -115,8 +115,9 @@ class Generation:
 
     def wait_until_parsed(self, timeout_s: float) -> None:
         """Returns once the pool has parsed it, or has failed to."""
-        if self._parsing is not None:
-            self._parsing.exception(timeout_s)
+        parsing = self._parsing  # read once: the engine takes it away when it is done
+        if parsing is not None:
+            parsing.exception(timeout_s)
 
     def collect(self) -> None:
         """Takes over what the pool and the jobs have finished; ends the request if something failed."""
