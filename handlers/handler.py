@@ -75,14 +75,15 @@ class StableDiffusionHandler:
         """Opens a request. Returns its last line if it has one already: a description, or why it is refused."""
         try:
             head = RequestHead.read(header)
+        except ValueError as error:
+            return Failed(400, str(error)).line()
+        try:
             if head.task == DESCRIBE:
                 return Result(json.dumps(self.worker.describe(len(self.generations))).encode()).line()
             self.generations[request_id] = self.worker.open(data, head)
             self.engine.open(self.generations[request_id])
         except RequestError as error:
             return Failed(error.status, error.message).line()
-        except ValueError as error:  # a header of the proxy's that cannot be read
-            return Failed(400, str(error)).line()
         return None
 
     def _take_ended(self) -> dict[str, bytes]:

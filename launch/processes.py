@@ -81,7 +81,8 @@ class Server:
         environment = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
         }
-        environment |= {"SD_HOME": str(HOME), "SD_CONFIG": str(installation().config_file)}
+        installed = installation()
+        environment |= {"SD_HOME": str(installed.home), "SD_CONFIG": str(installed.config_file)}
         torchserve = {
             "JAVA_HOME": str(java_home()),
             # the pid file, the sockets and the unpacked archives: no other server uses them

@@ -51,10 +51,8 @@ class UNetCall(Call):
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """All tensors, always in the same order."""
-        for value in (self.sample, self.timestep, *(self.kwargs[name] for name in sorted(self.kwargs))):
-            for item in [value[name] for name in sorted(value)] if isinstance(value, Mapping) else [value]:
-                if isinstance(item, torch.Tensor):
-                    yield item
+        for value in (self.sample, self.timestep, self.kwargs):
+            yield from _tensors_of(value)
 
     def with_tensors(self, tensors: Iterable[torch.Tensor]) -> "UNetCall":
         """The call with other tensors, given in the order of `tensors`."""
@@ -66,6 +64,14 @@ class UNetCall(Call):
             return next(given) if isinstance(value, torch.Tensor) else value
 
         return UNetCall(self.unet, put(self.sample), put(self.timestep), put(self.kwargs))
+
+
+def _tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            yield from _tensors_of(value[name])
+    elif isinstance(value, torch.Tensor):
+        yield value
 
 
 @dataclass(frozen=True)
