@@ -4,12 +4,14 @@ import contextlib
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from admin.probe import torch_build
 from handlers.errors import OperatorError
 
+MAX_SOCKET_PATH = 103  # bytes, on macOS; Linux has a few more
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 
 
@@ -41,6 +43,18 @@ def check_port(host: str, port: int) -> None:
                 f"Port {port} on {host} cannot be used ({error}): stop the other server, or choose another port "
                 "with --port."
             ) from None
+
+
+def folder_for_sockets(run_directory: Path) -> Path:
+    """A folder for TorchServe's temporary files, its workers' sockets among them.
+
+    It is in the run directory, unless a socket's path would be too long there: then it is a short one below /tmp.
+    """
+    folder = run_directory / "tmp"
+    if os.name == "posix" and len(os.fsencode(folder / ".ts.sock.65535")) > MAX_SOCKET_PATH:
+        return Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+    folder.mkdir()
+    return folder
 
 
 def java_home() -> Path:

@@ -22,7 +22,7 @@ from admin.paths import HOME, installation
 from admin.running_server import RunningServer, Target
 from handlers.wire import COMBINED, TASKS
 from launch.console import Stopped, on_signals, stop_on_signals
-from launch.machine import StartError, address, free_ports, java_home, write_config
+from launch.machine import StartError, address, folder_for_sockets, free_ports, java_home, write_config
 from launch.worker_logs import WorkerLogs
 from proxy.settings import Settings
 
@@ -52,6 +52,7 @@ class Server:
         self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
         self._store = self.run_directory / "model_store"
         self._logs = self.run_directory / "logs"
+        self._tmp = folder_for_sockets(self.run_directory)
         self.worker_logs = WorkerLogs(self._logs)
         served = Settings.from_environment({**os.environ, **proxy})
         self._address = address(options.host, options.port, "https" if served.tls_cert else "http")
@@ -73,11 +74,10 @@ class Server:
 
     def start(self) -> None:
         """Starts both processes; `wait_ready` says when they serve."""
-        for name in ("logs", "tmp"):
-            (self.run_directory / name).mkdir()
+        self._logs.mkdir()
         config = self.run_directory / "config.properties"
         write_config(HOME / "config.properties", config, self._ports)
-        tmp, logs = str(self.run_directory / "tmp"), str(self._logs)
+        tmp, logs = str(self._tmp), str(self._logs)
         environment = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
         }
@@ -186,8 +186,8 @@ class Server:
             # its workers outlive it, with all their memory, and nothing can reach them
             _end(self._started, seconds=0)
             self._started.clear()
-            shutil.rmtree(self.run_directory / "tmp", ignore_errors=True)
-            (self.run_directory / "tmp").mkdir(exist_ok=True)
+            shutil.rmtree(self._tmp, ignore_errors=True)
+            self._tmp.mkdir(exist_ok=True)
         for name in dead:
             self._spawn(name)
         self.restarts += 1
@@ -239,6 +239,7 @@ class Server:
         _end(processes, STOP_SECONDS)
 
     def remove_files(self, keep_logs: bool = False) -> None:
+        shutil.rmtree(self._tmp, ignore_errors=True)
         for entry in self.run_directory.iterdir() if keep_logs else [self.run_directory]:
             if entry.is_file():
                 entry.unlink()

