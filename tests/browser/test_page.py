@@ -101,7 +101,7 @@ def upload(page: Page, image: Image.Image) -> None:
     expect(page.locator("#init")).to_be_visible()
 
 
-def test_words_become_a_image_that_the_seed_brings_back(page: Page, server: Running) -> None:
+def test_words_become_an_image_that_the_seed_brings_back(page: Page, server: Running) -> None:
     model = page.request.get(f"{server.url}/models", headers={"X-API-Key": KEY}).json()["models"][0]
     for name, value in model["defaults"].items():
         if name in ("num_inference_steps", "guidance_scale", "width", "height"):
@@ -187,7 +187,7 @@ def test_a_result_starts_the_next_image_and_earlier_ones_are_found_after_a_reloa
     expect(page.locator("#earlier")).to_be_hidden()
 
 
-def test_pasting_and_dropping_a_image(page: Page) -> None:
+def test_pasting_and_dropping_an_image(page: Page) -> None:
     for event, property in (("paste", "clipboardData"), ("drop", "dataTransfer")):
         page.evaluate(
             """([event, property, data]) => {
