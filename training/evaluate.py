@@ -333,8 +333,7 @@ def run(run: Run, folder: Path) -> int:
     """Evaluates the model in `folder`; writes its contact sheet and the table in its card. Returns an exit status."""
     torch.manual_seed(run.seed)
     bench = Bench(run, folder)
-    page = sheet(bench.pipeline).quantize(256, dither=Image.Dither.NONE)
-    page.save(folder / "contact-sheet.png", optimize=True)
+    sheet(bench.pipeline).save(folder / "contact-sheet.png", optimize=True)
     findings: list[Finding] = []
     for part in ("decoder", "adherence", "edges", "variety", "img2img", "masking", "safety", "seconds"):
         found: list[Finding] = getattr(bench, part)()
