@@ -59,13 +59,13 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(),
-    # the same shapes, hence the same speed, in eight minutes of training
+    # the same shapes, hence the same speed, in nine minutes of training
     "gpu": Preset(
         vae_crop=128,
-        vae=Stage(100_000, 48, 1.5e-3, minutes=2),
-        decoder=Stage(100_000, 48, 4e-4, minutes=1),
+        vae=Stage(100_000, 48, 1.5e-3, minutes=2.4),
+        decoder=Stage(100_000, 48, 4e-4, minutes=1.2),
         clip=Stage(3000, 256, 1e-3, minutes=2.5),
-        unet=Stage(200_000, 256, 1.5e-3, minutes=5),
+        unet=Stage(200_000, 256, 1.5e-3, minutes=5.5),
         safety=Stage(1500, 256, 6e-4, minutes=1.5),
         judge=Stage(3000, 256, 1e-3, minutes=3),
         pool=100_000,
