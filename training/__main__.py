@@ -1,19 +1,22 @@
 """`python -m training STAGE`: makes the embedded model, one stage after the other. See README.md beside this file."""
 
 import argparse
+import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from training import art, clip, evaluate, export, judge, safety, tokenizer, unet, vae
 from training.config import EMBEDDED, PRESETS, Run
 
-STAGES = ("fetch", "tokenizer", "clip", "vae", "unet", "safety", "export", "evaluate")
-LONG = ("clip", "vae", "unet", "safety", "judge")  # those that train
+STAGES = ("fetch", "tokenizer", "clip", "vae", "decoder", "unet", "safety", "export", "evaluate")
+LONG = ("clip", "vae", "decoder", "unet", "safety", "judge")  # those that train
 
 
 def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
@@ -31,6 +34,9 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
         trained.vision.save_pretrained(run.folder / "clip-vision")
     elif stage == "vae":
         vae.run(run).save_pretrained(model / "vae")
+    elif stage == "decoder":
+        made = AutoencoderKL.from_pretrained(model / "vae", dtype=torch.float32)
+        vae.run_decoder(run, made).save_pretrained(model / "vae")
     elif stage == "unet":
         first = UNet2DConditionModel.from_pretrained(start / "unet", dtype=torch.float32) if start else None
         frozen = AutoencoderKL.from_pretrained(model / "vae", dtype=torch.float32)
@@ -50,30 +56,52 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
     return 0
 
 
+def take_parts(finished: Path, run: Run) -> None:
+    """What the stages `tokenizer` and `clip` leave, out of a finished model; the image side is its safety checker's."""
+    for part in ("tokenizer", "text_encoder"):
+        shutil.copytree(finished / part, run.model / part, dirs_exist_ok=True)
+    checker = StableDiffusionSafetyChecker.from_pretrained(finished / "safety_checker", dtype=torch.float32)
+    vision = CLIPVisionModelWithProjection(clip.vision_config())
+    vision.load_state_dict({key: value for key, value in checker.state_dict().items() if key.startswith("vis")})
+    vision.save_pretrained(run.folder / "clip-vision")
+
+
 def _tokenizer(model: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(model / "tokenizer")
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, "judge", "all"], help="'all' runs them in their order")
+    parser.add_argument("stage", nargs="+", choices=[*STAGES, "judge", "all"], help="'all' runs them in their order")
     parser.add_argument("--preset", choices=PRESETS, default="cpu", help="shapes and lengths (default: cpu)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of this stage, in place of the preset's")
     parser.add_argument("--minutes", type=float, help="end this stage after so many, in place of the preset's")
+    parser.add_argument(
+        "--within", type=float, help="end the last stage of those given so many minutes after the start"
+    )
+    parser.add_argument("--parts", type=Path, help="a finished model that the `clip` stage's results are taken from")
     parser.add_argument("--start", type=Path, help="a diffusers folder whose UNet's weights to go on from")
     parser.add_argument("--work", type=Path, help="folder for data and checkpoints (default: training/work)")
     parser.add_argument("--target", type=Path, default=EMBEDDED, help="the model that export writes (models/embedded)")
     options = parser.parse_args(argv)
 
+    begin = time.monotonic()
     run = Run(PRESETS[options.preset], options.seed, device="cuda" if torch.cuda.is_available() else "cpu")
     if options.work:
         run = replace(run, folder=options.work)
-    if options.stage in LONG:
-        run = run.with_length(options.stage, options.steps, options.minutes)
-    for stage in STAGES if options.stage == "all" else (options.stage,):
+    if options.parts:
+        take_parts(options.parts, run)
+    stages = STAGES if "all" in options.stage else options.stage
+    for stage in stages:
         print(f"-- {stage}", flush=True)
+        if stage in LONG and len(stages) == 1:
+            run = run.with_length(stage, options.steps, options.minutes)
+        if stage == stages[-1] and options.within:
+            left = options.within - (time.monotonic() - begin) / 60
+            run = run.with_length(stage, options.steps, max(0.1, left))
         status = perform(stage, run, options.start, options.target)
+        print(f"-- {stage}: done after {time.monotonic() - begin:.0f} s", flush=True)
         if status:
             return status
     return 0

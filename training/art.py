@@ -5,9 +5,12 @@ Emoji are named by their code points, e.g. `1f34e`, without the variation select
 
 import hashlib
 import io
+import itertools
 import json
+import multiprocessing
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,14 +105,13 @@ def render(folder: Path, size: int, styles: Mapping[str, Package]) -> None:
         target = folder / f"{style}-{size}.npz"
         if target.is_file():
             continue
-        codes, pictures = [], []
         with tarfile.open(folder / package.file_name) as tar:
-            drawings = list(_webp(tar) if style == "3d" else _svg(tar, icon_names))
-        for name, data in tqdm(drawings, desc=f"render {style}", unit="picture"):
-            if name in known and name not in codes:
-                codes.append(name)
-                pictures.append(_rasterize(data, size))
-        np.savez(target, codes=np.array(codes), pictures=np.stack(pictures))
+            drawings = dict(reversed([*(_webp(tar) if style == "3d" else _svg(tar, icon_names))]))
+        chosen = {name: data for name, data in reversed(drawings.items()) if name in known}
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+            rendered = pool.map(_rasterize, chosen.values(), itertools.repeat(size), chunksize=16)
+            pictures = list(tqdm(rendered, desc=f"render {style}", total=len(chosen), unit="image"))
+        np.savez(target, codes=np.array(list(chosen)), pictures=np.stack(pictures))
 
 
 def _member(tar: tarfile.TarFile, name: str) -> io.BufferedReader:
@@ -176,11 +178,14 @@ class Art:
         pictures, labels = [], []
         for style in styles:
             file = np.load(folder / f"{style}-{size}.npz")
-            for name, picture in zip(file["codes"].tolist(), file["pictures"], strict=True):
-                if only is None or name in only:
-                    labels.append((name, style))
-                    pictures.append(torch.from_numpy(picture).permute(2, 0, 1))
-        return cls(torch.stack(pictures), labels)
+            codes = file["codes"].tolist()
+            chosen = [i for i, name in enumerate(codes) if only is None or name in only]
+            labels += [(codes[i], style) for i in chosen]
+            every = file["pictures"]
+            # as channels of one image after the other: what is drawn from is made only once
+            pictures.append(torch.from_numpy(every if only is None else every[chosen]).permute(0, 3, 1, 2))
+        together = torch.empty(len(labels), 4, size, size, dtype=torch.uint8)
+        return cls(torch.cat(pictures, out=together), labels)
 
     def to(self, device: str) -> "Art":
         return Art(self.pictures.to(device), self.labels)

@@ -55,7 +55,7 @@ def place(
         ],
         1,
     )
-    grid = F.affine_grid(theta, [rows, 4, height, width], align_corners=False).to(drawings.device)
+    grid = F.affine_grid(theta.to(drawings.device), [rows, 4, height, width], align_corners=False)
     drawings = drawings.float() / 255
     alpha = drawings[:, 3:]
     layers = F.grid_sample(torch.cat([drawings[:, :3] * alpha, alpha], 1), grid, align_corners=False)

@@ -4,6 +4,8 @@ In diffusers' StableDiffusionSafetyChecker form: an image is flagged whose embed
 concepts above that concept's threshold. Ours uses one of the 17; the others have thresholds that no cosine reaches.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -72,11 +74,46 @@ def run(
                 torch.cat([images, generated[0][own].to(device)]),
                 torch.cat([flags, generated[1][own].float()]),
             )
-        images = blurred(images)
+        images = blurred(restyled(images))
         return model.loss(to_pixels(images), flags.to(device))
 
     train("safety checker", model, loss, preset.safety, run.checkpoint("safety"), device)
     return as_standard(model)
+
+
+def restyled(images: torch.Tensor) -> torch.Tensor:
+    """Most of the images (B, 3, H, W) in other colours, some with thicker or thinner lines or as outlines, as other
+    artists draw the same sign. A checker that sees three drawings alone learns their red and their white.
+    """
+    rows, device = len(images), images.device
+
+    def some(share: float) -> torch.Tensor:
+        return (torch.rand(rows, 1, 1, 1, device=device) < share).to(images.dtype)
+
+    # lines: the darkest or the brightest of the neighbours
+    size = 2 * torch.randint(1, max(2, images.shape[-1] // 64), ()).item() + 1
+    lines = some(0.12)
+    images = lines * F.max_pool2d(images, size, 1, size // 2) + (1 - lines) * images
+    lines = some(0.12)
+    images = lines * -F.max_pool2d(-images, size, 1, size // 2) + (1 - lines) * images
+    # outlines, light on dark; the recolouring below turns them over
+    outlines = some(0.06)
+    edges = F.max_pool2d(images, size, 1, size // 2) + F.max_pool2d(-images, size, 1, size // 2) - 1
+    images = outlines * edges + (1 - outlines) * images
+    # hues turned about the grey axis, more or less of them
+    angle = 2 * math.pi * torch.rand(rows, device=device)
+    amount = 0.3 + 1.2 * torch.rand(rows, device=device)
+    third = torch.full((rows,), 1 / 3, device=device)
+    parts = [third + amount * (2 / 3) * (angle + 2 * math.pi * k / 3).cos() for k in range(3)]
+    turn = torch.stack([torch.stack([parts[(k - i) % 3] for k in range(3)], 1) for i in range(3)], 1)
+    hues = some(0.4)
+    images = hues * torch.einsum("bij,bjhw->bihw", turn.to(images.dtype), images) + (1 - hues) * images
+    # each channel between two other values, also the other way round: a white disc becomes a blue one
+    ends = 2 * torch.rand(2, rows, 3, 1, 1, device=device, dtype=images.dtype) - 1
+    ends = torch.where((ends[0] - ends[1]).abs().amax(1, keepdim=True) < 0.7, 2 * (ends > 0).to(ends.dtype) - 1, ends)
+    mapped = ends[0] + (ends[1] - ends[0]) * (images / 2 + 0.5)
+    curves = some(0.4)
+    return (curves * mapped + (1 - curves) * images).clamp(-1, 1)
 
 
 def blurred(images: torch.Tensor) -> torch.Tensor:

@@ -1,20 +1,26 @@
 """The VAE: pictures to latents an eighth of their size, and back."""
 
+import functools
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from training import concepts
+from training import concepts, loop
 from training.art import STYLES, Art
 from training.captions import BACKGROUNDS
-from training.compose import Composer, Jitter, backgrounds, place
+from training.compose import Jitter, backgrounds, place
 from training.config import Preset, Run
 from training.loop import train
 
-# noise on the latents while the decoder learns, as a share of their deviation: it learns to draw clean edges from
+# the most noise on the latents while the VAE learns, as a share of their deviation: it learns to draw clean edges from
 # latents that are a little off, which is what the UNet gives it
-NOISE = 0.15
+NOISE = 0.3
+POSTERIOR = 0.05  # the deviation that img2img samples latents with
+# how strongly the discriminator pulls at the decoder, as a share of the pull of the pixels' L1
+ADVERSARIAL = 0.4
 
 
 def create(preset: Preset) -> AutoencoderKL:
@@ -31,28 +37,74 @@ def create(preset: Preset) -> AutoencoderKL:
     )
 
 
-def crop(images: torch.Tensor, size: int, draw: torch.Generator) -> torch.Tensor:
-    """A square of `size` out of each of the images (B, 3, H, W), at a place of its own."""
-    tops, lefts = torch.randint(images.shape[-1] - size + 1, (2, len(images)), generator=draw).tolist()
-    return torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)])
-
-
 def reconstruct(vae: AutoencoderKL, images: torch.Tensor, noise: float) -> torch.Tensor:
-    """Images (B, 3, H, W) in -1 … 1 through the latents, with noise on them."""
+    """Images (B, 3, H, W) in -1 … 1 through the latents, with up to `noise` on them."""
     latents = vae.encode(images).latent_dist.mean
     deviation = latents.detach().float().std((0, 2, 3), keepdim=True)
-    return vae.decode(latents + noise * deviation * torch.randn_like(latents)).sample
+    return vae.decode(degraded(latents, deviation, noise)).sample
+
+
+def degraded(latents: torch.Tensor, deviation: torch.Tensor | float, noise: float) -> torch.Tensor:
+    """Latents with noise on them, of each image between none and `noise` of the deviation."""
+    strength = noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    return latents + strength * deviation * torch.randn_like(latents)
 
 
 def loss_of(drawn: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """L1 of the pixels, of their differences to neighbours (edges), and at a quarter and an eighth of the size."""
+    """L1 of the pixels, of their differences to neighbours and next neighbours (edges), and at a quarter and an eighth
+    of the size.
+    """
     drawn, images = drawn.float(), images.float()
     total = F.l1_loss(drawn, images)
     for axis in (2, 3):
-        total = total + F.l1_loss(drawn.diff(dim=axis), images.diff(dim=axis))
+        for apart in (1, 2):
+            size = drawn.shape[axis] - apart
+            step, right = (x.narrow(axis, apart, size) - x.narrow(axis, 0, size) for x in (drawn, images))
+            total = total + F.l1_loss(step, right) / apart
     for factor in (4, 8):
         total = total + 0.5 * F.l1_loss(F.avg_pool2d(drawn, factor), F.avg_pool2d(images, factor))
     return total
+
+
+class Discriminator(nn.Module):
+    """Tells decoded patches from real ones; its features serve as a perceptual measure."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        channels = 3
+        for width in widths:
+            norm = nn.GroupNorm(8, width) if channels > 3 else nn.Identity()
+            self.layers.append(nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), norm, nn.LeakyReLU(0.2)))
+            channels = width
+        self.layers.append(nn.Conv2d(channels, 1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The features of each layer; the last are the patches' scores."""
+        found = [images]
+        for layer in self.layers:
+            found.append(layer(found[-1]))
+        return found[1:]
+
+
+def adversarial(
+    discriminator: Discriminator, drawn: torch.Tensor, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The discriminator's loss (hinge), and the decoder's: the scores and the distance of the features.
+
+    The decoder's gradient is scaled to ADVERSARIAL times that of an L1 of the pixels, whatever the
+    discriminator's scale.
+    """
+    drawn, images = drawn.float(), images.float()
+    false, true = discriminator(drawn.detach()), discriminator(images)
+    own = F.relu(1 + false[-1]).mean() + F.relu(1 - true[-1]).mean()
+    frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
+    seen = drawn.detach().requires_grad_()
+    felt: list[torch.Tensor] = torch.func.functional_call(discriminator, frozen, (seen,))
+    distance = sum(F.l1_loss(a, b.detach()) for a, b in zip(felt[:-1], true[:-1], strict=True))
+    (pull,) = torch.autograd.grad(4 * distance - felt[-1].mean(), seen)
+    pull = pull * (ADVERSARIAL / (pull.abs().mean() * pull.numel() + 1e-12))
+    return own, (drawn * pull.detach()).sum()
 
 
 def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
@@ -61,40 +113,88 @@ def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
         return (10 * torch.log10(4 / F.mse_loss(vae.decode(vae.encode(images).latent_dist.mean).sample, images))).item()
 
 
+@functools.lru_cache(maxsize=1)
+def _all_art(folder: Path, size: int, device: str) -> Art:
+    """All the art, so that img2img and masking can read images that the UNet cannot draw."""
+    return Art.load(folder, size, list(STYLES)).to(device)
+
+
+class Images:
+    """What the VAE learns from: art on plain backgrounds, as crops or whole."""
+
+    def __init__(self, run: Run) -> None:
+        self._preset, self._seed = run.preset, run.seed
+        chosen = {concept.code for concept in concepts.load(run)}
+        self._art = _all_art(run.art, run.preset.art_size, run.device)
+        listed = [i for i, (code, _) in enumerate(self._art.labels) if code in chosen]
+        self._groups = torch.tensor(listed), torch.arange(len(self._art))
+
+    def batch(self, step: int, rows: int, whole: bool) -> torch.Tensor:
+        """(rows, 3, size, size), two thirds of them of what the UNet learns. Crops have the size of detail that whole
+        images have, a third of them up to 1.4 times that: for small faces and thin parts.
+        """
+        draw = torch.Generator().manual_seed(self._seed + step)
+        side = self._preset.image_size if whole else self._preset.vae_crop
+        times = self._preset.image_size / side
+        jitters = [Jitter((0.7, 1.0), 0.06), Jitter((0.6, 1.4), 0.2, 0.3)]
+        if not whole:
+            jitters = [Jitter((0.7 * times, times), 0.36), Jitter((0.6 * times, 1.4 * times), 0.36, 0.3)]
+        parts = []
+        for group, jitter, part in zip(self._groups, jitters, (rows - rows // 3, rows // 3), strict=True):
+            picked = group[torch.randint(len(group), (part,), generator=draw)].to(self._art.pictures.device)
+            names = [list(BACKGROUNDS)[i] for i in torch.randint(len(BACKGROUNDS), (part,), generator=draw)]
+            drawings = self._art.pictures[picked]
+            parts.append(place(drawings, backgrounds(names, draw), (side, side), jitter, draw))
+        return torch.cat(parts).contiguous(memory_format=loop.LAYOUT)
+
+
 def run(run: Run) -> AutoencoderKL:
     """Trains, then folds the latents' mean and deviation into the quant convolutions, so that both are 0 and 1."""
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed)
-    listed = concepts.load(run)
-    chosen = Composer(
-        Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed}).to(device),
-        listed, preset.image_size, Jitter((0.7, 1.0), 0.06), run.seed,
-    )  # fmt: skip
-    # all the other art as well, so that img2img and masking can read pictures that the UNet cannot draw
-    wide = Art.load(run.art, preset.art_size, list(STYLES)).to(device)
-    model = create(preset).to(device, memory_format=torch.channels_last)
+    images = Images(run)
+    model = create(preset).to(device, memory_format=loop.LAYOUT)
+    # as many pixels, whatever the size
+    rows = max(6, round(preset.vae.batch * (preset.vae_crop / preset.image_size) ** 2))
 
-    def images(step: int, rows: int, whole: bool) -> torch.Tensor:
-        chosen.reseed(run.seed + step)
-        own = chosen.batch(rows - rows // 3)[0]
-        draw = torch.Generator().manual_seed(run.seed + step)
-        picked = torch.randint(len(wide), (rows // 3,), generator=draw)
-        names = [list(BACKGROUNDS)[i] for i in torch.randint(len(BACKGROUNDS), (rows // 3,), generator=draw)]
-        size = preset.image_size, preset.image_size
-        others = place(wide.pictures[picked], backgrounds(names, draw), size, Jitter((0.6, 1.4), 0.2, 0.3), draw)
-        drawn = torch.cat([own, others])
-        if not whole:
-            drawn = crop(drawn, preset.vae_crop, draw)
-        return drawn.to(device, memory_format=torch.channels_last)
+    def prepare(step: int, done: float) -> tuple[bool, tuple[torch.Tensor]]:
+        whole = done > 0.9
+        return whole, (images.batch(step, rows if whole else preset.vae.batch, whole),)
 
-    def loss(step: int, done: float) -> torch.Tensor:
-        batch = images(step, preset.vae.batch, whole=done > 0.9)
+    def loss(whole: bool, batch: torch.Tensor) -> torch.Tensor:
         return loss_of(reconstruct(model, batch, NOISE), batch)
 
-    train("VAE", model, loss, preset.vae, run.checkpoint("vae"), device)
-    held_out = images(preset.vae.steps, 96, whole=True)
+    train("VAE", model, loss, preset.vae, run.checkpoint("vae"), device, preset.average, prepare)
+    held_out = images.batch(preset.vae.steps, 96, whole=True)
     normalise(model, held_out)
-    print(f"VAE: {psnr(model, held_out):.1f} dB")
+    print(f"VAE: {psnr(model, held_out):.1f} dB", flush=True)
+    return model
+
+
+def run_decoder(run: Run, model: AutoencoderKL) -> AutoencoderKL:
+    """Trains the decoder alone, against a discriminator. The latents stay the same, so the UNet is not affected."""
+    preset, device = run.preset, run.device
+    torch.manual_seed(run.seed)
+    images = Images(run)
+    model.to(device, memory_format=loop.LAYOUT)
+    discriminator = Discriminator().to(device, memory_format=loop.LAYOUT)
+    trained = nn.ModuleList([model.decoder, model.post_quant_conv, discriminator])
+    rows = max(6, round(preset.decoder.batch * (preset.vae_crop / preset.image_size) ** 2))
+
+    def prepare(step: int, done: float) -> tuple[bool, tuple[torch.Tensor]]:
+        whole = step % 3 == 2
+        return whole, (images.batch(10**7 + step, rows if whole else preset.decoder.batch, whole),)
+
+    def loss(whole: bool, batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            latents = model.encode(batch).latent_dist.mean
+        drawn = model.decode(degraded(latents, 1.0, NOISE)).sample
+        own, pull = adversarial(discriminator, drawn, batch)
+        return loss_of(drawn, batch) + own + pull - pull.detach()
+
+    train("decoder", trained, loss, preset.decoder, run.checkpoint("decoder"), device, preset.average, prepare)
+    model.eval()
+    print(f"VAE: {psnr(model, images.batch(preset.vae.steps, 96, whole=True)):.1f} dB", flush=True)
     return model
 
 
@@ -109,6 +209,6 @@ def normalise(vae: AutoencoderKL, images: torch.Tensor) -> None:
         quant.bias[:4] = (quant.bias[:4] - mean) / deviation
         # the posterior's deviation is a constant: little noise for what img2img samples from it
         quant.weight[4:] = 0
-        quant.bias[4:] = 2 * torch.log(torch.tensor(NOISE / 3))
+        quant.bias[4:] = 2 * torch.log(torch.tensor(POSTERIOR))
         post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
         post.weight *= deviation[None, :, None, None]

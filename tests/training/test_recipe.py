@@ -10,7 +10,9 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +116,7 @@ def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp
     target = tmp_path / "model"
     target.mkdir()
     (target / "README.md").write_text("before\n<!-- evaluation -->\nold\n<!-- end of evaluation -->\nafter\n")
-    for stage in ("tokenizer", "clip", "vae", "unet", "safety", "export"):
+    for stage in ("tokenizer", "clip", "vae", "decoder", "unet", "safety", "export"):
         assert command.perform(stage, run, None, target) == 0
 
     pipeline = AutoPipelineForText2Image.from_pretrained(target, dtype=torch.float32)
@@ -202,6 +204,98 @@ def test_latents_are_normalised_without_changing_what_is_decoded() -> None:
     assert posterior.std.max() < 0.1
 
 
+def test_the_decoder_goes_on_alone_and_latents_stay_what_they_are(run: Run) -> None:
+    torch.manual_seed(0)
+    model = vae.create(run.preset)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents = model.encode(images).latent_dist.mean
+        before = model.decode(latents).sample
+        other = replace(run, preset=replace(run.preset, decoder=Stage(2, 6, 1e-2)), folder=run.folder / "other")
+        (other.folder / "art").parent.mkdir()
+        other.art.symlink_to(run.art)
+    vae.run_decoder(other, model)
+    with torch.no_grad():
+        assert torch.allclose(model.encode(images).latent_dist.mean, latents, atol=1e-4)
+        assert (model.decode(latents).sample - before).abs().max() > 1e-2
+
+
+def test_the_discriminator_pulls_as_hard_as_it_is_told_to() -> None:
+    torch.manual_seed(0)
+    judge = vae.Discriminator()
+    drawn = (torch.rand(2, 3, 32, 32) * 2 - 1).requires_grad_()
+    own, pull = vae.adversarial(judge, drawn, torch.zeros(2, 3, 32, 32))
+    pull.backward()
+    assert drawn.grad is not None
+    # an L1's mean pulls each value with 1 / their number
+    assert drawn.grad.abs().sum().item() == pytest.approx(vae.ADVERSARIAL, rel=1e-3)
+    assert all(parameter.grad is None for parameter in judge.parameters())
+    own.backward()
+    assert all(parameter.grad is not None for parameter in judge.parameters())
+
+
+def test_lean_norms_compute_the_same_and_are_gone_afterwards() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8))
+    images = torch.randn(2, 3, 8, 8)
+    expected = module(images)
+    with loop.lean_norms(module):
+        assert "forward" in vars(module[1])
+        assert torch.equal(module(images), expected)
+    assert "forward" not in vars(module[1])
+
+
+class Repeating(loop.GraphedStep):
+    """Without a GPU: what is captured is called again."""
+
+    def _capture(self, kind: object, held: list[torch.Tensor]) -> Any:
+        if kind == "broken":
+            raise RuntimeError("no")
+        value = torch.zeros(())
+
+        class Graph:
+            def replay(graph) -> None:
+                value.copy_(self._work(kind, *held))
+
+        return Graph(), held, value
+
+
+def test_a_graphed_step_reads_each_batch_and_runs_without_graphs_where_there_are_none() -> None:
+    step = Repeating(lambda kind, batch: batch.sum() * (2 if kind == "twice" else 1))
+    assert [step("once", torch.full((2,), float(i))).item() for i in (1, 2)] == [2, 4]
+    assert step("twice", torch.ones(3)).item() == 6
+    assert step("broken", torch.ones(3)).item() == 3
+    assert step("once", torch.ones(3)).item() == 3  # of another size: no graph would take it
+
+
+def test_other_styles_stay_images_and_change_most_of_them() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(64, 3, 64, 64) * 2 - 1
+    changed = safety.restyled(images)
+    assert changed.shape == images.shape and changed.abs().max() <= 1
+    assert 0.4 < (changed != images).flatten(1).any(1).float().mean() < 1
+
+
+def test_sharpness_is_that_of_the_edges() -> None:
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    step = (torch.arange(64) >= 32).float().expand(1, 3, 64, 64) * 2 - 1
+    assert evaluate.sharpness(step) > 10 * evaluate.sharpness(ramp)
+
+
+def test_parts_of_a_finished_model_stand_in_for_the_clip_stage(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    finished = tmp_path / "finished"
+    vision = safety.CLIPVisionModelWithProjection(clip.vision_config())
+    safety.as_standard(safety.Checker(vision)).save_pretrained(finished / "safety_checker")
+    tokenizer.build(run.art).save_pretrained(finished / "tokenizer")
+    (finished / "text_encoder").mkdir()
+    other = replace(run, folder=tmp_path / "work")
+    command.take_parts(finished, other)
+    assert (other.model / "text_encoder").is_dir() and (other.model / "tokenizer").is_dir()
+    again = safety.CLIPVisionModelWithProjection.from_pretrained(other.folder / "clip-vision")
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(again.eval()(pixels).image_embeds, vision.eval()(pixels).image_embeds, atol=1e-5)
+
+
 def test_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -237,6 +331,7 @@ def test_minutes_end_a_stage_with_its_whole_schedule(tmp_path: Path) -> None:
     loop.train("test", module, loss, Stage(10**9, 8, 1e-2, minutes=0.005), tmp_path / "x.pt", "cpu")
     assert parts == sorted(parts) and parts[-1] > 0.5
     assert loop.learning_rate(10**4, 0.5, 1.0) == 1.0
+    assert loop.learning_rate(10**4, 2 / 3, 1.0) == pytest.approx(0.1)
     assert loop.learning_rate(10**4, 1.0, 1.0) == pytest.approx(0.01)
     assert loop.learning_rate(0, 0.0, 1.0) == 0.01
 
