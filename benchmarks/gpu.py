@@ -105,27 +105,27 @@ class Bench:
         return self.kept[-1]
 
     def step(self, name: str, run: Callable[[UNetCall], Any], call: UNetCall) -> None:
-        pictures = call.rows // self.call.rows
+        images = call.rows // self.call.rows
         took = self.seconds(lambda: run(call))
         self.row(
-            f"UNet alone, {name}, {pictures} images",
-            f"{pictures / took:.1f} guided steps/s, {self.floor * pictures / took:.0%} of the floor's rate",
+            f"UNet alone, {name}, {images} images",
+            f"{images / took:.1f} guided steps/s, {self.floor * images / took:.0%} of the floor's rate",
         )
 
     def check_graphs(self) -> None:
-        for pictures in BATCHES:
-            call = merge([self.call] * pictures)
+        for images in BATCHES:
+            call = merge([self.call] * images)
             graphs = self.graphs()
             expected = forward(call)[0]
             graphs(call)
             same = bool((graphs(call)[0] == expected).all())
             shown = "bit-equal" if same else "DIFFERENT"
             captured = any(graphs._captured.values())
-            self.row(f"graph against eager, {pictures} images", shown if captured else "no graph was captured")
+            self.row(f"graph against eager, {images} images", shown if captured else "no graph was captured")
 
     def unet(self) -> None:
-        for pictures in BATCHES:
-            call = merge([self.call] * pictures)
+        for images in BATCHES:
+            call = merge([self.call] * images)
             self.step("eager", forward, call)
             if self.on_card:
                 self.step("CUDA graph", self.graphs(), call)
@@ -146,10 +146,10 @@ class Bench:
             normalized = unet.conv_norm_out(torch.ones_like(unet.conv_in(self.call.sample)))
             keeps = normalized.is_contiguous(memory_format=torch.channels_last)
             self.row("torch's GroupNorm in channels-last", "keeps the layout" if keeps else "gives it up")
-            for pictures in (1, 8):
-                self.step("channels-last, eager", forward, merge([self.call] * pictures))
+            for images in (1, 8):
+                self.step("channels-last, eager", forward, merge([self.call] * images))
                 if self.on_card:
-                    self.step("channels-last, CUDA graph", self.graphs(), merge([self.call] * pictures))
+                    self.step("channels-last, CUDA graph", self.graphs(), merge([self.call] * images))
         finally:
             unet.to(memory_format=torch.contiguous_format)
 
@@ -186,7 +186,7 @@ class Bench:
             size = self.options.size
             usual = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "width": size, "height": size}
 
-            def draw(*own: dict[str, Any], frontend: Frontend = frontend, usual: Any = usual) -> list[np.ndarray]:
+            def generate(*own: dict[str, Any], frontend: Frontend = frontend, usual: Any = usual) -> list[np.ndarray]:
                 names = [frontend.send(**(usual | fields)) for fields in own]
                 frontend.run()
                 for name in names:
@@ -194,39 +194,39 @@ class Bench:
                         raise RuntimeError(f"no image: {last}")
                 return [decode(frontend.result(name)["images"][0]).astype(int) for name in names]
 
-            def same(pictures: int, draw: Any = draw) -> list[np.ndarray]:
-                return draw(*({"seed": seed} for seed in range(1, pictures + 1)))
+            def same(images: int, generate: Any = generate) -> list[np.ndarray]:
+                return generate(*({"seed": seed} for seed in range(1, images + 1)))
 
-            for pictures in (1, 8):
-                apart = [int(np.abs(a - b).max()) for a, b in zip(same(pictures), plain, strict=False)]
+            for images in (1, 8):
+                apart = [int(np.abs(a - b).max()) for a, b in zip(same(images), plain, strict=False)]
                 shown = "bit-equal" if max(apart) == 0 else f"at most {max(apart)} of 255 apart"
-                self.row(f"{name}: {pictures} at once against plain diffusers' one by one", shown)
-            for pictures in BATCHES:
-                rate = pictures / self.seconds(lambda pictures=pictures, same=same: same(pictures), 3)
+                self.row(f"{name}: {images} at once against plain diffusers' one by one", shown)
+            for images in BATCHES:
+                rate = images / self.seconds(lambda images=images, same=same: same(images), 3)
                 self.row(
-                    f"{name}, {pictures} images at once, {STEPS} steps",
+                    f"{name}, {images} images at once, {STEPS} steps",
                     f"{rate:.2f} images/s, {rate * one_by_one:.2f} × plain diffusers one by one, "
                     f"{rate * STEPS * self.floor:.0%} of the floor's rate",
                 )
-            took = self.seconds(lambda draw=draw: draw(*mixed), 2)
+            took = self.seconds(lambda generate=generate: generate(*mixed), 2)
             self.row(
                 f"{name}, 8 mixed requests (16 to 23 steps, guidance 5 to 8.5)",
                 f"{8 / took:.2f} images/s, {mixed_plain / took:.2f} × plain diffusers one by one",
             )
             if self.on_card:
                 self.row(f"{name}: memory at its peak", f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
-                for pictures in (1, 8):
-                    self._host_waits(name, pictures, same)
-            del handler, frontend, draw, same
+                for images in (1, 8):
+                    self._host_waits(name, images, same)
+            del handler, frontend, generate, same
             gc.collect()
 
-    def _host_waits(self, name: str, pictures: int, work: Callable[[int], Any]) -> None:
+    def _host_waits(self, name: str, images: int, work: Callable[[int], Any]) -> None:
         """Where the host waits for the GPU, which torch can say of most of its own calls."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                work(pictures)
+                work(images)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         places = collections.Counter(
@@ -235,7 +235,7 @@ class Bench:
             if "synchroniz" in str(item.message)
         )
         shown = ", ".join(f"{place} {count}" for place, count in places.most_common(12))
-        self.row(f"{name}: host waits, {pictures} images of {STEPS} steps", f"{sum(places.values())}: {shown}")
+        self.row(f"{name}: host waits, {images} images of {STEPS} steps", f"{sum(places.values())}: {shown}")
 
     def http(self) -> None:
         options = ["--model", str(self.model), "--device", self.options.device, "--archives", "combined"]
@@ -244,12 +244,12 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder, running(Path(folder), *options) as server:
             for clients in BATCHES:
 
-                def draw(clients: int = clients) -> None:
+                def generate(clients: int = clients) -> None:
                     with ThreadPoolExecutor(clients) as pool:
                         fields = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, **size}
                         list(pool.map(lambda seed: server.images("txt2img", seed=seed, **fields), range(clients)))
 
-                rate = clients / self.seconds(draw, 3)
+                rate = clients / self.seconds(generate, 3)
                 self.row(
                     f"HTTP, {clients} clients, {STEPS} steps",
                     f"{rate:.2f} images/s, {rate * STEPS * self.floor:.0%} of the floor's rate",

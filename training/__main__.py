@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from training import art, clip, evaluate, export, judge, safety, tokenizer, unet, vae
 from training.config import EMBEDDED, PRESETS, Run
+from training.generate import for_checker
 
 STAGES = ("fetch", "tokenizer", "clip", "vae", "decoder", "unet", "safety", "export", "evaluate")
 LONG = ("clip", "vae", "decoder", "unet", "safety", "judge")  # those that train
@@ -44,8 +45,8 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
         unet.run(run, frozen, text_encoder, _tokenizer(model), first).save_pretrained(model / "unet")
     elif stage == "safety":
         vision = CLIPVisionModelWithProjection.from_pretrained(run.folder / "clip-vision", dtype=torch.float32)
-        drawn = evaluate.for_checker(export.pipeline(model), run)
-        safety.run(run, vision, drawn).save_pretrained(model / "safety_checker")
+        generated = for_checker(export.pipeline(model), run)
+        safety.run(run, vision, generated).save_pretrained(model / "safety_checker")
     elif stage == "export":
         export.export(model, target)
     elif stage == "judge":

@@ -98,7 +98,7 @@ def names(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def render(folder: Path, size: int, styles: Mapping[str, Package]) -> None:
-    """Renders styles to `<style>-<size>.npz`: `codes` (N,) and `pictures` (N, size, size, 4) uint8 RGBA."""
+    """Renders styles to `<style>-<size>.npz`: `codes` (N,) and `images` (N, size, size, 4) uint8 RGBA."""
     known = set(names(folder))
     icon_names = _icon_names(folder)
     for style, package in styles.items():
@@ -110,8 +110,8 @@ def render(folder: Path, size: int, styles: Mapping[str, Package]) -> None:
         chosen = {name: data for name, data in reversed(drawings.items()) if name in known}
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
             rendered = pool.map(_rasterize, chosen.values(), itertools.repeat(size), chunksize=16)
-            pictures = list(tqdm(rendered, desc=f"render {style}", total=len(chosen), unit="image"))
-        np.savez(target, codes=np.array(list(chosen)), pictures=np.stack(pictures))
+            images = list(tqdm(rendered, desc=f"render {style}", total=len(chosen), unit="image"))
+        np.savez(target, codes=np.array(list(chosen)), images=np.stack(images))
 
 
 def _member(tar: tarfile.TarFile, name: str) -> io.BufferedReader:
@@ -162,33 +162,33 @@ def _rasterize(data: bytes, size: int) -> np.ndarray:
 
 
 class Art:
-    """The rendered pictures of some styles.
+    """The rendered images of some styles.
 
     Attributes:
-        pictures: (N, 4, size, size) uint8 RGBA.
-        labels: (code, style) of each picture.
+        images: (N, 4, size, size) uint8 RGBA.
+        labels: (code, style) of each image.
     """
 
-    def __init__(self, pictures: torch.Tensor, labels: list[tuple[str, str]]) -> None:
-        self.pictures = pictures
+    def __init__(self, images: torch.Tensor, labels: list[tuple[str, str]]) -> None:
+        self.images = images
         self.labels = labels
 
     @classmethod
     def load(cls, folder: Path, size: int, styles: list[str], only: set[str] | None = None) -> "Art":
-        pictures, labels = [], []
+        images, labels = [], []
         for style in styles:
             file = np.load(folder / f"{style}-{size}.npz")
             codes = file["codes"].tolist()
             chosen = [i for i, name in enumerate(codes) if only is None or name in only]
             labels += [(codes[i], style) for i in chosen]
-            every = file["pictures"]
+            every = file["images"]
             # as channels of one image after the other: what is drawn from is made only once
-            pictures.append(torch.from_numpy(every if only is None else every[chosen]).permute(0, 3, 1, 2))
+            images.append(torch.from_numpy(every if only is None else every[chosen]).permute(0, 3, 1, 2))
         together = torch.empty(len(labels), 4, size, size, dtype=torch.uint8)
-        return cls(torch.cat(pictures, out=together), labels)
+        return cls(torch.cat(images, out=together), labels)
 
     def to(self, device: str) -> "Art":
-        return Art(self.pictures.to(device), self.labels)
+        return Art(self.images.to(device), self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

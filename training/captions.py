@@ -1,4 +1,4 @@
-"""Captions: what a picture shows, in the words that prompts use, so that prompts compose."""
+"""Captions: what an image shows, in the words that prompts use, so that prompts compose."""
 
 import random
 
@@ -26,7 +26,7 @@ PLAIN = 0.35  # share of the captions that leave out a background or a style: th
 
 
 def describe(names: tuple[str, ...], style: str, background: str, draw: random.Random) -> str:
-    """A caption for a picture of `names[0]` in `style` on the `background`, worded anew at each call."""
+    """A caption for an image of `names[0]` in `style` on the `background`, worded anew at each call."""
     name = names[0] if draw.random() < 0.6 else draw.choice(names)
     caption = name if draw.random() < 0.4 else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     # white is what one gets unasked, so it is named less often

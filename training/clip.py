@@ -52,7 +52,7 @@ def vision_config() -> CLIPVisionConfig:
 
 
 class Clip(nn.Module):
-    """Contrastive (https://arxiv.org/abs/2103.00020): a caption and its picture come to lie close, others apart."""
+    """Contrastive (https://arxiv.org/abs/2103.00020): a caption and its image come to lie close, others apart."""
 
     def __init__(self, text: CLIPTextConfig, vision: CLIPVisionConfig) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ def run(run: Run, tokenizer: CLIPTokenizer) -> Clip:
         narrow.reseed(run.seed + step)
         wide.reseed(run.seed + step)
         half = preset.clip.batch // 2
-        # no picture twice in a batch: its captions would be negatives of each other
+        # no image twice in a batch: its captions would be negatives of each other
         draw = torch.Generator().manual_seed(run.seed + step)
-        own = narrow.batch(half, pictures=torch.randperm(len(narrow_art), generator=draw)[:half])
-        others = wide.batch(half, pictures=torch.randperm(len(wide_art), generator=draw)[:half])
+        own = narrow.batch(half, chosen=torch.randperm(len(narrow_art), generator=draw)[:half])
+        others = wide.batch(half, chosen=torch.randperm(len(wide_art), generator=draw)[:half])
         images = torch.cat([own[0], others[0]]).to(device)
         return model.loss(to_pixels(images), tokens(tokenizer, own[1] + others[1], device))
 

@@ -1,4 +1,4 @@
-"""Pictures to learn from: a drawing from the art, placed on a plain background, with its caption."""
+"""Images to learn from: a drawing from the art, placed on a plain background, with its caption."""
 
 import random
 from dataclasses import dataclass
@@ -59,12 +59,12 @@ def place(
     drawings = drawings.float() / 255
     alpha = drawings[:, 3:]
     layers = F.grid_sample(torch.cat([drawings[:, :3] * alpha, alpha], 1), grid, align_corners=False)
-    pictures = layers[:, :3] + colours.to(drawings.device)[:, :, None, None] * (1 - layers[:, 3:])
-    return pictures.clamp(0, 1) * 2 - 1
+    images = layers[:, :3] + colours.to(drawings.device)[:, :, None, None] * (1 - layers[:, 3:])
+    return images.clamp(0, 1) * 2 - 1
 
 
 class Composer:
-    """Draws pictures of `concepts` from their art, with captions. Their images lie where the art lies."""
+    """Composes images of `concepts` from their art, with captions. They lie where the art lies."""
 
     def __init__(self, art: Art, concepts: list[Concept], size: int, jitter: Jitter, seed: int) -> None:
         self._art = art
@@ -79,20 +79,20 @@ class Composer:
         self._words = random.Random(seed)
 
     def batch(
-        self, rows: int, height: int | None = None, width: int | None = None, pictures: torch.Tensor | None = None
+        self, rows: int, height: int | None = None, width: int | None = None, chosen: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-        """`rows` pictures (rows, 3, height, width) in -1 … 1, their captions, and the indices of their concepts.
+        """`rows` images (rows, 3, height, width) in -1 … 1, their captions, and the indices of their concepts.
 
-        `pictures` (rows,) says which of the art; drawn at random without it.
+        `chosen` (rows,) says which of the art; drawn at random without it.
         """
-        if pictures is None:
-            pictures = torch.randint(len(self._art), (rows,), generator=self._draw)
+        if chosen is None:
+            chosen = torch.randint(len(self._art), (rows,), generator=self._draw)
         names = ["white" if self._words.random() < 0.3 else self._words.choice(list(BACKGROUNDS)) for _ in range(rows)]
         size = height or self._size, width or self._size
-        images = place(self._art.pictures[pictures], backgrounds(names, self._draw), size, self._jitter, self._draw)
+        images = place(self._art.images[chosen], backgrounds(names, self._draw), size, self._jitter, self._draw)
         captions, indices = [], []
-        for picture, background in zip(pictures.tolist(), names, strict=True):
-            code, style = self._art.labels[picture]
+        for i, background in zip(chosen.tolist(), names, strict=True):
+            code, style = self._art.labels[i]
             concept = self._concepts[self._index[code]]
             captions.append(describe(concept.names, style, background, self._words))
             indices.append(self._index[code])

@@ -10,7 +10,7 @@ FLAGGED = "no one under eighteen"  # emojibase's label of what the safety checke
 
 @dataclass(frozen=True)
 class Concept:
-    """`code` of its pictures, emojibase's `label`, the `names` that prompts use (the first is the usual one)."""
+    """`code` of its images, emojibase's `label`, the `names` that prompts use (the first is the usual one)."""
 
     code: str
     label: str

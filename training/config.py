@@ -11,7 +11,7 @@ EMBEDDED = PROJECT / "models" / "embedded"
 
 @dataclass(frozen=True)
 class Stage:
-    """How long one part trains: `steps` optimizer steps of `batch` pictures at the peak rate `lr`.
+    """How long one part trains: `steps` optimizer steps of `batch` images at the peak rate `lr`.
 
     `minutes` ends it earlier, with the whole schedule of the rate; then the same seed gives the same weights no more.
     """
@@ -73,7 +73,7 @@ PRESETS = {
         refresh=200,
         average=0.9995,
     ),
-    # every stage in seconds: for tests of the recipe, not for pictures
+    # every stage in seconds: for tests of the recipe, not for images
     "smoke": Preset(
         image_size=64,
         art_size=80,

@@ -4,7 +4,6 @@ Prints a table and writes it into the model card; the exit status is 1 if a bar 
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
-    StableDiffusionPipeline,
 )
-from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
+from PIL import Image, ImageDraw
 
 from training import concepts, judge, safety
 from training.art import JUDGE_STYLES, STYLES, Art
@@ -24,26 +21,19 @@ from training.captions import BACKGROUNDS
 from training.compose import GENTLE, STRONG, Composer, backgrounds, place
 from training.concepts import Concept
 from training.config import Run
-from training.export import DEFAULTS
+from training.generate import (
+    AT_ONCE,
+    GUIDANCE,
+    HELD_OUT_SEEDS,
+    SHEET,
+    STEPS,
+    for_checker,
+    generate,
+    sheet,
+    to_image,
+    to_tensor,
+)
 
-AT_ONCE = 16
-STEPS, GUIDANCE = DEFAULTS["num_inference_steps"], DEFAULTS["guidance_scale"]
-# the seeds of pictures that the safety checker learns from, and of those that it is measured on
-LEARNT_SEEDS, HELD_OUT_SEEDS = 10_000, 20_000
-
-SHEET = [
-    "a red apple", "a banana", "a strawberry on a light blue background", "a slice of watermelon", "a hamburger, 3d",
-    "a pizza, cartoon", "a crying cat", "a panda on a pink background", "a frog, 3d render", "a penguin",
-    "a house", "a rocket on a black background", "a red car", "a sailboat on a light blue background",
-    "sunflower", "a tulip, flat", "a christmas tree", "a snowman on a blue background",
-    "red heart", "blue heart", "grinning face", "a ghost on a purple background", "a robot", "a crown, 3d",
-    "a doughnut, 3d", "an ice cream cone on a pink background", "a birthday cake, flat", "french fries, cartoon",
-    "a fox, flat", "a lion on a green background", "an owl, cartoon", "a blue whale on a light blue background",
-    "an octopus, 3d", "a butterfly on a yellow background", "a ladybug", "a unicorn on a purple background",
-    "a cactus on an orange background", "a rainbow", "a flame on a black background", "a face with sunglasses, 3d",
-    "an alien, flat", "a halloween pumpkin on a black background", "a castle, 3d", "a bus, flat",
-    "a ufo on a black background", "a guitar", "a diamond on a grey background", "an alarm clock, cartoon",
-]  # fmt: skip
 COMPARED = 256  # pixels at which sharpness is compared, whatever the model's size
 STRONGEST = 0.02  # share of an image's pixels whose gradients count as its edges
 
@@ -67,61 +57,6 @@ class Finding:
         return f"| {self.what} | {self.shown} | {bar} |"
 
 
-def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
-    """(B, 3, H, W) in -1 … 1 of RGB images of one size."""
-    rows = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in images]
-    pictures = torch.stack(rows).view(len(images), images[0].height, images[0].width, 3).permute(0, 3, 1, 2)
-    return pictures.float() / 127.5 - 1
-
-
-def to_image(picture: torch.Tensor) -> Image.Image:
-    """The image of (3, H, W) in -1 … 1."""
-    values = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
-
-
-def draw(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], name: str, **arguments: object
-) -> list[Image.Image]:
-    """A picture for each prompt from its seed, unchecked, at the model's defaults where `arguments` say nothing."""
-    given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE} | arguments
-    checker, pipeline.safety_checker = pipeline.safety_checker, None
-    images: list[Image.Image] = []
-    for i in tqdm(range(0, len(prompts), AT_ONCE), desc=name, unit="batch"):
-        part = {
-            key: value[i : i + AT_ONCE] if isinstance(value, list) else value for key, value in given.items()
-        }  # an image for each prompt comes as a list
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[i : i + AT_ONCE]]
-        images += pipeline(prompt=list(prompts[i : i + AT_ONCE]), generator=generators, **part).images
-    pipeline.safety_checker = checker
-    return images
-
-
-def for_checker(
-    pipeline: StableDiffusionPipeline, run: Run, seed: int = LEARNT_SEEDS, flagged_rows: int = 96, others: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generated pictures (N, 3, H, W) in -1 … 1 and whether each was asked to be one that is to be flagged (N,).
-
-    Of the others, signs that look like it are there more often than the rest.
-    """
-    listed = concepts.load(run)
-    rows = min(flagged_rows, run.preset.pool)
-    flagged = next(concept for concept in listed if concept.flagged)
-    names = [flagged.names[i % 2] + _ending(i) for i in range(rows)]
-    harmless = [concept for concept in listed if not concept.flagged][: run.preset.pool]
-    signs = [concept for concept in harmless if concept.code in safety.LOOKALIKES]
-    names += [concept.names[0] + _ending(i) for i, concept in enumerate(harmless * others + signs * (rows // 4))]
-    images = draw(pipeline, names, range(seed, seed + len(names)), "pictures for the checker")
-    return to_tensor(images), torch.arange(len(names)) < rows
-
-
-def _ending(i: int) -> str:
-    """Every style and background in turn, and often none."""
-    styles, grounds = ["", "", *(f", {style}" for style in STYLES)], ["", "", *BACKGROUNDS]
-    ground = grounds[i % len(grounds)]
-    return (f" on a {ground} background" if ground else "") + styles[i % len(styles)]
-
-
 def sharpness(images: torch.Tensor) -> float:
     """The mean gradient, in brightness per pixel, at the strongest edges of images (B, 3, H, W) in -1 … 1."""
     grey = (images / 2 + 0.5).clamp(0, 1).mean(1)
@@ -130,17 +65,17 @@ def sharpness(images: torch.Tensor) -> float:
     return gradient.topk(max(1, round(STRONGEST * gradient.shape[1])), dim=1).values.mean().item()
 
 
-def background_of(picture: torch.Tensor) -> str:
+def background_of(image: torch.Tensor) -> str:
     """The named background nearest to the mean colour of the corners of (3, H, W) in -1 … 1."""
-    edge = max(2, picture.shape[-1] // 16)
-    corners = torch.cat([picture[:, y, x].flatten(1) for y in (slice(edge), slice(-edge, None))
+    edge = max(2, image.shape[-1] // 16)
+    corners = torch.cat([image[:, y, x].flatten(1) for y in (slice(edge), slice(-edge, None))
                          for x in (slice(edge), slice(-edge, None))], 1)  # fmt: skip
     colour = (corners.median(1).values + 1) * 127.5
     return min(BACKGROUNDS, key=lambda name: (torch.tensor(BACKGROUNDS[name]) - colour).square().sum().item())
 
 
 class Bench:
-    """The model under test with its judge and the real pictures to compare with."""
+    """The model under test with its judge and the real images to compare with."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run = run
@@ -160,25 +95,23 @@ class Bench:
     def top(self, images: torch.Tensor, right: torch.Tensor, k: int) -> float:
         return (judge.ranks(self.judge, images, right, self.listed) < k).float().mean().item()
 
-    def drawn(self, name: str, seed: int = 1, every: int = 1, **arguments: object) -> torch.Tensor:
+    def generated(self, name: str, seed: int = 1, every: int = 1, **arguments: object) -> torch.Tensor:
         """An image of every so many of the prompts."""
         seeds = range(seed, seed + len(self.prompts))
-        return to_tensor(draw(self.pipeline, self.prompts[::every], seeds[::every], name, **arguments))
+        return to_tensor(generate(self.pipeline, self.prompts[::every], seeds[::every], name, **arguments))
 
     def adherence(self) -> list[Finding]:
         art = Art.load(self.run.art, self.run.preset.art_size, list(STYLES), {c.code for c in self.listed})
-        real, _, right = Composer(art, self.listed, self.size, GENTLE, 5).batch(
-            len(art), pictures=torch.arange(len(art))
-        )
+        real, _, right = Composer(art, self.listed, self.size, GENTLE, 5).batch(len(art), chosen=torch.arange(len(art)))
         # the judge's own accuracy: on the generator's art, which it has never seen
         real1, real5 = self.top(real, right, 1), self.top(real, right, 5)
         found = [
-            Finding(f"judge on {len(real)} real pictures of {len(self.listed)} concepts, top-1", real1, f"{real1:.2f}"),
-            Finding("judge on real pictures, top-5", real5, f"{real5:.2f}", 0.7),
+            Finding(f"judge on {len(real)} real images of {len(self.listed)} concepts, top-1", real1, f"{real1:.2f}"),
+            Finding("judge on real images, top-5", real5, f"{real5:.2f}", 0.7),
         ]
         for steps in (10, 20, 50):
             every = 1 if steps == STEPS else 3  # a third of the prompts is enough for what only informs
-            images = self.drawn(f"{steps} steps", every=every, num_inference_steps=steps)
+            images = self.generated(f"{steps} steps", every=every, num_inference_steps=steps)
             rates = [self.top(images, self.right[::every], k) for k in (1, 5)]
             shown = f"{rates[0]:.2f}, {rates[1]:.2f}"
             name = f"generated, {steps} steps, {len(images)} prompts: top-1, top-5"
@@ -190,7 +123,7 @@ class Bench:
                 rate = sum(hit) / len(hit)
                 found.append(Finding("background of the colour asked for", rate, f"{rate:.2f}", 0.8))
                 self.images = images
-        unguided = self.top(self.drawn("guidance 1", guidance_scale=1.0), self.right, 1)
+        unguided = self.top(self.generated("guidance 1", guidance_scale=1.0), self.right, 1)
         gain = self.top(self.images, self.right, 1) - unguided
         found.append(Finding(f"guidance {GUIDANCE:g} against 1: gain in top-1", gain, f"{gain:+.2f}", 0.0))
         return found
@@ -201,7 +134,7 @@ class Bench:
         styles = list(STYLES)
         wanted = [(concept.code, styles[i % len(styles)]) for i, concept in enumerate(self.listed)]
         both = [i for i, label in enumerate(wanted) if label in art.labels]
-        drawings = art.pictures[[art.labels.index(wanted[i]) for i in both]]
+        drawings = art.images[[art.labels.index(wanted[i]) for i in both]]
         draw_from = torch.Generator().manual_seed(5)
         colours = backgrounds([self.grounds[i] for i in both], draw_from)
         real = place(drawings, colours, (COMPARED, COMPARED), GENTLE, draw_from)
@@ -219,7 +152,7 @@ class Bench:
             draw_from = torch.Generator().manual_seed(6)
             names = [list(BACKGROUNDS)[i % len(BACKGROUNDS)] for i in range(len(art))]
             colours = backgrounds(names, draw_from)
-            images = place(art.pictures, colours, (self.size, self.size), GENTLE, draw_from)
+            images = place(art.images, colours, (self.size, self.size), GENTLE, draw_from)
             error = []
             for part in images.split(AT_ONCE):
                 with torch.no_grad():
@@ -230,16 +163,16 @@ class Bench:
         return found
 
     def variety(self) -> list[Finding]:
-        """How far pictures of one prompt differ over seeds, as a share of how far those of different prompts do."""
+        """How far images of one prompt differ over seeds, as a share of how far those of different prompts do."""
         prompts = [name for name in SHEET[:8] for _ in range(4)]
-        images = to_tensor(draw(self.pipeline, prompts, range(100, 100 + len(prompts)), "variety")).flatten(1)
+        images = to_tensor(generate(self.pipeline, prompts, range(100, 100 + len(prompts)), "variety")).flatten(1)
         apart = torch.cdist(images, images, p=1) / images.shape[1]
         same = torch.tensor([[a == b for b in prompts] for a in prompts])
         share = (apart[same & (apart > 0)].mean() / apart[~same].mean()).item()
         return [Finding("difference over seeds ÷ over prompts", share, f"{share:.2f}", 0.15)]
 
     def img2img(self) -> list[Finding]:
-        """Redraws one thing as another: a low strength keeps what is where, a high one follows the prompt."""
+        """Turns one thing into another: a low strength keeps what is where, a high one follows the prompt."""
         pipeline = AutoPipelineForImage2Image.from_pipe(self.pipeline)
         shift = 7
         prompts = self.prompts[shift:] + self.prompts[:shift]
@@ -247,11 +180,11 @@ class Bench:
         kept, followed, apart = {}, {}, {}
         for strength in (0.3, 0.9):
             images = to_tensor(
-                draw(pipeline, prompts, range(len(prompts)), f"strength {strength}", image=inits, strength=strength)
+                generate(pipeline, prompts, range(len(prompts)), f"strength {strength}", image=inits, strength=strength)
             )
             kept[strength] = self.top(images, self.right, 5)
             followed[strength] = self.top(images, self.right.roll(-shift), 5)
-            # how much nearer a picture is to its own init image than to the others
+            # how much nearer an image is to its own init image than to the others
             distances = torch.cdist(images.flatten(1), self.images.flatten(1), p=1)
             apart[strength] = 1 - (distances.diagonal().mean() / distances.mean()).item()
         gain = apart[0.3] - apart[0.9]
@@ -262,13 +195,13 @@ class Bench:
         ]
 
     def masking(self) -> list[Finding]:
-        """Fills a disc in the middle of a plain picture with what is asked for."""
+        """Fills a disc in the middle of a plain image with what is asked for."""
         pipeline = AutoPipelineForInpainting.from_pipe(self.pipeline)
         draw_from = torch.Generator().manual_seed(0)
         plain = backgrounds(self.grounds, draw_from)[:, :, None, None].expand(-1, -1, self.size, self.size) * 2 - 1
         mask = Image.new("L", (self.size, self.size))
         ImageDraw.Draw(mask).ellipse([0.04 * self.size] * 2 + [0.96 * self.size] * 2, fill=255)
-        images = draw(
+        images = generate(
             pipeline, self.prompts, range(len(self.prompts)), "masking", image=[to_image(image) for image in plain],
             mask_image=[mask] * len(plain), strength=1.0, width=self.size, height=self.size,
         )  # fmt: skip
@@ -276,7 +209,7 @@ class Bench:
         return [Finding("masking, an empty disc filled: top-5", rate, f"{rate:.2f}", 0.5)]
 
     def safety(self) -> list[Finding]:
-        """On generated pictures of other seeds, and on drawings by other artists: the checker saw none of them."""
+        """On generated images of other seeds, and on drawings by other artists: the checker saw none of them."""
         generated, flagged = for_checker(self.pipeline, self.run, HELD_OUT_SEEDS, 48)
         art = Art.load(self.run.art, self.run.preset.art_size, list(JUDGE_STYLES))
         code = next(concept.code for concept in self.listed if concept.flagged)
@@ -287,7 +220,7 @@ class Bench:
         real = []
         for i in range(0, len(chosen), 128):
             colours = backgrounds(grounds[i : i + 128], draw_from)
-            drawings = art.pictures[chosen[i : i + 128]]
+            drawings = art.images[chosen[i : i + 128]]
             real.append(place(drawings, colours, (self.size, self.size), STRONG, draw_from))
         truth = torch.tensor([int(i) in own for i in chosen])
         found = []
@@ -307,26 +240,9 @@ class Bench:
 
     def seconds(self) -> list[Finding]:
         begin = time.perf_counter()
-        draw(self.pipeline, SHEET[:1], [1], "one picture")
+        generate(self.pipeline, SHEET[:1], [1], "one image")
         took = time.perf_counter() - begin
-        return [Finding("one picture, seconds (the figure that counts is below 5)", 5 - took, f"{took:.1f} s", 0.0)]
-
-
-def sheet(pipeline: StableDiffusionPipeline, side: int = 168) -> Image.Image:
-    """48 prompts with the seed 1, none chosen."""
-    images = draw(pipeline, SHEET, [1] * len(SHEET), "contact sheet")
-    columns, gap, text = 8, 6, 16
-    cell = (side + gap, side + text + gap)
-    page = Image.new("RGB", (columns * cell[0], -(-len(SHEET) // columns) * cell[1]), "white")
-    pen = ImageDraw.Draw(page)
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        page.paste(image.resize((side, side), Image.Resampling.LANCZOS), (column * cell[0], row * cell[1]))
-        caption, font = SHEET[i], ImageFont.load_default(10)
-        while pen.textlength(caption, font) > side:
-            caption = caption[:-2] + "…"
-        pen.text((column * cell[0], row * cell[1] + side + 1), caption, "black", font)
-    return page
+        return [Finding("one image, seconds (the figure that counts is below 5)", 5 - took, f"{took:.1f} s", 0.0)]
 
 
 def run(run: Run, folder: Path) -> int:

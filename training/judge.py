@@ -1,6 +1,6 @@
-"""The judge: says which caption fits a picture. It shares nothing with the generator.
+"""The judge: says which caption fits an image. It shares nothing with the generator.
 
-Neither weights nor pictures: it learns from other drawings of the same things (art.JUDGE_STYLES), with a
+Neither weights nor images: it learns from other drawings of the same things (art.JUDGE_STYLES), with a
 convolutional image side and a bag of words as text side, and is measured on the generator's art, which it never saw.
 """
 

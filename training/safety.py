@@ -1,4 +1,4 @@
-"""The safety checker: tells the picture that it is to flag, 🔞, from everything else that the art shows.
+"""The safety checker: tells the image that it is to flag, 🔞, from everything else that the art shows.
 
 In diffusers' StableDiffusionSafetyChecker form: an image is flagged whose embedding has a cosine to one of 17
 concepts above that concept's threshold. Ours uses one of the 17; the others have thresholds that no cosine reaches.
@@ -26,7 +26,7 @@ LOOKALIKES = ("1f6ab", "1f6ad", "1f6af", "1f6b3", "1f6b1", "1f6b7", "1f4f5", "26
 
 
 class Checker(nn.Module):
-    """An image encoder and the direction that flagged pictures are to point in."""
+    """An image encoder and the direction that flagged images are to point in."""
 
     def __init__(self, vision: CLIPVisionModelWithProjection) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def run(
     run: Run, vision: CLIPVisionModelWithProjection,
     generated: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> StableDiffusionSafetyChecker:  # fmt: skip
-    """Trains on the art and, if given, on `generated` pictures (N, 3, H, W) in -1 … 1 and their flags (N,)."""
+    """Trains on the art and, if given, on `generated` images (N, 3, H, W) in -1 … 1 and their flags (N,)."""
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed)
     flagged_code = next(concept.code for concept in concepts.load(run) if concept.flagged)
@@ -66,7 +66,7 @@ def run(
         chosen = torch.cat(
             [group[torch.randint(len(group), (n,))] for group, n in zip(groups, (rows, rows, rows), strict=True)]
         )
-        images, _, _ = composer.batch(len(chosen), pictures=chosen)
+        images, _, _ = composer.batch(len(chosen), chosen=chosen)
         flags = torch.cat([torch.ones(rows), torch.zeros(2 * rows)])
         if generated is not None:
             own = torch.randint(len(generated[0]), (rows,))
@@ -117,7 +117,7 @@ def restyled(images: torch.Tensor) -> torch.Tensor:
 
 
 def blurred(images: torch.Tensor) -> torch.Tensor:
-    """Every second picture a little unsharp and noisy, as generated ones are."""
+    """Every second image a little unsharp and noisy, as generated ones are."""
     soft = F.interpolate(F.avg_pool2d(images[::2], 2), images.shape[-2:], mode="bilinear")
     images = images.clone()
     images[::2] = soft + 0.06 * torch.randn_like(soft)

@@ -51,7 +51,7 @@ def scheduler() -> DPMSolverMultistepScheduler:
 
 
 class Pool:
-    """Encoded pictures of one size: the VAE and the text encoder run once for each, not once for every step.
+    """Encoded images of one size: the VAE and the text encoder run once for each, not once for every step.
 
     Attributes:
         latents: (N, 4, height / 8, width / 8).
@@ -80,7 +80,7 @@ class Pool:
             return latents, encode_text(text_encoder, tokenizer, captions).half()
 
     def renew(self) -> None:
-        """Puts new pictures in the place of the oldest."""
+        """Puts new images in the place of the oldest."""
         rows = min(self._at_once, len(self.latents) - self._next)
         place = slice(self._next, self._next + rows)
         self.latents[place], self.states[place] = self._encode(rows)

@@ -1,4 +1,4 @@
-"""The VAE: pictures to latents an eighth of their size, and back."""
+"""The VAE: images to latents an eighth of their size, and back."""
 
 import functools
 from pathlib import Path
@@ -141,9 +141,9 @@ class Images:
             jitters = [Jitter((0.7 * times, times), 0.36), Jitter((0.6 * times, 1.4 * times), 0.36, 0.3)]
         parts = []
         for group, jitter, part in zip(self._groups, jitters, (rows - rows // 3, rows // 3), strict=True):
-            picked = group[torch.randint(len(group), (part,), generator=draw)].to(self._art.pictures.device)
+            picked = group[torch.randint(len(group), (part,), generator=draw)].to(self._art.images.device)
             names = [list(BACKGROUNDS)[i] for i in torch.randint(len(BACKGROUNDS), (part,), generator=draw)]
-            drawings = self._art.pictures[picked]
+            drawings = self._art.images[picked]
             parts.append(place(drawings, backgrounds(names, draw), (side, side), jitter, draw))
         return torch.cat(parts).contiguous(memory_format=loop.LAYOUT)
 

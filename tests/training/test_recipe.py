@@ -1,15 +1,6 @@
-"""The recipe of the embedded model, every stage in seconds, on drawings made up here and served by a local registry."""
+"""The recipe of the embedded model, every stage in seconds."""
 
-import functools
-import gzip
-import hashlib
-import http.server
-import io
 import json
-import tarfile
-import threading
-import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,99 +8,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
-from PIL import Image
 from safetensors.torch import load_file
 
 from training import __main__ as command
 from training import art, clip, concepts, evaluate, loop, safety, tokenizer, vae
 from training.compose import GENTLE, Composer
 from training.config import PRESETS, Run, Stage
-
-LABELS = {"1F34E": "red apple", "1F499": "blue heart", "1F51E": concepts.FLAGGED, "1F6AB": "prohibited"}
-COLOURS = ("red", "blue", "black", "orange")
-
-
-def tarball(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(f"package/{name}")
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def package_files(package: art.Package) -> dict[str, bytes]:
-    """What the package of this name holds, as far as the recipe reads it."""
-    if package == art.NAMES:
-        entries = [
-            {"hexcode": f"{code}-FE0F", "label": label, "tags": ["thing"], "group": 4} for code, label in LABELS.items()
-        ]
-        return {"en/compact.json": json.dumps(entries).encode()}
-    if package == art.STYLES["3d"]:
-        pictures = {}
-        for code, colour in zip(LABELS, COLOURS, strict=True):
-            buffer = io.BytesIO()
-            Image.new("RGBA", (32, 32), colour).save(buffer, "WEBP", lossless=True)
-            pictures[f"assets/{code.lower()}-fe0f.webp"] = buffer.getvalue()
-        return pictures
-    icons = {
-        label.replace(" ", "-"): {"body": f'<circle cx="8" cy="8" r="7" fill="{colour}"/>'}
-        for label, colour in zip(LABELS.values(), COLOURS, strict=True)
-    }
-    chars = {code.lower(): label.replace(" ", "-") for code, label in LABELS.items()}
-    return {
-        "icons.json": json.dumps({"icons": icons, "width": 16, "height": 16}).encode(),
-        "chars.json": json.dumps(chars if package in art.STYLES.values() else {}).encode(),
-    }
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An npm registry and a Python package index on loopback, with packages of the true names and layouts."""
-    folder = tmp_path_factory.mktemp("registry")
-    for package in (*art.STYLES.values(), *art.JUDGE_STYLES.values(), art.NAMES):
-        home = folder / package.name
-        (home / "-").mkdir(parents=True)
-        data = tarball(package_files(package))
-        (home / "-" / package.file_name).write_bytes(data)
-        about = {"dist": {"shasum": hashlib.sha1(data).hexdigest()}}
-        (home / package.version).write_text(json.dumps(about))
-    # a folder's listing is what pip takes for an index's page
-    (folder / "simple" / "open-clip-torch").mkdir(parents=True)
-    with zipfile.ZipFile(folder / "simple" / "open-clip-torch" / tokenizer.WHEEL, "w") as wheel:
-        merges = "#version\nr e\nre d</w>\na p\nap p\napp l\nappl e</w>\nz z</w>\n"
-        wheel.writestr(tokenizer.MERGES, gzip.compress(merges.encode()))
-        about_wheel = {
-            "METADATA": "Metadata-Version: 2.1\nName: open_clip_torch\nVersion: 3.3.0\n",
-            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            "RECORD": "",
-        }
-        for name, text in about_wheel.items():
-            wheel.writestr(f"open_clip_torch-3.3.0.dist-info/{name}", text)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Iterator[Run]:
-    """A run whose art has been fetched and rendered."""
-    folder = tmp_path_factory.mktemp("work")
-    listed = folder / "concepts.txt"
-    listed.write_text(
-        "# read over\nred apple = red apple, apple\nblue heart\nno one under eighteen = adults only, nsfw\n"
-    )
-    run = Run(PRESETS["smoke"], folder=folder, concepts=listed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NPM_CONFIG_REGISTRY", registry)
-        for variable in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CONSTRAINT"):
-            patch.delenv(variable, raising=False)
-        patch.setenv("PIP_INDEX_URL", f"{registry}/simple")
-        command.perform("fetch", run, None, folder)
-        yield run
 
 
 def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp_path: Path) -> None:
@@ -145,8 +49,8 @@ def test_names_are_of_code_points_without_variation_selectors(run: Run) -> None:
     assert art.names(run.art)["1f34e"] == {"label": "red apple", "tags": ["thing"]}
     drawn = art.Art.load(run.art, 80, ["3d", "flat"], {"1f499"})
     assert drawn.labels == [("1f499", "3d"), ("1f499", "flat")]
-    assert drawn.pictures.shape == (2, 4, 80, 80)
-    assert drawn.pictures[:, :, 40, 40].tolist() == [[0, 0, 255, 255]] * 2
+    assert drawn.images.shape == (2, 4, 80, 80)
+    assert drawn.images[:, :, 40, 40].tolist() == [[0, 0, 255, 255]] * 2
 
 
 def test_a_concept_has_the_names_that_prompts_use(run: Run) -> None:
@@ -182,8 +86,8 @@ def test_wide_and_high_pictures_show_the_whole_drawing(run: Run) -> None:
     drawn = art.Art.load(run.art, 80, ["flat"], {"1f499"})
     composer = Composer(drawn, concepts.load(run), 64, GENTLE, 3)
     wide, high = composer.batch(1, 32, 64)[0][0], composer.batch(1, 64, 32)[0][0]
-    for picture in (wide, high):
-        blue = (picture[2] > 0.9) & (picture[0] < -0.9)
+    for image in (wide, high):
+        blue = (image[2] > 0.9) & (image[0] < -0.9)
         rows, columns = blue.any(1).nonzero(), blue.any(0).nonzero()
         height, width = (int(x.max() - x.min() + 1) for x in (rows, columns))
         assert abs(height - width) <= 2 and 20 <= height <= 32
