@@ -32,13 +32,15 @@ def free_ports(count: int) -> list[int]:
 
 def check_port(host: str, port: int) -> None:
     """Raises StartError if the proxy could not listen there."""
+    if not 0 < port < 65_536:
+        raise StartError(f"--port must be a number from 1 to 65535, not {port}.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         if os.name == "posix":  # on Windows this option would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise StartError(
                 f"Port {port} on {host} cannot be used ({error}): stop the other server, or choose another port "
                 "with --port."

@@ -57,9 +57,9 @@ class Server:
         served = Settings.from_environment({**os.environ, **proxy})
         self._address = address(options.host, options.port, "https" if served.tls_cert else "http")
         # this server's own certificate may be made out for another address than the one used here
-        keys = served.api_keys()
+        self._keys = served.api_keys()
         self._client = httpx.Client(
-            trust_env=False, verify=False, headers={"X-API-Key": keys[0]} if keys else {}, timeout=60.0
+            trust_env=False, verify=False, headers={"X-API-Key": self._keys[0]} if self._keys else {}, timeout=60.0
         )
         self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
         self._commands: dict[str, tuple[Sequence[str], Mapping[str, str], Path]] = {}
@@ -201,8 +201,9 @@ class Server:
         except httpx.HTTPError as error:
             raise StartError(f"The server does not answer: {error} (logs: {self._logs})") from None
         names = list(dict.fromkeys(model["model"] for model in models))
+        place = f"{self._address}/k/KEY, with one of your keys as KEY" if self._keys else self._address
         text = (
-            f"Ready: {self._address} — open it in a browser, or paste it into the plugin's settings.\n"
+            f"Ready: {place} — open it in a browser, or paste it into the plugin's settings.\n"
             f"Serving {' and '.join(names)} on {models[0]['device']} in {models[0]['dtype']}"
             f"{', with OpenVINO' if self._settings.get('openvino') else ''}. "
             "Another model: --model, or SD_MODEL; see README.md."

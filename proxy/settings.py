@@ -88,15 +88,17 @@ class Settings:
             if getattr(settings, limit) < 1:
                 raise SettingsError(f"{PREFIX}{limit.upper()} must be at least 1.")
         if bool(settings.tls_cert) != bool(settings.tls_key):
-            raise SettingsError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together: set both or neither.")
+            raise SettingsError(
+                f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY (--tls-cert and --tls-key) belong together: set both or neither."
+            )
         for file in filter(None, (settings.tls_cert, settings.tls_key)):
             if not Path(file).is_file():
                 raise SettingsError(f"There is no file {file} for HTTPS.")
         keys = settings.api_keys()
         if not is_loopback(settings.host) and not keys and not settings.no_auth:
             raise SettingsError(
-                f"On {settings.host} others can reach this server: set an API key ({PREFIX}API_KEY or "
-                f"{PREFIX}API_KEY_FILE), or set {PREFIX}NO_AUTH=1 if everybody may use it."
+                f"On {settings.host} others can reach this server: set an API key ({PREFIX}API_KEY_FILE or "
+                f"--api-key-file), or {PREFIX}NO_AUTH=1 (--no-auth) if everybody may use it."
             )
         return settings
 
@@ -105,16 +107,24 @@ class Settings:
         keys = listed(self.api_key)
         if self.api_key_file:
             try:
-                lines = Path(self.api_key_file).read_text(encoding="utf-8").splitlines()
-            except (OSError, ValueError) as error:
-                raise SettingsError(f"{PREFIX}API_KEY_FILE cannot be read: {error}") from None
+                # Windows' editors begin a file with a byte order mark
+                lines = Path(self.api_key_file).read_text(encoding="utf-8-sig").splitlines()
+            except OSError as error:
+                raise SettingsError(
+                    f"The file of API keys {self.api_key_file} cannot be read: {error.strerror}."
+                ) from None
+            except ValueError:
+                raise SettingsError(
+                    f"The file of API keys {self.api_key_file} is not UTF-8 text: save it as such."
+                ) from None
             found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
             if not found:
-                raise SettingsError(f"{PREFIX}API_KEY_FILE: {self.api_key_file} has no key in it.")
+                raise SettingsError(f"The file of API keys {self.api_key_file} has no key in it.")
             keys += found
-        if not all(key.isascii() and key.isprintable() and "/" not in key for key in keys):
+        if not all(key.isascii() and key.isprintable() and "/" not in key and key.strip(".") for key in keys):
             raise SettingsError(
-                "An API key may consist of printable ASCII characters except '/', since it may be part of a path: "
+                "An API key may consist of printable ASCII characters except '/', and not of dots alone, "
+                "since it may be part of a path: "
                 "`openssl rand -hex 24` makes one."
             )
         return keys

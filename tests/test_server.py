@@ -167,7 +167,10 @@ def test_how_the_pipelines_are_served_follows_what_fits(
     ("arguments", "says"),
     [
         (["--host", "0.0.0.0"], "On 0.0.0.0 others can reach this server: set an API key"),
-        (["--host", "192.0.2.1", "--api-key-file", "nowhere.txt"], "SD_API_KEY_FILE cannot be read"),
+        (
+            ["--host", "192.0.2.1", "--api-key-file", "nowhere.txt"],
+            "The file of API keys .*nowhere.txt cannot be read: No such file",
+        ),
         (["--api-key", "a/b"], "except '/'"),
     ],
 )

@@ -215,6 +215,8 @@ class _Reader:
         value = self._fields.get(name)
         if isinstance(value, (bool, int, float)):
             value = str(value)
+        if isinstance(value, (dict, list)):
+            raise InvalidRequest(f"{name} must be true or false, not {forms.shown(value)}.")
         word = self._text_of(name, value, 100).strip().lower() if value is not None else ""
         if word not in FLAGS:
             raise InvalidRequest(f"{name} must be true or false, not {forms.shown(word)}.")

@@ -23,7 +23,9 @@ JSON = "application/json"
 Fields = dict[str, Any]  # text fields are bytes (forms) or str, int, float, bool (JSON)
 
 MAX_JSON_SIGNS = 100_000  # commas, colons and brackets: two prompts of the longest have far fewer
+MAX_ESCAPES = 100_000  # percent-escapes of a value: a prompt of the longest has fewer than half of that
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_OF_BASE64 = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"\n", b"%0D": b"\r", b"%20": b" "}
 
 
 def parse_body(body: bytes, content_type: str, max_fields: int) -> Fields:
@@ -74,8 +76,12 @@ def _parse_urlencoded(body: bytes, max_fields: int) -> Iterable[tuple[str, bytes
 
 def shown(value: object) -> str:
     """A refused value as a sentence quotes it: numbers as they are, text and bytes in quotes, cut after 50."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, (int, float)):
         return str(value)[:50]
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
     text = value[:200].decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return repr(text[:50])
 
@@ -87,8 +93,13 @@ def _unescape(part: bytes) -> bytes:
     if _BAD_ESCAPE.search(part):
         raise InvalidRequest("The form has a bad percent-escape: write a '%' within a value as %25.")
     # base64's own escapes first: unquote_to_bytes takes ten times as long for megabytes of them
-    for escape, byte in ((b"%2B", b"+"), (b"%2F", b"/"), (b"%3D", b"="), (b"%0A", b"\n"), (b"%0D", b"\r")):
-        part = part.replace(escape, byte)
+    for escape, byte in _OF_BASE64.items():
+        part = part.replace(escape, byte).replace(escape.lower(), byte)
+    # and 240 bytes of memory for each escape
+    if part.count(b"%") > MAX_ESCAPES:
+        raise InvalidRequest(
+            "The form has far too many percent-escapes: send an image as base64 text, or as multipart."
+        )
     return unquote_to_bytes(part)
 
 
@@ -119,7 +130,11 @@ def _parse_multipart(body: bytes, content_type: str, max_fields: int) -> list[tu
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
-        raise InvalidRequest(f"The multipart body is malformed: {error}") from None
+        if "Content-Disposition" in str(error):
+            problem = 'each part needs a header like Content-Disposition: form-data; name="prompt"'
+        else:
+            problem = "its boundaries or its parts' headers are not as in RFC 7578"
+        raise InvalidRequest(f"The multipart body is malformed: {problem}.") from None
     if not ended:
         raise InvalidRequest("The multipart body is cut short: its closing boundary is missing.")
     return pairs
@@ -128,6 +143,8 @@ def _parse_multipart(body: bytes, content_type: str, max_fields: int) -> list[tu
 def parse_json(body: bytes, max_fields: int) -> Fields:
     """The members of a JSON object; values stay as JSON types."""
 
+    if not body.strip():
+        raise InvalidRequest("The JSON body is empty: send an object with the contract's fields.")
     # json.loads holds the interpreter lock, so no step could run meanwhile: count the elements first
     if sum(body.count(sign) for sign in (b",", b":", b"[", b"{")) > MAX_JSON_SIGNS:
         raise InvalidRequest("The JSON body has far too many elements: send an object with the contract's fields.")
@@ -144,7 +161,9 @@ def parse_json(body: bytes, max_fields: int) -> Fields:
     except RecursionError:
         raise InvalidRequest("The JSON body is nested too deeply.") from None
     except json.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}") from None
+        raise InvalidRequest(
+            f"The body is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from None
     except ValueError:  # no UTF-8, or a number of thousands of digits
         raise InvalidRequest(
             "The body is not valid JSON: it is no UTF-8 text, or has a number that is too long."

@@ -80,7 +80,9 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
     """
     kind = kind_of(data)
     if kind not in FORMATS:
-        found = f"{'an' if kind[0] in 'AEIO' else 'a'} {kind} file" if kind else "not an image file that is known here"
+        found = "not an image file that is known here"
+        if kind:
+            found = f"{'an' if kind[0] in 'AEIO' or kind == 'SVG' else 'a'} {kind} file"
         raise InvalidRequest(f"{field} is {found}: save it as PNG, JPEG or WebP.")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)

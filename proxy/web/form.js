@@ -93,7 +93,7 @@ export async function start(blob) {
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
-    throw new Error("This file is not an image that can be read: choose a PNG, JPEG or WebP file.");
+    throw new Error("This file cannot be read as an image: save it as PNG, JPEG or WebP, and choose that.");
   }
   init = { blob, width: bitmap.width, height: bitmap.height };
   bitmap.close();

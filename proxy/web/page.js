@@ -181,7 +181,9 @@ async function showCurl() {
 // --- what the user does ---
 
 function imageIn(transfer) {
-  return [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
+  const files = [...(transfer?.files ?? [])];
+  // browsers know no type for HEIC and PSD: the form says what to do with them
+  return files.find((file) => file.type.startsWith("image/")) ?? files[0];
 }
 
 $("form").addEventListener("submit", (event) => {

@@ -33,6 +33,7 @@ def test_an_empty_body_has_no_fields() -> None:
         (b"prompt", "no '='"),
         (b"prompt=%zz", "bad percent-escape: write a '%' within a value as %25"),
         (b"prompt=100%", "bad percent-escape: write a '%' within a value as %25"),
+        (b"prompt=" + b"%41" * 100_001, "too many percent-escapes: send an image as base64 text"),
         (b"%ff=1", "not valid UTF-8"),
         (b"&".join(b"f%d=1" % i for i in range(11)), "11 fields; the limit is 10"),
     ],
@@ -63,7 +64,8 @@ def test_multipart_takes_text_and_files() -> None:
     [
         (_multipart((PROMPT, b"a"), (PROMPT, b"b")), "; boundary=XX", "comes twice"),
         (_multipart((PROMPT, b"a"))[:-8], "; boundary=XX", "cut short|malformed"),
-        (b"rubbish", "; boundary=XX", "malformed|cut short"),
+        (b"rubbish", "; boundary=XX", "malformed: its boundaries"),
+        (_multipart((b"Content-Disposition: form-data", b"a")), "; boundary=XX", "each part needs a header like"),
         (_multipart((PROMPT, b"a")), "", "no boundary"),
         (_multipart((PROMPT, b"a")), "; boundary=" + "B" * 5000, "malformed"),
         (_multipart(*[(PROMPT, b"a")] * 11), "; boundary=XX", "the limit is 10"),
@@ -81,7 +83,8 @@ def test_json_keeps_its_types() -> None:
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (b"{", "not valid JSON"),
+        (b"{", "not valid JSON at line 1, column 2: "),
+        (b" ", "JSON body is empty"),
         (b"[]", "must be an object"),
         (b'{"prompt": "a", "prompt": "b"}', "comes twice"),
         (b'{"guidance_scale": NaN}', "not finite"),
