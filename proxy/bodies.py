@@ -32,9 +32,9 @@ class Bodies:
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
             # servers disagree on which of the two counts, which allows request smuggling (RFC 9112, 6.3)
             raise Failure(400, "Send Content-Length or Transfer-Encoding, not both.", headers={"Connection": "close"})
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise Failure(415, f"Content-Encoding {encoding[:50]} is not taken: send the body uncompressed.")
+        for encoding in ",".join(request.headers.getlist("content-encoding")).split(","):
+            if encoding.strip().lower() not in ("", "identity"):
+                raise Failure(415, f"Content-Encoding {encoding[:50]} is not supported: send the body uncompressed.")
         self._check(_content_length(request))
         chunks: list[bytes] = []
         size, client = 0, request.state.client

@@ -15,7 +15,7 @@ from admin.placement import GIB
 from handlers.installation import Installation
 from handlers.pipelines.sources import resolve_model
 from launch import machine, processes, serve
-from proxy.settings import Settings
+from proxy.settings import Settings, SettingsError
 from tests.support.paths import EMBEDDED, HOME
 
 
@@ -185,3 +185,18 @@ def test_keys_or_the_word_open_other_addresses(tmp_path: Path) -> None:
         variables = serve.proxy_variables(serve.parse_options(["--host", "::", *arguments]))
         settings = Settings.from_environment(variables)
     assert settings.api_keys() == ["one", "two"]
+
+
+def test_key_files_of_windows_editors(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes("one\r\n".encode("utf-8-sig"))
+    assert Settings(api_key_file=str(file)).api_keys() == ["one"]
+    file.write_bytes("one\r\n".encode("utf-16"))
+    with pytest.raises(SettingsError, match="is not UTF-8 text: save it as such"):
+        Settings(api_key_file=str(file)).api_keys()
+
+
+@pytest.mark.parametrize("key", ["a/b", "..", "schlüssel"])
+def test_a_key_can_be_part_of_a_path(key: str) -> None:
+    with pytest.raises(SettingsError, match="An API key may consist of"):
+        Settings(api_key=key).api_keys()

@@ -105,7 +105,7 @@ def _sentences(model: str) -> Iterator[None]:
     except FileNotFoundError:
         text = (
             f"{model} is not in the local cache, or only in part, and the hub cannot be reached: connect to the "
-            "internet, or give --model the path of a model folder."
+            "internet, or give the path of a model folder instead (--model, or model_path in config.json)."
         )
     except Exception as error:  # an unusual model fails in as many ways as there are loaders
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -221,6 +221,7 @@ def test_a_flag_may_be_a_number_in_json(value: Any, wanted: bool | None) -> None
         (b"BM\x36\x30\x00\x00\x00\x00\x00\x00", "a BMP file"),
         (b"8BPS\x00\x01", "a Photoshop (PSD) file"),
         (b"\x00\x00\x00\x1cftypavif", "an AVIF file"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG file"),
         (b"\x00\x00\x00\x18ftypheic", "a HEIC file"),
         (b"%PDF-1.7", "a PDF file"),
         (b"\x00\x01\x02\x03\xff\xfe", "not an image file that is known here"),
