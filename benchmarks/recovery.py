@@ -1,6 +1,6 @@
 """How long until the service is whole again after a part was killed: `python -m benchmarks.recovery`, a row each.
 
-*Whole* is a image that succeeds; each fault happens while four clients wait for long ones.
+*Whole* is an image that succeeds; each fault happens while four clients wait for long ones.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def told(server: Running) -> None:
 
 
 def kill(server: Running, part: str) -> tuple[float, float]:
-    """Seconds until the last client was told, and until a image succeeds."""
+    """Seconds until the last client was told, and until an image succeeds."""
     before = server.activity("txt2img")["unet_forwards"]
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = [pool.submit(told, server) for _ in range(CLIENTS)]

@@ -12,7 +12,7 @@ from benchmarks.timing import in_turns, ratio
 from handlers.forward.calls import UNetCall
 from handlers.forward.openvino import OpenVINOForward
 
-FEW, MANY = 5, 25  # steps: their difference leaves out what is done once a image
+FEW, MANY = 5, 25  # steps: their difference leaves out what is done once an image
 
 
 class Through:

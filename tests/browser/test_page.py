@@ -84,7 +84,7 @@ def generate(page: Page, prompt: str, **fields: Any) -> None:
 
 
 def pixels(page: Page, selector: str) -> np.ndarray:
-    """A image of the page, as (height, width, 3) whole numbers."""
+    """An image of the page, as (height, width, 3) whole numbers."""
     data = page.locator(selector).evaluate(
         """image => {
              const canvas = document.createElement("canvas");

@@ -170,7 +170,7 @@ def test_a_client_with_many_requests_does_not_starve_another(instance: Running) 
     order: list[int] = []
 
     async def ask(http: httpx.AsyncClient, key: int) -> None:
-        answer = await http.post(f"{with_key(instance, key)}/txt2img", data=GOOD | {"num_inference_steps": 20})
+        answer = await http.post(f"{with_key(instance, key)}/txt2img", data=GOOD | {"num_inference_steps": 10})
         assert answer.status_code == 200, answer.text
         order.append(key)
 
@@ -192,7 +192,7 @@ def test_retry_after_is_when_there_is_room(instance: Running) -> None:
     came_back: dict[float, list[tuple[int, str]]] = {0.5: [], 2: []}
 
     async def patient(http: httpx.AsyncClient, number: int) -> None:
-        url, fields = f"{with_key(instance, number % KEYS)}/txt2img", GOOD | {"num_inference_steps": 5}
+        url, fields = f"{with_key(instance, number % KEYS)}/txt2img", GOOD | {"num_inference_steps": 3}
         answer = await http.post(url, data=fields)
         if answer.status_code in (429, 503):
             factor, seconds = (0.5, 2)[number % 2], int(answer.headers["retry-after"])

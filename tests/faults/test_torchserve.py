@@ -97,7 +97,7 @@ def _ready(model: str) -> bool:
     return status == 200 and [worker["status"] for worker in json.loads(body)[0]["workers"]] == ["READY"]
 
 
-def test_a_image_through_torchserve_alone(torchserve: None) -> None:
+def test_an_image_through_torchserve_alone(torchserve: None) -> None:
     image = prediction(f"{PREDICTIONS}/txt2img", "-d", "seed=7")["result"]["images"][0]
     assert image["seed"] == 7 and base64.b64decode(image["base64"]).startswith(b"\x89PNG")
 

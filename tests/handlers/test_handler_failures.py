@@ -67,7 +67,7 @@ def test_an_image_without_room_is_refused_and_its_neighbour_generated(
     refused = frontend.send()
     frontend.run()
     error = json.loads(frontend.lines[refused][-1])["error"]
-    assert error["status"] == 507 and "try 64 x 64" in error["message"]
+    assert error["status"] == 507 and "try 192 x 192" in error["message"]
     assert frontend.result(neighbour)["status"] == "success"
 
 
