@@ -74,7 +74,8 @@ class Checkup:
         except ModelError as error:
             raise CheckFailed(str(error)) from None
         source = prepared.sources[0]
-        return f"{source.location} ({source.reason}), at {prepared.paths[0]}"
+        place = "" if source.location == str(prepared.paths[0]) else f", at {prepared.paths[0]}"
+        return f"{source.location} ({source.reason}){place}"
 
     def image(self) -> str:
         """Loads the model and generates three steps with each pipeline, in this process."""

@@ -133,6 +133,8 @@ def serve(options: argparse.Namespace) -> None:
                 print(f"A worker cannot start: {sentence}", flush=True)
     except Stopped:
         failed = False
+        status.end()
+        print("Stopping.", flush=True)
     finally:
         status.end()
         ending.set()
