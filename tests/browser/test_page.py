@@ -206,6 +206,17 @@ def test_pasting_and_dropping_an_image(page: Page) -> None:
         expect(page.locator("#drop")).to_be_visible()
 
 
+def test_a_dropped_file_of_an_unknown_type_gets_a_sentence(page: Page) -> None:
+    page.evaluate(
+        """() => {
+             const data = new DataTransfer();
+             data.items.add(new File([new Uint8Array(64)], "layers.psd"));
+             document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, cancelable: true }));
+           }"""
+    )
+    expect(page.locator("#error")).to_contain_text("save it as PNG, JPEG or WebP")
+
+
 def test_a_bad_size_is_told_at_its_field(page: Page) -> None:
     page.locator("#prompt").fill("a red apple")
     settings(page, width=77)
