@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from admin.paths import HOME
 from benchmarks.timing import in_turns, ratio, row
 from benchmarks.workload import text_to_image
 from handlers.config import HandlerConfig
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.merging import forward, merge
 from handlers.hardware.device import choose_dtype
-from handlers.pipelines.loading import CONFIGS, load_pipelines
+from handlers.pipelines.loading import load_pipelines
+from tests.support.paths import CONFIGS
 
 
 class InProcess:
@@ -22,8 +22,7 @@ class InProcess:
     def __init__(self, model: Path, threads: int) -> None:
         torch.set_num_threads(threads)
         cpu = torch.device("cpu")
-        configs = HOME / "models" / CONFIGS
-        loaded = load_pipelines(model, ["txt2img"], cpu, choose_dtype("auto", cpu), HandlerConfig(), configs)
+        loaded = load_pipelines(model, ["txt2img"], cpu, choose_dtype("auto", cpu), HandlerConfig(), CONFIGS)
         self.pipeline = loaded["txt2img"]
         self._numbers = count()
 

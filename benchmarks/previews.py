@@ -9,22 +9,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from admin.paths import HOME
 from handlers.config import HandlerConfig
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.pipelines.arguments import generator
-from handlers.pipelines.loading import CONFIGS, load_pipelines
+from handlers.pipelines.loading import load_pipelines
 from handlers.pipelines.previews import fit_preview
+from tests.support.paths import CONFIGS, EMBEDDED
 
 GUIDANCE = 3.5
 
 
 def main() -> None:
-    models = HOME / "models"
     cpu = torch.device("cpu")
-    pipelines = load_pipelines(models / "embedded", ["txt2img"], cpu, torch.float32, HandlerConfig(), models / CONFIGS)
+    pipelines = load_pipelines(EMBEDDED, ["txt2img"], cpu, torch.float32, HandlerConfig(), CONFIGS)
     pipeline = pipelines["txt2img"]
     begin = time.perf_counter()
     preview_map = fit_preview(pipeline)

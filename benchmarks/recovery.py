@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-from tests.e2e.test_faults import CLIENTS, LONG, parts
 
 from benchmarks.timing import row
+from tests.support.parts import CLIENTS, LONG, parts
 from tests.support.running import Running, running, wait_for
 
 TIMES = 3
 
 
-def draws(server: Running) -> bool:
+def generates(server: Running) -> bool:
     with contextlib.suppress(httpx.TransportError):
         fields = {"prompt": "x", "num_inference_steps": 1}
         return httpx.post(f"{server.url}/txt2img", data=fields, timeout=30).status_code == 200
@@ -42,7 +42,7 @@ def kill(server: Running, part: str) -> tuple[float, float]:
         for answer in answers:
             answer.result()
         last = time.monotonic() - begin
-    wait_for(lambda: draws(server))
+    wait_for(lambda: generates(server))
     return last, time.monotonic() - begin
 
 

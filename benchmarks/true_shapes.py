@@ -22,13 +22,12 @@ import transformers
 from diffusers import AutoPipelineForText2Image
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from admin.paths import HOME
 from benchmarks.timing import difference, in_turns, seconds
 from handlers.hardware.device import Peak, choose_dtype
+from tests.support.paths import CONFIGS
 from tests.support.running import Running, running
 from tests.support.samples import decode
 
-CONFIGS = HOME / "models" / "configs"
 TOGETHER = 4  # clients at once
 
 

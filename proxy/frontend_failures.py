@@ -13,6 +13,13 @@ READY = "ready"  # the state of an archive that can serve; any other state says 
 START_RETRY_S = 5
 BUSY_RETRY_S = 10
 REGISTER_RETRY_S = 30
+# what ts/service.py says where the handler itself failed, with 503, and with 507 for the last
+SERVICE_FAULTS = {
+    "Prediction failed",
+    "Invalid model predict output",
+    "number of batch response mismatched",
+    "Out of resources",
+}
 
 
 def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
@@ -35,6 +42,8 @@ def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
         )
     if message.startswith("Worker"):  # "Worker died.", with 507 where it was killed; "Worker scaled down."
         return worker_died()
+    if message in SERVICE_FAULTS:
+        return Failure(500, f"The archive {archive} failed ({message}): this is a fault of the server.")
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         # "has no worker" is TorchServe's text for a full queue as well
         if state == READY:

@@ -1,7 +1,9 @@
-"""The direction of imports between the rooms, read from the source. docs/architecture.md generates them."""
+"""The direction of imports between the rooms, read from the source. docs/architecture.md shows them."""
 
 import ast
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -79,12 +81,45 @@ def test_imports_run_one_way(file: Path) -> None:
             assert there > here or family(own) == family(imported), f"{own} imports {imported}, which is above it"
 
 
-@pytest.mark.parametrize("room", ["handlers.request", "handlers.wire", "handlers.installation", "handlers.config"])
-def test_what_needs_no_torch_imports_none(room: str) -> None:
-    heavy = {"torch", "diffusers", "transformers", "accelerate", "peft"}
-    for file in modules():
-        if name_of(file).startswith(room):
-            assert not heavy & {imported.partition(".")[0] for imported in imports(file)}, name_of(file)
+def test_what_needs_no_torch_loads_none() -> None:
+    light = ("proxy", "handlers.request", "handlers.wire", "handlers.config", "handlers.custom_models")
+    names = [name for name in map(name_of, modules()) if name.startswith(light) and not name.endswith("__main__")]
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "diffusers", "transformers", "accelerate", "peft"} & set(loaded.split())
+
+
+@pytest.mark.parametrize("name", ["wire", "errors", "installation", "custom_models"])
+def test_what_every_process_reads_needs_the_standard_library_alone(name: str) -> None:
+    foreign = {imported.partition(".")[0] for imported in imports(HOME / "handlers" / f"{name}.py")}
+    assert foreign <= {*sys.stdlib_module_names, "handlers"}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "training", "tests"])
+def test_every_name_that_is_imported_is_there(folder: str) -> None:
+    """No type checker reads these folders, and much of them is run by hand."""
+    for file in (HOME / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            source = HOME / Path(*node.module.split("."))
+            if not (HOME / node.module.partition(".")[0]).is_dir() or source.is_dir():
+                continue
+            there = names_in(ast.parse(source.with_suffix(".py").read_text(encoding="utf-8")).body)
+            assert {alias.name for alias in node.names} <= there, (file.name, node.module)
+
+
+def names_in(statements: Iterable[ast.stmt]) -> set[str]:
+    """What a module defines or imports, also below an `if` or a `try`."""
+    found: set[str] = set()
+    for node in statements:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {alias.asname or alias.name for alias in node.names}
+        else:
+            found |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return found
 
 
 def test_no_module_is_longer_than_300_lines() -> None:

@@ -1,6 +1,5 @@
 """Parts that die or hang while requests run: what the clients get, and that the service is whole again by itself."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -15,26 +14,11 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.parts import CLIENTS, LONG, parts
 from tests.support.paths import EMBEDDED
 from tests.support.running import HANG_S, Running, proxied, running, wait_for
 
 pytestmark = pytest.mark.faults
-
-LONG = {"prompt": "a house", "num_inference_steps": 250, "num_outputs": 2}
-CLIENTS = 4
-
-
-def parts(instance: Running) -> dict[str, psutil.Process]:
-    """Those that live."""
-    workers = instance.workers()
-    found = {"worker": workers[0]} if workers else {}
-    for process in instance.process.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "java" in Path(process.exe()).name:
-                found["java"] = process
-            elif process.cmdline()[-2:] == ["-m", "proxy"]:
-                found["proxy"] = process
-    return found
 
 
 def ask(instance: Running) -> int:

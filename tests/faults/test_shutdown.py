@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.running import running, wait_for
+from tests.support.running import HANG_S, running, wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -27,8 +27,8 @@ def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path) -> None:
         assert refused.status_code == 503 and refused.headers["retry-after"] == "10"
         assert "is being shut down" in refused.json()["message"]
         assert [answer.result().status_code for answer in generated] == [200, 200]
-        assert instance.process.wait(30) == 0
-        assert "Finishing what is being generated." in instance.output.read_text()
+        assert instance.process.wait(HANG_S) == 0
+        assert "Finishing the running requests." in instance.output.read_text()
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -40,10 +40,10 @@ def test_it_is_broken_off_by_a_second_signal_or_by_the_limit(tmp_path: Path, aga
         workers = instance.workers()
         instance.process.send_signal(signal.SIGTERM)
         if again:
-            wait_for(lambda: "Ctrl-C ends it at once" in instance.output.read_text())
+            wait_for(lambda: "Ctrl-C ends them at once" in instance.output.read_text())
             time.sleep(0.5)  # until it listens to signals again
             instance.process.send_signal(signal.SIGINT)
-        assert instance.process.wait(30) == 0
+        assert instance.process.wait(HANG_S) == 0
         with contextlib.suppress(httpx.TransportError):
             assert generated.result().status_code == 503
         assert not any(worker.is_running() for worker in workers)

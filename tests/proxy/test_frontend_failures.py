@@ -30,7 +30,17 @@ TABLE = [
         503,
         "cannot serve yet",
     ),
-    (503, "InternalServerException", "Prediction failed", "no worker", 503, "cannot serve yet: no worker"),
+    (
+        503,
+        "InternalServerException",
+        "Prediction failed",
+        READY,
+        500,
+        "(Prediction failed): this is a fault",
+    ),
+    (503, "InternalServerException", "Invalid model predict output", READY, 500, "a fault of the server"),
+    (503, "InternalServerException", "number of batch response mismatched", "no worker", 500, "a fault of the server"),
+    (507, "InternalServerException", "Out of resources", READY, 500, "a fault of the server"),
     (507, "InternalServerException", "Worker died.", READY, 503, "worker stopped before"),
     (507, "OutOfMemoryError", "Java heap space", READY, 503, "frontend is out of memory"),
 ]
@@ -54,7 +64,7 @@ def test_a_body_of_any_kind_is_survived(body: bytes) -> None:
 
 def test_the_device_is_never_blamed_by_torchserve() -> None:
     """507 is the handler's word for a full device: TorchServe says it of a worker that was killed."""
-    assert all(failure_of(row[0], b"", "txt2img", row[3]).status != 507 for row in TABLE)
+    assert all(failure_of(row[0], b"", "txt2img", row[3]).status != 507 and row[4] != 507 for row in TABLE)
 
 
 def test_the_documents_have_every_status() -> None:
