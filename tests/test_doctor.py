@@ -13,12 +13,13 @@ import pytest
 from launch import doctor
 from launch.trouble import CheckFailed
 from tests.support.paths import EMBEDDED, HOME
+from tests.support.running import HANG_S
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "server.py", "doctor", *arguments],
-        cwd=HOME, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=HOME, env=os.environ | environment, capture_output=True, text=True, timeout=HANG_S, check=False,
     )  # fmt: skip
 
 

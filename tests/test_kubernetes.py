@@ -13,6 +13,7 @@ from handlers.wire import COMBINED, TASKS
 from proxy.metrics import WAIT_S
 from proxy.settings import Settings, listed
 from tests.support.paths import HOME
+from tests.support.running import HANG_S
 
 FOLDER = HOME / "deploy" / "kubernetes"
 VERSION = "1.37"
@@ -25,7 +26,7 @@ def manifests(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     command = ["kubectl", "kustomize", str(FOLDER / "overlays" / request.param)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG_S).stdout
     objects = list(yaml.safe_load_all(text))
     assert len({entry["kind"] for entry in objects}) == len(objects)
     return {entry["kind"]: entry for entry in objects}

@@ -17,12 +17,13 @@ from handlers.pipelines.sources import resolve_model
 from launch import machine, processes, serve
 from proxy.settings import Settings, SettingsError
 from tests.support.paths import EMBEDDED, HOME
+from tests.support.running import HANG_S
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "server.py", *arguments],
-        cwd=HOME, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=HOME, env=os.environ | environment, capture_output=True, text=True, timeout=HANG_S, check=False,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import httpx
 
 from launch.machine import free_ports
 from tests.support.paths import HOME
-from tests.support.running import wait_for
+from tests.support.running import HANG_S, wait_for
 
 CONFIG = HOME / "deploy" / "haproxy" / "haproxy.cfg"
 UNPACKED = HOME / "build" / "haproxy"
@@ -43,7 +43,7 @@ def _unpack() -> None:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
 
 
@@ -67,7 +67,7 @@ def balancing(ports: Sequence[int], log: Path, status: int = 200) -> Iterator[st
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(HANG_S)
 
 
 def _status(url: str) -> int:

@@ -15,7 +15,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from launch.machine import free_ports
-from tests.support.running import Running, running, wait_for
+from tests.support.running import HANG_S, Running, running, wait_for
 from tests.support.samples import b64, sample_image
 
 CLIENTS = 6
@@ -43,7 +43,7 @@ class Node:
         """As an operator does: it finishes what it has begun."""
         assert self._instance is not None
         self._instance.process.send_signal(signal.SIGTERM)
-        assert self._instance.process.wait(120) == 0, self._instance.output.read_text()
+        assert self._instance.process.wait(HANG_S) == 0, self._instance.output.read_text()
         self._running.close()
 
     def signal(self, number: signal.Signals) -> None:
@@ -58,7 +58,7 @@ class Node:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         assert self._instance is not None
-        self._instance.process.wait(30)
+        self._instance.process.wait(HANG_S)
         self._running.close()
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Node:
 
     def drawn(self) -> float:
         """The images that it has answered with since it was started."""
-        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=60).text
+        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=HANG_S).text
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
         return sum(
             sample.value
@@ -99,7 +99,7 @@ class Load:
     def ask(self, client: int) -> None:
         """One client's loop: small requests, and some that are as large as a photograph."""
         image = b64(sample_image(700, 500))
-        with httpx.Client(timeout=300) as http:
+        with httpx.Client(timeout=HANG_S) as http:
             while not self._ended.is_set() and (number := next(self._numbers)) < MOST_REQUESTS:
                 fields: dict[str, Any] = {"prompt": "a red apple", "num_inference_steps": 8, "seed": 1 + number}
                 task, headers = "txt2img", {}

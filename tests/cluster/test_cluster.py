@@ -12,7 +12,7 @@ import pytest
 from launch.machine import free_ports
 from tests.cluster.haproxy import balancing
 from tests.cluster.nodes import Load, Node, load
-from tests.support.running import wait_for
+from tests.support.running import HANG_S, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -66,7 +66,7 @@ def test_the_nodes_are_restarted_one_after_the_other(
 
 def test_without_a_node_the_answer_is_the_contracts(tmp_path: Path) -> None:
     with balancing(free_ports(3), tmp_path / "haproxy.log", status=503) as url:
-        answer = httpx.post(f"{url}/txt2img", data={"prompt": "x"}, timeout=60)
+        answer = httpx.post(f"{url}/txt2img", data={"prompt": "x"}, timeout=HANG_S)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "10"
     assert answer.json()["status"] == "failure"
 

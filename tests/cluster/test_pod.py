@@ -22,7 +22,7 @@ import yaml
 from launch.machine import java_home
 from proxy.settings import Settings
 from tests.support.paths import HOME
-from tests.support.running import wait_for
+from tests.support.running import HANG_S, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -86,7 +86,7 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     command = ["kubectl", "kustomize", str(HOME / "deploy" / "kubernetes" / "overlays" / "cpu")]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG_S).stdout
     containers = Containers({entry["kind"]: entry for entry in yaml.safe_load_all(text)}, tmp_path)
     try:
         yield containers
@@ -111,7 +111,7 @@ def test_it_starts_in_order_and_finishes_what_it_generates(containers: Container
 
     def generate(steps: int) -> int:
         fields = {"prompt": "a red apple", "num_inference_steps": steps}
-        return httpx.post(f"{URL}/txt2img", data=fields, headers=KEY, timeout=300).status_code
+        return httpx.post(f"{URL}/txt2img", data=fields, headers=KEY, timeout=HANG_S).status_code
 
     with ThreadPoolExecutor() as pool:
         generated = [pool.submit(generate, 250)]
@@ -122,7 +122,7 @@ def test_it_starts_in_order_and_finishes_what_it_generates(containers: Container
         wait_for(lambda: not containers.passes(containers.proxy["readinessProbe"]))
         generated.append(pool.submit(generate, 1))  # it still lets them in
         assert [answer.result() for answer in generated] == [200, 200]
-    proxy.wait(60)
+    proxy.wait(HANG_S)
     assert torchserve.poll() is None
     os.killpg(torchserve.pid, signal.SIGTERM)
-    torchserve.wait(60)
+    torchserve.wait(HANG_S)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import HOME
+from tests.support.running import HANG_S
 
 # brings up a real engine where there is none, and a stand-in for the base image where no registry is reached
 STAND_IN = HOME.parent / "shared" / "tools" / "container-engine"
@@ -90,7 +91,7 @@ def started() -> Iterator[Engine]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DOCKER_HOST", host)
             yield Engine(["docker-compose"], _build_arguments(True))
-        subprocess.run([STAND_IN, "down"], check=True, capture_output=True, timeout=300)
+        subprocess.run([STAND_IN, "down"], check=True, capture_output=True, timeout=HANG_S)
     else:
         pytest.skip("no Docker engine answers, and there is no stand-in for one beside the checkout")
 

@@ -20,7 +20,7 @@ from PIL import Image
 from launch.machine import free_ports
 from tests.container.engine import IMAGE, Engine, started
 from tests.support.paths import HOME
-from tests.support.running import wait_for
+from tests.support.running import HANG_S, wait_for
 from tests.support.samples import b64
 from tests.support.samples import sample_image as sample
 
@@ -43,7 +43,7 @@ def container(engine: Engine) -> Iterator[tuple[str, str]]:
 
 
 def sample_image(url: str, task: str, **fields: Any) -> Image.Image:
-    answer = httpx.post(f"{url}/{task}", data={"prompt": "a red apple", "seed": 7} | fields, timeout=300)
+    answer = httpx.post(f"{url}/{task}", data={"prompt": "a red apple", "seed": 7} | fields, timeout=HANG_S)
     assert answer.status_code == 200, answer.text
     return Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0]["base64"])))
 
@@ -121,7 +121,7 @@ def test_a_worker_that_the_memory_limit_kills_comes_back(engine: Engine) -> None
 
         def ask() -> None:
             fields = {"prompt": "a house", "init_image": large}
-            answers.append(httpx.post(f"{url}/img2img", data=fields, timeout=300))
+            answers.append(httpx.post(f"{url}/img2img", data=fields, timeout=HANG_S))
 
         threads = [threading.Thread(target=ask, daemon=True) for _ in range(6)]
         for thread in threads:
@@ -133,7 +133,7 @@ def test_a_worker_that_the_memory_limit_kills_comes_back(engine: Engine) -> None
         for answer in failed:
             assert answer.status_code in (503, 507), answer.text
             assert answer.json()["status"] == "failure" and len(answer.json()["message"]) > 20
-        wait_for(lambda: httpx.get(f"{url}/ping", timeout=10).status_code == 200, 120)
+        wait_for(lambda: httpx.get(f"{url}/ping", timeout=10).status_code == 200)
         sample_image(url, "img2img", init_image=b64(sample()))
         assert engine.inspect(name)["State"]["Running"]
 

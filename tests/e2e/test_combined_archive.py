@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.paths import SIDE
-from tests.support.running import Running, wait_for
+from tests.support.running import HANG_S, Running, wait_for
 from tests.support.samples import b64, decode, half_mask, sample_image
 
 pytestmark = pytest.mark.e2e
@@ -56,7 +56,7 @@ def test_of_thirty_three_open_requests_nobody_starves(combined: Running) -> None
 def test_more_requests_than_one_client_may_have_are_told_to_come_back(combined: Running) -> None:
     async def until_one_is_refused() -> httpx.Response:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=HANG_S, limits=limits) as client:
             fields = {"prompt": "x", "num_inference_steps": 250}
             tasks = [asyncio.create_task(client.post(f"{combined.url}/txt2img", data=fields)) for _ in range(120)]
             done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -69,5 +69,5 @@ def test_more_requests_than_one_client_may_have_are_told_to_come_back(combined: 
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
     assert "You have 64 open requests" in answer.json()["message"]
     # the clients of all the others have left, and so has their work
-    wait_for(lambda: httpx.get(f"{combined.url}/models", timeout=60).status_code == 200, 60)
+    wait_for(lambda: httpx.get(f"{combined.url}/models", timeout=HANG_S).status_code == 200)
     wait_for(lambda: combined.activity("txt2img")["open_requests"] == 0, 60)

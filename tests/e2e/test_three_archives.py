@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.support.paths import SIDE
-from tests.support.running import Running, wait_for
+from tests.support.running import HANG_S, Running, wait_for
 from tests.support.samples import b64, decode, file_bytes, half_mask, sample_image
 
 pytestmark = pytest.mark.e2e
@@ -147,7 +147,7 @@ def test_input_images_of_the_contract(three: Running, init_image: str, size: tup
 def test_a_form_whose_plus_signs_were_not_escaped(three: Running) -> None:
     body = f"prompt=a+red+apple&num_inference_steps=2&init_image={INIT}"
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert httpx.post(three.url + "/img2img", content=body, headers=headers, timeout=60).status_code == 200
+    assert httpx.post(three.url + "/img2img", content=body, headers=headers, timeout=HANG_S).status_code == 200
 
 
 def test_json_and_multipart_bodies_give_the_same_image(three: Running) -> None:
@@ -156,9 +156,9 @@ def test_json_and_multipart_bodies_give_the_same_image(three: Running) -> None:
     url = three.url + "/img2img"
     parts = {name: (None, str(value)) for name, value in (fields | {"init_image": INIT}).items()}
     answers = [
-        httpx.post(url, json=fields | {"init_image": INIT}, timeout=60),
-        httpx.post(url, files=parts, timeout=60),
-        httpx.post(url, data=fields, files={"init_image": ("a.png", file_bytes(sample_image()))}, timeout=60),
+        httpx.post(url, json=fields | {"init_image": INIT}, timeout=HANG_S),
+        httpx.post(url, files=parts, timeout=HANG_S),
+        httpx.post(url, data=fields, files={"init_image": ("a.png", file_bytes(sample_image()))}, timeout=HANG_S),
     ]
     for answer in answers:
         assert answer.json()["images"] == form
@@ -170,7 +170,7 @@ def test_progress_comes_step_by_step(three: Running) -> None:
     before = three.activity("txt2img")["unet_forwards"]
     at_step_5, steps = 0, []
     headers = {"Accept": "text/event-stream"}
-    with httpx.stream("POST", three.url + "/txt2img", data=fields, headers=headers, timeout=60) as answer:
+    with httpx.stream("POST", three.url + "/txt2img", data=fields, headers=headers, timeout=HANG_S) as answer:
         events = _events(answer)
         for name, data in events:
             if name == "result":
@@ -214,7 +214,7 @@ def test_a_short_request_overtakes_long_ones(three: Running) -> None:
     def long() -> None:
         headers = {"Accept": "text/event-stream"}
         fields = {"prompt": "x", "num_inference_steps": 150}
-        with httpx.stream("POST", three.url + "/txt2img", data=fields, headers=headers, timeout=120) as answer:
+        with httpx.stream("POST", three.url + "/txt2img", data=fields, headers=headers, timeout=HANG_S) as answer:
             for name, _ in _events(answer):
                 started.set()
                 if name == "result":
@@ -222,7 +222,7 @@ def test_a_short_request_overtakes_long_ones(three: Running) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(long) for _ in range(3)]
-        started.wait(60)
+        started.wait(HANG_S)
         three.images("txt2img", num_inference_steps=3)
         order.append("short")
         for future in futures:

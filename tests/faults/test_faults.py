@@ -124,7 +124,7 @@ def test_a_damaged_archive_is_refused_under_load(combined: Running) -> None:
             (store / "damaged.mar").write_bytes(rubbish)
             refused = httpx.post(
                 f"{combined.torchserve['management_url']}/models",
-                params={"url": "damaged.mar", "initial_workers": 1, "synchronous": True}, timeout=60,
+                params={"url": "damaged.mar", "initial_workers": 1, "synchronous": True}, timeout=HANG_S,
             )  # fmt: skip
             assert refused.is_error, refused.text
         assert {answer.result(timeout=HANG_S).status_code for answer in answers} == {200}

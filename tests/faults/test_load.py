@@ -128,7 +128,7 @@ def holdings(instance: Running) -> dict[str, tuple[int, int, int]]:
 
 
 def is_idle(instance: Running) -> bool:
-    text = httpx.get(f"{instance.url}/metrics", timeout=30).text
+    text = httpx.get(f"{instance.url}/metrics", timeout=HANG_S).text
     return all(
         line in text  # one is in flight: the one that asks
         for line in (

@@ -88,7 +88,7 @@ def torchserve(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     finally:
         processes = [java, *java.children(recursive=True)]
         java.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=30)
+        _, alive = psutil.wait_procs(processes, timeout=HANG_S)
         assert not alive
 
 

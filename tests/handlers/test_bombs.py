@@ -13,6 +13,7 @@ from PIL import Image
 from handlers.errors import RequestError
 from handlers.request.images import MAX_SCANS, open_image
 from tests.support.paths import HOME
+from tests.support.running import HANG_S
 from tests.support.samples import file_bytes, sample_image
 
 MAX_PIXELS = 16_000_000
@@ -106,7 +107,7 @@ def many_frames(kind: str) -> bytes:
     ],
 )
 def test_what_a_file_unpacks_to_is_bounded(make: Callable[[], bytes], said: str) -> None:
-    done = subprocess.run([sys.executable, "-c", DECODE], input=make(), capture_output=True, cwd=HOME, timeout=60)
+    done = subprocess.run([sys.executable, "-c", DECODE], input=make(), capture_output=True, cwd=HOME, timeout=HANG_S)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().startswith((said,) if said else ("(64, 64)", "400"))
 

@@ -13,6 +13,7 @@ import torch
 from handlers.request.fields import ModelDefaults
 from tests.support.frontend import Frontend
 from tests.support.paths import SIDE
+from tests.support.running import HANG_S
 from tests.support.samples import b64, decode, half_mask, sample_image
 
 
@@ -133,8 +134,8 @@ def test_the_description_says_what_is_served(frontend: Frontend) -> None:
 def test_what_is_known_is_said_at_once_though_a_neighbour_is_still_being_parsed(frontend: Frontend) -> None:
     parsing, go_on = threading.Event(), threading.Event()
     for _ in range(frontend.handler.worker.config.codec_threads):
-        frontend.handler.worker.shared.pool.submit(lambda: (parsing.set(), go_on.wait(30)))
-    parsing.wait(30)
+        frontend.handler.worker.shared.pool.submit(lambda: (parsing.set(), go_on.wait(HANG_S)))
+    parsing.wait(HANG_S)
     waits, asks = frontend.send(num_inference_steps=2), frontend.send("describe")
     frontend.tick()
     assert frontend.order == [asks] and frontend.lines[waits] == [b"\n"]
@@ -187,7 +188,7 @@ def test_an_image_does_not_wait_for_the_step_of_others(frontend: Frontend, monke
 
     def slow(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         if len(sample) == 2:  # the longer one is alone
-            in_time.append(may_go_on.wait(30))
+            in_time.append(may_go_on.wait(HANG_S))
         return forward(sample, *arguments, **options)
 
     monkeypatch.setattr(unet, "forward", slow)

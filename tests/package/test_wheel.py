@@ -21,7 +21,7 @@ from PIL import Image
 
 from launch.machine import free_ports
 from tests.support.paths import HOME, SIDE
-from tests.support.running import running
+from tests.support.running import HANG_S, running
 
 NOT_INSTALLED = {"benchmarks", "tests", "training"}
 ENVIRONMENT = dict(os.environ)  # pip and pyenv have their files in the true home directory
@@ -119,7 +119,7 @@ def test_the_command_makes_an_image_from_an_unrelated_folder(installed: Path, aw
 def test_the_commands_doctor_looks_at_what_is_installed(installed: Path, away: Path) -> None:
     port = str(free_ports(1)[0])
     command = [str(installed), "doctor", "--port", port, "--model", "/no/such/model"]
-    done = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=HANG_S)
     found = {line.split()[1]: line for line in done.stdout.splitlines()[:-1]}
     assert [name for name, line in found.items() if line.startswith("NO")] == ["Model", "Image"], done.stdout
     assert found["Packages"].endswith("installed") and " 0 installed" not in found["Packages"]
@@ -152,7 +152,7 @@ def test_each_python_installs_it_by_the_lock_and_makes_an_image(
         said = f"{python}: installed in {seconds:.0f} s, {size:.0f} MB"
         makes_an_image(commands / "sd-api-server", away, tmp_path)
         command = [commands / "sd-api-server", "doctor", "--port", str(free_ports(1)[0])]
-        doctor = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=300)
+        doctor = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=HANG_S)
         assert doctor.returncode == 0 and doctor.stdout.endswith("The server can serve.\n"), doctor.stdout
         with capsys.disabled():
             print(f"\n{said}, an image and the doctor's checks after {time.monotonic() - begin:.0f} s", flush=True)
