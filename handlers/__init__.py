@@ -2,5 +2,5 @@
 
 Public, for the other folders: `wire` and `errors` (the proxy), `installation`, `config`, `custom_models` and
 `pipelines.sources` (admin and launch), `worker.Worker` (the doctor), and the entry points that TorchServe loads:
-`txt2img`, `img2img`, `masking`, `stable_diffusion`. docs/architecture.md draws the rooms.
+`txt2img`, `img2img`, `masking`, `stable_diffusion`. docs/architecture.md shows the rooms.
 """

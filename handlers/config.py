@@ -49,6 +49,7 @@ class HandlerConfig:
         0,
         "The most rows of one UNet forward, of native size; 0 = as many as take a quarter of a second.",
     )
+    log_merging: bool = _key(False, "Log why two calls of the UNet do not share a forward.")
     codec_threads: int = _key(2, "Threads that parse requests and encode images while the UNet steps.")
 
     @classmethod

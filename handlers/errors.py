@@ -11,7 +11,7 @@
     OperatorError                a sentence for the operator of the server
     └── ModelError               the model cannot be served at all (raised while loading)
 
-Errors are raised where they are found. `Generation.fail` turns a RequestError into an answer. The other rooms'
+`Generation.fail` turns a RequestError into an answer. The other rooms'
 OperatorErrors: StartError and CheckFailed (launch), ReloadError (admin), SettingsError (proxy).
 """
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from handlers.engine import scheduling
 from handlers.engine.generation import Generation
 from handlers.engine.loop import Engine
 from handlers.errors import ModelError, RequestError
@@ -42,6 +43,9 @@ class StableDiffusionHandler:
         self.worker = self.engine.loaded
         # TorchServe's worker logs two lines a call, which its frontend parses one by one
         logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger(scheduling.__name__).setLevel(
+            logging.DEBUG if self.worker.config.log_merging else logging.NOTSET
+        )
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
         """Whole lines for each open request. Never raises: one bad request must not fail its neighbours."""
@@ -58,7 +62,7 @@ class StableDiffusionHandler:
                 context.set_response_content_type(i, LINES_TYPE)
                 if line := self._open(request_id, data[i], partial(context.get_request_header, i)):
                     last_lines[request_id] = line
-        # 3. let the engine work, unless there is something to say already
+        # 3. let the engine work, unless an answer is ready
         has_news = bool(last_lines) or any(g.ending is not None for g in self.generations.values())
         self.engine.wait(has_news)
         # 4. answer every request

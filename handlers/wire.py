@@ -9,7 +9,7 @@ requires an answer to every open request at every call.
     {"result": {…the contract's JSON…}}
     {"error": {"status": 507, "message": "…"}}
 
-This is the only module of `handlers`, besides `handlers.errors`, that the proxy imports.
+The proxy imports this module and `handlers.errors`, and no other of `handlers`.
 """
 
 import json

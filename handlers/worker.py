@@ -1,4 +1,4 @@
-"""What one worker serves: its models, loaded; the requests that it opens; and what it says of itself."""
+"""What one worker serves: its models, loaded; the requests that it opens; and its description for `GET /models`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

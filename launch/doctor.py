@@ -146,5 +146,5 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{mark}  {name:9} {text}{f' ({seconds:.0f} s)' if seconds > 3 else ''}", flush=True)
         if name in ("Python", "Packages") and mark == "NO":
             break  # the others could only say the same
-    print("The server can serve." if not failures else f"{failures} to mend: see the lines with NO.", flush=True)
+    print("The server can serve." if not failures else f"{failures} failed: see the lines with NO.", flush=True)
     return int(failures > 0)

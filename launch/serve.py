@@ -34,7 +34,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="three workers, one for each pipeline, or one combined worker (default: by free memory)",
     )
     parser.add_argument("--api-key-file", help="a file with the keys that open the server, one per line")
-    parser.add_argument("--api-key", help="one key; anybody who lists this machine's processes sees it")
+    parser.add_argument("--api-key", help="one key; it is visible in this machine's process list")
     parser.add_argument("--no-auth", action="store_true", help="listen on other addresses without a key")
     parser.add_argument("--tls-cert", help="the certificate file for HTTPS, with --tls-key")
     parser.add_argument("--tls-key", help="the certificate's key file")

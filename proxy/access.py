@@ -29,7 +29,7 @@ class Access:
     its own name point here (DNS rebinding).
 
     Args:
-        keys: any of them gives access; without keys, everybody has access.
+        keys: any of them gives access; without keys, access is open.
         hosts: names of this server, besides addresses and the local names; `*` is any.
         origins: pages that may send requests, as `https://example.com`.
     """

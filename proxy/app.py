@@ -98,7 +98,6 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 async def _fault(request: Request, error: Exception) -> Response:
     """A fault of the server: the log has the trace, the client gets a sentence."""
     answer = Failure(500, "This is a fault of the server; its log has the cause.").response(answers_200(request))
-    answer.headers["X-Request-Id"] = (
-        request.state.request_id.decode()
-    )  # this answer bypasses Telemetry, which adds it to all others
+    # this answer bypasses Telemetry, which adds the id to all others
+    answer.headers["X-Request-Id"] = request.state.request_id.decode()
     return answer

@@ -123,8 +123,7 @@ class Settings:
             keys += found
         if not all(key.isascii() and key.isprintable() and "/" not in key and key.strip(".") for key in keys):
             raise SettingsError(
-                "An API key may consist of printable ASCII characters except '/', and not of dots alone, "
-                "since it may be part of a path: "
+                "An API key must be printable ASCII without '/', and not only dots, because it may be part of a path: "
                 "`openssl rand -hex 24` makes one."
             )
         return keys

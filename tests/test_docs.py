@@ -100,7 +100,7 @@ def test_files_that_a_document_names_are_there(document: Path) -> None:
         assert (HOME / name).exists(), name
 
 
-def test_every_room_is_generated() -> None:
+def test_every_room_is_documented() -> None:
     text = (HOME / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = [folder for folder in HOME.iterdir() if (folder / "__init__.py").is_file()]
     rooms += [folder for folder in (HOME / "handlers").iterdir() if (folder / "__init__.py").is_file()]

@@ -46,7 +46,7 @@ def test_each_trouble_is_a_sentence_and_the_others_are_looked_at_all_the_same(tm
     wrong = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("NO")}
     assert wrong.keys() == {"Port", "Access", "Image"}
     assert "choose another port with --port" in wrong["Port"] and "SD_TLS_KEY" in wrong["Access"]
-    assert "cannot be loaded" in wrong["Image"] and done.stdout.endswith("3 to mend: see the lines with NO.\n")
+    assert "cannot be loaded" in wrong["Image"] and done.stdout.endswith("3 failed: see the lines with NO.\n")
 
 
 def test_a_model_that_is_not_there_is_told() -> None:

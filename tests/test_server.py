@@ -172,7 +172,7 @@ def test_how_the_pipelines_are_served_follows_what_fits(
             ["--host", "192.0.2.1", "--api-key-file", "nowhere.txt"],
             "The file of API keys .*nowhere.txt cannot be read: No such file",
         ),
-        (["--api-key", "a/b"], "except '/'"),
+        (["--api-key", "a/b"], "without '/'"),
     ],
 )
 def test_a_server_that_others_could_reach_wants_a_key(arguments: list[str], says: str) -> None:
@@ -199,5 +199,5 @@ def test_key_files_of_windows_editors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["a/b", "..", "schlüssel"])
 def test_a_key_can_be_part_of_a_path(key: str) -> None:
-    with pytest.raises(SettingsError, match="An API key may consist of"):
+    with pytest.raises(SettingsError, match="An API key must be printable ASCII"):
         Settings(api_key=key).api_keys()

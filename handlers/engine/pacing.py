@@ -7,8 +7,8 @@ every call renews, and pauses when no call comes.
 import time
 from collections.abc import Callable
 
-# How many steps a call of TorchServe waits for an answer, and with it a new request for being let in, and the bounds in
-# seconds: a round trip takes 3 ms from a step on two cores. It is shorter for a client that wants to see the progress.
+# How many steps a call of TorchServe waits for an answer, and the bounds in seconds; a new request is admitted at the
+# next call. A round trip takes 3 ms from a step on two cores. It is shorter for a client that wants to see progress.
 ROUND_TRIP_STEPS = 5
 ROUND_TRIP_S = (0.02, 0.2)
 LEASE_S = 0.05  # how long the engine steps on after a call has ended

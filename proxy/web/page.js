@@ -174,7 +174,7 @@ async function showCurl() {
     await navigator.clipboard.writeText($("curl-text").value);
     $("curl-note").textContent = "Copied.";
   } catch {
-    $("curl-note").textContent = "Copy it from here: browsers let no page copy over plain http.";
+    $("curl-note").textContent = "Copy it from here: browsers block copying on plain-http pages.";
   }
 }
 

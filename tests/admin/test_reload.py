@@ -142,7 +142,7 @@ def test_an_old_version_that_will_not_go_is_said_so(store: Path) -> None:
         reload(torchserve, store)
 
 
-def test_a_image_that_fails_counts_as_a_failure(store: Path) -> None:
+def test_an_image_that_fails_counts_as_a_failure(store: Path) -> None:
     torchserve = TorchServe()
     failed = {"error": {"status": 500, "message": "The image could not be generated."}}
     torchserve._line = lambda line: httpx.Response(200, content=json.dumps(failed).encode())  # type: ignore[method-assign]

@@ -26,7 +26,7 @@ def http(guarded: Running) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_image_over_tls_with_the_key_in_the_path(guarded: Running, http: httpx.Client) -> None:
+def test_an_image_over_tls_with_the_key_in_the_path(guarded: Running, http: httpx.Client) -> None:
     assert "Ready: https://127.0.0.1:" in guarded.output.read_text()
     assert http.get("/ping").status_code == 401
     assert http.get("/readyz").status_code == 200

@@ -1,6 +1,7 @@
 """The handler as TorchServe drives it, tick by tick; TorchServe itself comes in the end-to-end tests."""
 
 import base64
+import logging
 import threading
 import time
 from dataclasses import asdict
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from handlers.request.fields import ModelDefaults
-from tests.support.frontend import Frontend
+from handlers.stable_diffusion import CombinedHandler
+from tests.support.frontend import Context, Frontend
 from tests.support.paths import SIDE
 from tests.support.running import HANG_S
 from tests.support.samples import b64, decode, half_mask, sample_image
@@ -200,3 +202,16 @@ def test_an_image_does_not_wait_for_the_step_of_others(frontend: Frontend, monke
     frontend.run()
     assert frontend.result(longer)["status"] == "success"
     assert in_time and all(in_time)  # else it waited for the step's end after all
+
+
+def test_why_calls_do_not_merge_is_logged_if_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    handler = CombinedHandler()
+    handler.initialize(Context(log_merging=True))
+    try:
+        frontend = Frontend(handler)
+        for width in (128, 64):
+            frontend.send(num_inference_steps=2, width=width, height=128)
+        frontend.run()
+    finally:
+        logging.getLogger("handlers.engine.scheduling").setLevel(logging.NOTSET)
+    assert "Two calls do not merge: " in caplog.text

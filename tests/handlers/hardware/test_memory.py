@@ -40,7 +40,7 @@ def test_rows_of_a_forward_follow_what_is_free(free: list[int | None]) -> None:
     assert MEASURED.rows() is None
 
 
-def test_a_image_without_room_is_refused_with_one_that_has_it(free: list[int | None]) -> None:
+def test_an_image_without_room_is_refused_with_one_that_has_it(free: list[int | None]) -> None:
     MEASURED.admit(a_request(512), 8)
     with pytest.raises(OutOfMemory, match=r"1024 x 1024 pixels needs 8\.0 GiB .* 4\.0 GiB are free: try 640 x 640"):
         MEASURED.admit(a_request(1024), 8)

@@ -33,7 +33,7 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-def test_the_map_shows_a_images_latent_as_the_image(pipelines: dict[str, Any], fitted: PreviewMap) -> None:
+def test_the_map_shows_an_images_latent_as_the_image(pipelines: dict[str, Any], fitted: PreviewMap) -> None:
     vae = pipelines["txt2img"].vae
     image = sample_image(128, 128)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
