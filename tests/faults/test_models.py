@@ -109,6 +109,8 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
     fields = {"prompt": "a red apple", "num_inference_steps": 60}
     with ThreadPoolExecutor() as pool:
         for models in ([early | {"requires_safety_checker": True}], []):
+            # its new worker loads for longer than the proxy waits for it, if the machine is busy
+            wait_for(lambda: instance.post("custom/early", fields | {"num_inference_steps": 1}).status_code == 200)
             running = [pool.submit(instance.post, "custom/early", fields) for _ in range(2)]
             wait_for(lambda: instance.models()[-1]["activity"]["open_requests"] == 2)
             (folder / "config.json").write_text(json.dumps({"custom_models": models}))
