@@ -15,12 +15,17 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 TIMEOUT_S = 5
 
 
-def address(environment: Mapping[str, str]) -> str:
-    """Where this machine reaches the server."""
+def address(host: str, port: int, scheme: str = "http") -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    shown = ANY_ADDRESS.get(host, f"[{host}]" if ":" in host else host)
+    return f"{scheme}://{shown}:{port}"
+
+
+def probed(environment: Mapping[str, str]) -> str:
+    """The address that says whether the server with these variables is ready."""
     scheme = "https" if environment.get("SD_TLS_CERT") else "http"
-    host = environment.get("SD_HOST", "")
-    host = ANY_ADDRESS.get(host, f"[{host}]" if ":" in host else host)
-    return f"{scheme}://{host}:{environment.get('SD_PORT') or 1337}/readyz"
+    port = int(environment.get("SD_PORT") or 1337)
+    return f"{address(environment.get('SD_HOST', ''), port, scheme)}/readyz"
 
 
 def main() -> int:
@@ -30,7 +35,7 @@ def main() -> int:
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unchecked)
     )
     try:
-        with opener.open(address(os.environ), timeout=TIMEOUT_S):
+        with opener.open(probed(os.environ), timeout=TIMEOUT_S):
             return 0
     except (OSError, urllib.error.URLError) as error:
         print(f"The server is not ready: {error}", file=sys.stderr)

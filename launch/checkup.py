@@ -8,59 +8,40 @@ from admin.download import prepare
 from admin.options import settings_of
 from admin.paths import HOME, installation
 from admin.placement import GIB
-from admin.probe import Device, find_device, torch_build
-from handlers.errors import ModelError
+from admin.probe import find_device, torch_build
 from handlers.wire import TASKS
-from launch.machine import StartError, check_port, gpu_notice
+from launch.machine import check_port, gpu_notice
 from launch.serve import parse_options, proxy_variables
-from launch.trouble import CheckFailed
 
 
 class Checkup:
-    """Checks step by step what server.py would do with these arguments. Each method raises CheckFailed."""
+    """Checks step by step what server.py would do with these arguments. Each method raises OperatorError."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._options = parse_options(arguments)
 
     @property
     def _settings(self) -> dict[str, Any]:
-        try:
-            return settings_of(self._options)
-        except ModelError as error:
-            raise CheckFailed(str(error)) from None
-
-    def _find_device(self) -> Device:
-        try:
-            return find_device(self._settings["device"], self._settings["dtype"])
-        except ModelError as error:
-            raise CheckFailed(str(error)) from None
+        return settings_of(self._options)
 
     def device(self) -> str:
-        found, build = self._find_device(), torch_build().get("__version__", "?")
+        found = find_device(self._settings["device"], self._settings["dtype"])
+        build = torch_build().get("__version__", "?")
         free = f", {found.free_bytes / GIB:.1f} GB free" if found.free_bytes is not None else ""
         on = platform.processor() or platform.machine() if found.device == "cpu" else found.device
         notice = f". {text}" if (text := gpu_notice()) else ""  # the server works all the same
         return f"{found.device} ({on}) in {found.dtype}{free}, torch {build}{notice}"
 
     def port(self) -> str:
-        try:
-            check_port(self._options.host, self._options.port)
-        except StartError as error:
-            raise CheckFailed(str(error)) from None
+        check_port(self._options.host, self._options.port)
         return f"{self._options.port} on {self._options.host} is free"
 
     def access(self) -> str:
-        try:
-            proxy_variables(self._options)
-        except StartError as error:
-            raise CheckFailed(str(error)) from None
+        proxy_variables(self._options)
         return "the options for keys and HTTPS are valid"
 
     def token(self) -> str:
-        try:
-            token = installation().token()
-        except ModelError as error:
-            raise CheckFailed(str(error)) from None
+        token = installation().token()
         # having none is fine: only some models need one
         if token:
             return "there is one for the model hub"
@@ -69,10 +50,7 @@ class Checkup:
 
     def model(self) -> str:
         """Downloads missing files of a hub model, as the server would."""
-        try:
-            prepared = prepare(self._settings, installation())
-        except ModelError as error:
-            raise CheckFailed(str(error)) from None
+        prepared = prepare(self._settings, installation())
         source = prepared.sources[0]
         place = "" if source.location == str(prepared.paths[0]) else f", at {prepared.paths[0]}"
         return f"{source.location} ({source.reason}){place}"
@@ -83,9 +61,6 @@ class Checkup:
 
         from handlers.worker import Worker
 
-        try:
-            worker = Worker.load(TASKS, self._settings | {"home": str(HOME)}, None, torch.get_num_threads())
-        except ModelError as error:
-            raise CheckFailed(str(error)) from None
+        worker = Worker.load(TASKS, self._settings | {"home": str(HOME)}, None, torch.get_num_threads())
         milliseconds = worker.measured.seconds_per_row * 1000
         return f"all three pipelines generate; a UNet row of native size takes {milliseconds:.0f} ms"

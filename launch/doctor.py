@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from launch.trouble import CheckFailed
+from handlers.errors import OperatorError
 
 HOME = Path(__file__).resolve().parent.parent
 NAME = "sd-api-server"
@@ -23,6 +23,10 @@ PYTHONS = (3, 11), (3, 14)
 GIB = 2**30
 DISK_GIB = 2.0  # for archives, logs and unpacked bodies; a hub model needs what it weighs beside
 INSTALL = "install them with `make serve`, or with pip as README.md says"
+
+
+class CheckFailed(OperatorError):
+    """A check found something that keeps the server from serving."""
 
 
 def check_python() -> str:
@@ -133,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         begin = time.monotonic()
         try:
             mark, text = "ok", check()
-        except CheckFailed as failure:
+        except OperatorError as failure:
             mark, text = "NO", str(failure)
             failures += 1
         except ImportError as error:

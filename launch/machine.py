@@ -97,9 +97,3 @@ def write_config(template: Path, target: Path, ports: Sequence[int]) -> None:
     }
     kept = [line for line in template.read_text(encoding="utf-8").splitlines() if line.split("=")[0] not in replaced]
     target.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in replaced.items())]), encoding="utf-8")
-
-
-def address(host: str, port: int, scheme: str = "http") -> str:
-    """The address at which this machine reaches a server that listens on `host`."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"{scheme}://{shown}:{port}"

@@ -19,10 +19,11 @@ import psutil
 
 from admin.archive import build
 from admin.paths import HOME, installation
+from admin.ready import address
 from admin.running_server import RunningServer, Target
 from handlers.wire import COMBINED, TASKS
 from launch.console import Stopped, on_signals, stop_on_signals
-from launch.machine import StartError, address, folder_for_sockets, free_ports, java_home, write_config
+from launch.machine import StartError, folder_for_sockets, free_ports, java_home, write_config
 from launch.worker_logs import WorkerLogs
 from proxy.settings import Settings
 

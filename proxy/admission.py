@@ -11,7 +11,7 @@ import anyio
 
 from handlers.wire import Result
 from proxy.errors import Failure
-from proxy.frontend_failures import BUSY_RETRY_S
+from proxy.frontend_failures import BUSY_RETRY_S, busy
 from proxy.telemetry import Counts
 from proxy.upstream import Events
 
@@ -108,7 +108,7 @@ class Queue:
         at_once = len(self._open) < self._max_open and len(self._open_of(client)) < self._share
         if not at_once and sum(map(len, self._waiting.values())) >= self._max_waiting:
             again = self._room_in("", self._open)
-            raise Failure(503, "The server is busy: too many requests are waiting. Try again later.", again)
+            raise busy(again)
 
     def _open_of(self, client: str) -> set[_Turn]:
         return {turn for turn in self._open if turn.client == client}

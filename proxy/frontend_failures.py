@@ -47,11 +47,20 @@ def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         # "has no worker" is TorchServe's text for a full queue as well
         if state == READY:
-            return Failure(503, "The server is busy: too many requests are waiting. Try again later.", BUSY_RETRY_S)
-        return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+            return busy(BUSY_RETRY_S)
+        return not_ready(archive, state)
     if status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INSUFFICIENT_STORAGE):
         return worker_died()
     return Failure(500, f"TorchServe refused the request with status {status}: this is a fault of the server.")
+
+
+def busy(retry_after: int) -> Failure:
+    return Failure(503, "The server is busy: too many requests are waiting. Try again later.", retry_after)
+
+
+def not_ready(archive: str, state: str) -> Failure:
+    """For an archive that cannot serve; `state` says why."""
+    return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
 
 
 def worker_died() -> Failure:

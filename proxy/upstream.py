@@ -12,7 +12,7 @@ import httpx
 
 from handlers.wire import DESCRIBE, Failed, Progress, RequestHead, Result, read_line
 from proxy.errors import Failure
-from proxy.frontend_failures import READY, START_RETRY_S, failure_of, unreachable, worker_died
+from proxy.frontend_failures import READY, START_RETRY_S, failure_of, not_ready, unreachable, worker_died
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Upstream:
                 if state == READY:
                     ready = time.monotonic()
                 elif time.monotonic() > ready + PATIENCE_S and not sending.done():
-                    raise Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+                    raise not_ready(archive, state)
         except BaseException:
             sending.cancel()
             sending.add_done_callback(_close)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import doctor
-from launch.trouble import CheckFailed
+from launch.doctor import CheckFailed
 from tests.support.paths import EMBEDDED, HOME
 from tests.support.running import HANG_S
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from admin import probe
+from admin import probe, ready
 from admin.placement import GIB
 from handlers.installation import Installation
 from handlers.pipelines.sources import resolve_model
@@ -109,7 +109,7 @@ def test_the_configuration_of_a_run_differs_from_the_shipped_one_in_its_ports_al
     ],
 )
 def test_the_address_can_be_pasted(host: str, address: str) -> None:
-    assert machine.address(host, 8) == address
+    assert ready.address(host, 8) == address
 
 
 @pytest.mark.parametrize(

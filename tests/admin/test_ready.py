@@ -19,7 +19,7 @@ from admin import ready
     ],
 )
 def test_it_asks_where_the_server_listens(environment: dict[str, str], address: str) -> None:
-    assert ready.address(environment) == address
+    assert ready.probed(environment) == address
 
 
 @pytest.fixture
