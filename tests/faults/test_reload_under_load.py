@@ -15,7 +15,7 @@ from tests.support.running import HANG_S, Running, running, wait_for
 
 pytestmark = pytest.mark.faults
 
-REQUESTS, RELOADS = 500, 5
+REQUESTS, RELOADS = 200, 5
 
 
 @pytest.fixture(scope="module")
