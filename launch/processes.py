@@ -57,8 +57,8 @@ class Server:
         self.worker_logs = WorkerLogs(self._logs)
         served = Settings.from_environment({**os.environ, **proxy})
         self._address = address(options.host, options.port, "https" if served.tls_cert else "http")
-        # this server's own certificate may be made out for another address than the one used here
         self._keys = served.api_keys()
+        # this server's own certificate may be made out for another address than the one used here
         self._client = httpx.Client(
             trust_env=False, verify=False, headers={"X-API-Key": self._keys[0]} if self._keys else {}, timeout=60.0
         )

@@ -133,10 +133,10 @@ def serve(options: argparse.Namespace) -> None:
                 print(f"A worker cannot start: {sentence}", flush=True)
     except Stopped:
         failed = False
-        status.end()
-        print("Stopping.", flush=True)
     finally:
         status.end()
+        if not failed:
+            print("Stopping.", flush=True)
         ending.set()
         server.drain()
         server.stop()
