@@ -3,10 +3,12 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from handlers.stable_diffusion import CombinedHandler
+from tests.support.running import HANG_S
 
 
 class Context:
@@ -73,11 +75,10 @@ class Frontend:
         self.run_until(lambda: not self.open)
 
     def run_until(self, condition: Callable[[], Any]) -> None:
-        for _ in range(2000):
-            if condition():
-                return
+        give_up_at = time.monotonic() + HANG_S
+        while not condition():
+            assert time.monotonic() < give_up_at, f"still open: {list(self.open)}"
             self.tick()
-        raise AssertionError(f"still open: {list(self.open)}")
 
     @contextlib.contextmanager
     def engine_held(self) -> Iterator[None]:
@@ -88,7 +89,7 @@ class Frontend:
             yield
             self.tick()
             for generation in self.handler.generations.values():
-                generation.wait_until_parsed(timeout_s=30)
+                generation.wait_until_parsed(HANG_S)
         finally:
             go_on.set()
 
