@@ -55,6 +55,14 @@ def pipelines() -> dict[str, Any]:
     return load_pipelines(EMBEDDED, TASKS, torch.device("cpu"), torch.float32, HandlerConfig(), CONFIGS)
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that generates in a twentieth of the embedded one's time, for tests of everything else."""
+    from tests.support import tiny_models  # imports torch, which most tests do without
+
+    return tiny_models.save_with_checker(tmp_path_factory.mktemp("tiny") / "model")
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

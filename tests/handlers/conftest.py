@@ -1,6 +1,7 @@
-"""A handler with the embedded model, for each file that needs one."""
+"""A handler with a tiny model, for each file that needs one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +10,9 @@ from tests.support.frontend import Context, Frontend
 
 
 @pytest.fixture(scope="module")
-def handler() -> CombinedHandler:
+def handler(tiny_model: Path) -> CombinedHandler:
     handler = CombinedHandler()
-    handler.initialize(Context(max_batch_rows=16))
+    handler.initialize(Context(model=str(tiny_model), max_batch_rows=16))
     return handler
 
 

@@ -57,17 +57,17 @@ def test_an_image_without_room_is_refused_and_its_neighbour_generated(
     frontend: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = frontend.handler
-    monkeypatch.setattr("handlers.hardware.memory.available_bytes", lambda _: 10 * 2**20)
+    monkeypatch.setattr("handlers.hardware.memory.available_bytes", lambda _: 10 * 2**30)
     neighbour = frontend.send(num_inference_steps=20)
     frontend.run_until(lambda: handler.generations and handler.generations[neighbour].slots)
     shared = handler.worker.shared
-    memory = dataclasses.replace(shared.memory, row_bytes=8 * 2**20)
+    memory = dataclasses.replace(shared.memory, row_bytes=2**30)
     worker = dataclasses.replace(handler.worker, shared=dataclasses.replace(shared, memory=memory))
     monkeypatch.setattr(handler, "worker", worker)
-    refused = frontend.send()
+    refused = frontend.send(width=256, height=256)
     frontend.run()
     error = json.loads(frontend.lines[refused][-1])["error"]
-    assert error["status"] == 507 and "try 192 x 192" in error["message"]
+    assert error["status"] == 507 and "try 128 x 128" in error["message"]
     assert frontend.result(neighbour)["status"] == "success"
 
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
@@ -16,7 +17,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tests.support.paths import EMBEDDED
 
@@ -32,6 +34,22 @@ def save(family: str, folder: Path, **options: Any) -> Path:
     if options.get("variant") == "fp16":
         pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder, **options)
+    return folder
+
+
+def save_with_checker(folder: Path) -> Path:
+    """Writes a Stable Diffusion 1 with the embedded model's safety checker to `folder`."""
+    torch.manual_seed(0)
+    pipeline = StableDiffusionPipeline(
+        **make("sd1").components
+        | {
+            "safety_checker": StableDiffusionSafetyChecker.from_pretrained(EMBEDDED / "safety_checker"),
+            "feature_extractor": CLIPImageProcessor.from_pretrained(EMBEDDED / "feature_extractor"),
+            # as many UNet calls as steps, which PNDM does not have
+            "scheduler": DPMSolverMultistepScheduler(**BETAS),
+        }
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
