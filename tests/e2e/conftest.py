@@ -36,15 +36,16 @@ def _interrupt(processes: list[psutil.Process]) -> None:
 
 
 @pytest.fixture(scope="session")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The combined archive on all addresses, with two keys, over TLS, with a log in JSON."""
+def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
+    """The combined archive with a tiny model, on all addresses, with two keys, over TLS, with a log in JSON."""
     folder = tmp_path_factory.mktemp("guarded")
     certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
                    "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
                    "-keyout", folder / "key.pem", "-out", folder / "cert.pem"]  # fmt: skip
     subprocess.run(certificate, check=True, capture_output=True)
     (folder / "keys").write_text("first-key\nsecond-key\n")
-    options = ["--host", "0.0.0.0", "--archives", "combined", "--api-key-file", folder / "keys",
+    options = ["--host", "0.0.0.0", "--archives", "combined", "--model", tiny_model,
+               "--api-key-file", folder / "keys",
                "--tls-cert", folder / "cert.pem", "--tls-key", folder / "key.pem", "--log-level", "info"]  # fmt: skip
     with running(folder, *map(str, options), SD_LOG_FORMAT="json") as instance:
         yield instance

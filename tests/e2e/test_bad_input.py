@@ -16,10 +16,10 @@ INIT = b64(sample_image())
 
 
 @pytest.fixture
-def neighbour(three: Running) -> Iterator[None]:
+def neighbour(combined: Running) -> Iterator[None]:
     """A request that runs while the test misbehaves, and has to come out unharmed."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(three.images, "img2img", init_image=b64(sample_image()), seed=77, num_inference_steps=60)
+        future = pool.submit(combined.images, "img2img", init_image=b64(sample_image()), seed=77, num_inference_steps=250)
         yield
         assert future.result()[0]["seed"] == 77
 
@@ -39,9 +39,9 @@ def neighbour(three: Running) -> Iterator[None]:
     ],
 )
 def test_bad_input_is_a_sentence_and_harms_nobody(
-    three: Running, neighbour: None, task: str, fields: dict[str, Any], status: int, sentence: str
+    combined: Running, neighbour: None, task: str, fields: dict[str, Any], status: int, sentence: str
 ) -> None:
-    answer = three.post(task, {"prompt": "x"} | fields)
+    answer = combined.post(task, {"prompt": "x"} | fields)
     assert answer.status_code == status
     assert answer.json()["status"] == "failure" and sentence in answer.json()["message"]
 
@@ -55,20 +55,20 @@ def test_bad_input_is_a_sentence_and_harms_nobody(
         (b"", "prompt is missing"),
     ],
 )
-def test_malformed_bodies(three: Running, body: bytes, sentence: str) -> None:
+def test_malformed_bodies(combined: Running, body: bytes, sentence: str) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = httpx.post(three.url + "/txt2img", content=body, headers=headers, timeout=HANG_S)
+    answer = httpx.post(combined.url + "/txt2img", content=body, headers=headers, timeout=HANG_S)
     assert answer.status_code == 400 and sentence in answer.json()["message"]
 
 
-def test_bodies_over_the_limit_alone_and_together(three: Running, neighbour: None) -> None:
-    answer = httpx.post(three.url + "/img2img", content=b"x" * (70 * MEGABYTE), timeout=HANG_S)
+def test_bodies_over_the_limit_alone_and_together(combined: Running, neighbour: None) -> None:
+    answer = httpx.post(combined.url + "/img2img", content=b"x" * (70 * MEGABYTE), timeout=HANG_S)
     assert answer.status_code == 413 and "larger than" in answer.json()["message"]
 
     def large(_: int) -> httpx.Response:
         body = b"prompt=x&init_image=" + b"A" * (60 * MEGABYTE)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return httpx.post(three.url + "/img2img", content=body, headers=headers, timeout=HANG_S)
+        return httpx.post(combined.url + "/img2img", content=body, headers=headers, timeout=HANG_S)
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(large, range(8)))
@@ -79,7 +79,7 @@ def test_bodies_over_the_limit_alone_and_together(three: Running, neighbour: Non
         assert answer.status_code == 413 or int(answer.headers["retry-after"]) > 0
 
 
-def test_an_answer_that_could_be_too_large_is_refused(three: Running) -> None:
+def test_an_answer_that_could_be_too_large_is_refused(combined: Running) -> None:
     big = b64(sample_image(4000, 4000), "JPEG")
-    answer = three.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 2})
+    answer = combined.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 2})
     assert answer.status_code == 400 and "ask for at most 1" in answer.json()["message"]
