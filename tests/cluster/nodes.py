@@ -25,7 +25,8 @@ MOST_REQUESTS = 2000  # of all clients together: a bound that only a hang reache
 class Node:
     """A server of ours at an address that stays, with its whole tree of processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: Path) -> None:
+        self._model = model
         self.port = free_ports(1)[0]
         self._folder = folder
         self._running = contextlib.ExitStack()
@@ -36,7 +37,7 @@ class Node:
         self._folder.mkdir(exist_ok=True)
         # one thread each: three servers share this machine's cores
         variables = {"SD_LEAVE_S": "5", "OMP_NUM_THREADS": "1"}
-        arguments = ("--archives", "combined")
+        arguments = ("--archives", "combined", "--model", str(self._model))
         self._instance = self._running.enter_context(running(self._folder, *arguments, port=self.port, **variables))
 
     def stop(self) -> None:

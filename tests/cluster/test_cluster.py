@@ -18,9 +18,9 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+def nodes(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[list[Node]]:
     folder = tmp_path_factory.mktemp("nodes")
-    nodes = [Node(folder / f"node{i}") for i in (1, 2, 3)]
+    nodes = [Node(folder / f"node{i}", tiny_model) for i in (1, 2, 3)]
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Node.start, nodes))

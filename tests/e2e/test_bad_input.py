@@ -19,7 +19,7 @@ INIT = b64(sample_image())
 def neighbour(combined: Running) -> Iterator[None]:
     """A request that runs while the test misbehaves, and has to come out unharmed."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(combined.images, "img2img", init_image=b64(sample_image()), seed=77, num_inference_steps=250)
+        future = pool.submit(combined.images, "img2img", init_image=INIT, seed=77, num_inference_steps=250)
         yield
         assert future.result()[0]["seed"] == 77
 

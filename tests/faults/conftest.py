@@ -1,6 +1,7 @@
-"""A server for all tests of faults that need no other one."""
+"""A server with a tiny model for all tests of faults that need no other one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.support.running import Running, running
 
 
 @pytest.fixture(scope="session")
-def combined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("combined"), "--archives", "combined") as instance:
+def combined(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
+    options = ("--archives", "combined", "--model", str(tiny_model))
+    with running(tmp_path_factory.mktemp("combined"), *options) as instance:
         yield instance

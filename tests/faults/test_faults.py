@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from tests.support.parts import CLIENTS, LONG, parts
-from tests.support.paths import EMBEDDED
 from tests.support.running import HANG_S, Running, proxied, running, wait_for
 
 pytestmark = pytest.mark.faults
@@ -94,8 +93,10 @@ def test_a_worker_that_dies_is_a_sentence_and_comes_back(combined: Running) -> N
     assert combined.images("txt2img", seed=1, num_inference_steps=2)
 
 
-def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_back(tmp_path: Path) -> None:
-    model = shutil.copytree(EMBEDDED, tmp_path / "model")
+def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_back(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
     with running(tmp_path, "--archives", "combined", "--model", str(model)) as instance:
         model.rename(tmp_path / "away")
         assert instance.images("txt2img", num_inference_steps=2)  # its files are open
@@ -117,7 +118,7 @@ def test_a_damaged_archive_is_refused_under_load(combined: Running) -> None:
     before = combined.activity("txt2img")["unet_forwards"]
     store = Path(combined.torchserve["model_store"])
     with ThreadPoolExecutor(CLIENTS) as pool:
-        fields = {"prompt": "a house", "num_inference_steps": 25}
+        fields = {"prompt": "a house", "num_inference_steps": 250}
         answers = [pool.submit(combined.post, "txt2img", fields) for _ in range(CLIENTS)]
         wait_for(lambda: combined.activity("txt2img")["unet_forwards"] > before)
         for rubbish in (b"rubbish", (store / "stable-diffusion.mar").read_bytes()[:-500], b""):
@@ -139,7 +140,7 @@ def small() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_full_disk_fails_no_request(tmp_path: Path, small: Path) -> None:
+def test_a_full_disk_fails_no_request(tmp_path: Path, small: Path, tiny_model: Path) -> None:
     # a file system of its own for the server, which others see below /proc
     within = [
         "unshare",
@@ -152,7 +153,8 @@ def test_a_full_disk_fails_no_request(tmp_path: Path, small: Path) -> None:
     ]
     if subprocess.run([*within, "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a file system of his own")
-    with running(tmp_path, "--archives", "combined", within=within, TMPDIR=str(small)) as instance:
+    options = ("--archives", "combined", "--model", str(tiny_model))
+    with running(tmp_path, *options, within=within, TMPDIR=str(small)) as instance:
         full = Path(f"/proc/{instance.process.pid}/root{small}/full")
         with pytest.raises(OSError) as error, full.open("wb", buffering=0) as file:
             while True:

@@ -35,10 +35,11 @@ INIT = b64(sample_image(96, 64))
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def instance(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
     keys = ",".join(f"key-{i}" for i in range(KEYS))
     variables = {"SD_API_KEY": keys, "SD_MAX_OPEN": "16", "SD_MAX_WAITING": "100", "SD_MAX_PER_CLIENT": "20"}
-    with running(tmp_path_factory.mktemp("load"), "--archives", "combined", **variables) as instance:
+    options = ("--archives", "combined", "--model", str(tiny_model))
+    with running(tmp_path_factory.mktemp("load"), *options, **variables) as instance:
         yield replace(instance, url=f"{instance.url}/k/key-0")
 
 
@@ -170,7 +171,7 @@ def test_a_client_with_many_requests_does_not_starve_another(instance: Running) 
     order: list[int] = []
 
     async def ask(http: httpx.AsyncClient, key: int) -> None:
-        answer = await http.post(f"{with_key(instance, key)}/txt2img", data=GOOD | {"num_inference_steps": 10})
+        answer = await http.post(f"{with_key(instance, key)}/txt2img", data=GOOD | {"num_inference_steps": 150})
         assert answer.status_code == 200, answer.text
         order.append(key)
 
@@ -192,7 +193,7 @@ def test_retry_after_is_when_there_is_room(instance: Running) -> None:
     came_back: dict[float, list[tuple[int, str]]] = {0.5: [], 2: []}
 
     async def patient(http: httpx.AsyncClient, number: int) -> None:
-        url, fields = f"{with_key(instance, number % KEYS)}/txt2img", GOOD | {"num_inference_steps": 3}
+        url, fields = f"{with_key(instance, number % KEYS)}/txt2img", GOOD | {"num_inference_steps": 100}
         answer = await http.post(url, data=fields)
         if answer.status_code in (429, 503):
             factor, seconds = (0.5, 2)[number % 2], int(answer.headers["retry-after"])

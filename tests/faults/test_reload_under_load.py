@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import EMBEDDED, HOME
+from tests.support.paths import HOME
 from tests.support.running import HANG_S, Running, running, wait_for
 
 pytestmark = pytest.mark.faults
@@ -24,8 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def instance(folder: Path) -> Iterator[Running]:
-    with running(folder) as instance:
+def instance(folder: Path, tiny_model: Path) -> Iterator[Running]:
+    with running(folder, "--model", str(tiny_model)) as instance:
         yield instance
 
 
@@ -70,10 +70,12 @@ def test_reloads_under_load_fail_no_request(instance: Running, folder: Path) -> 
     wait_for(lambda: len(instance.workers()) == 3)
 
 
-def test_a_model_that_does_not_load_leaves_the_old_one_serving(instance: Running, folder: Path) -> None:
+def test_a_model_that_does_not_load_leaves_the_old_one_serving(
+    instance: Running, folder: Path, tiny_model: Path
+) -> None:
     refused = reload(folder, "img2img", "--model", str(folder))
     assert refused.returncode == 1 and "has no model_index.json" in refused.stderr
-    damaged = shutil.copytree(EMBEDDED, folder / "damaged")
+    damaged = shutil.copytree(tiny_model, folder / "damaged")
     (damaged / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"rubbish")
     failed = reload(folder, "img2img", "--model", str(damaged))
     assert failed.returncode == 1

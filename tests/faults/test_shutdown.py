@@ -13,13 +13,13 @@ from tests.support.running import HANG_S, running, wait_for
 
 pytestmark = pytest.mark.faults
 
-LONG = {"prompt": "a red apple", "num_inference_steps": 250, "seed": 1}
+LONG = {"prompt": "a red apple", "num_inference_steps": 250, "num_outputs": 8, "seed": 1}
 
 
-def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path) -> None:
-    with running(tmp_path, "--archives", "combined", SD_DRAIN_S="120") as instance, ThreadPoolExecutor() as pool:
-        short = LONG | {"num_inference_steps": 60}
-        generated = [pool.submit(instance.post, "txt2img", short) for _ in range(2)]
+def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path, tiny_model: Path) -> None:
+    options = ("--archives", "combined", "--model", str(tiny_model))
+    with running(tmp_path, *options, SD_DRAIN_S="120") as instance, ThreadPoolExecutor() as pool:
+        generated = [pool.submit(instance.post, "txt2img", LONG) for _ in range(2)]
         wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > 15)
         instance.process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{instance.url}/ping").status_code == 503)
@@ -35,7 +35,7 @@ def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path) -> None:
 def test_it_is_broken_off_by_a_second_signal_or_by_the_limit(tmp_path: Path, again: bool) -> None:
     limit = "120" if again else "2"
     with running(tmp_path, "--archives", "combined", SD_DRAIN_S=limit) as instance, ThreadPoolExecutor() as pool:
-        generated = pool.submit(instance.post, "txt2img", LONG | {"num_outputs": 8})
+        generated = pool.submit(instance.post, "txt2img", LONG)
         wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > 5)
         workers = instance.workers()
         instance.process.send_signal(signal.SIGTERM)
