@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALL = @$(PIP) --constraint $(VENV)/constraints.txt -e '.$(1)' && touch $@
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-faults test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
+.PHONY: serve test test-long test-faults test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
   bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
@@ -24,7 +24,12 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# load, faults, reloads, other models, shutdown: many servers, a quarter of an hour
+# all of the following, two at a time, those that take longest first
+test-long: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m 'faults or pythons or browser or container or cluster' \
+	  tests/package tests/container tests/cluster tests/faults tests/browser $(ARGS)
+
+# load, faults, reloads, other models, shutdown: many servers
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
