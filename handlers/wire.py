@@ -23,6 +23,9 @@ COMBINED = "stable-diffusion"  # the archive that serves every task
 CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
 BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy
 LINES_TYPE = "application/x-ndjson"
+# where the proxy and TorchServe listen, unless variables say otherwise
+HOST, PORT = "127.0.0.1", 1337
+INFERENCE_URL, MANAGEMENT_URL = "http://127.0.0.1:8080", "http://127.0.0.1:8081"
 
 _TASK, _FORM_TYPE, _REQUEST_ID = "X-Task", "X-Form-Type", "X-Request-Id"
 _DEADLINE, _PROGRESS = "X-Deadline", "X-Progress"
