@@ -71,7 +71,7 @@ class Generation:
     Attributes:
         state: see GenerationState.
         last_step: the number of the last forward that served one of its jobs.
-        queued_since: when it was opened, until its first job starts; on the monotonic clock.
+        queued_since: when the engine opened it, until its first job starts; on the engine's clock.
         ending: its last line, once there is one.
         error: what it failed with.
     """
@@ -84,7 +84,7 @@ class Generation:
         self.state = GenerationState.PARSING
         self.slots: list[Slot] = []
         self.last_step = 0
-        self.queued_since: float | None = time.monotonic()
+        self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
         self._parsing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = None
