@@ -30,14 +30,22 @@ class CustomArchives:
 
     Args:
         say: called with a sentence about each event.
+        clock: seconds, from any beginning.
     """
 
-    def __init__(self, target: Target, installed: Installation, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        installed: Installation,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._target = target
         self._management = Management(target)
         self._store = target.store
         self._installed = installed
         self._say = say
+        self._clock = clock
         self._file = installed.config_file
         self._seen: float | None = None
         self._failed: dict[str, str] = {}
@@ -49,11 +57,11 @@ class CustomArchives:
             changed = self._file.stat().st_mtime
         except OSError:
             changed = 0.0
-        if changed == self._seen and not (self._failed and time.monotonic() > self._retry_at):
+        if changed == self._seen and not (self._failed and self._clock() > self._retry_at):
             return
         if changed != self._seen:
             self._failed = {}
-        self._seen, self._retry_at = changed, time.monotonic() + RETRY_S
+        self._seen, self._retry_at = changed, self._clock() + RETRY_S
         try:
             models = {model.archive: model for model in read_config(self._file)}
         except ModelError as error:

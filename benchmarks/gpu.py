@@ -120,8 +120,7 @@ class Bench:
             graphs(call)
             same = bool((graphs(call)[0] == expected).all())
             shown = "bit-equal" if same else "DIFFERENT"
-            captured = any(graphs._captured.values())
-            self.row(f"graph against eager, {images} images", shown if captured else "no graph was captured")
+            self.row(f"graph against eager, {images} images", shown if graphs.captures else "no graph was captured")
 
     def unet(self) -> None:
         for images in BATCHES:
