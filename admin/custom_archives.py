@@ -15,6 +15,7 @@ from admin.management import Management
 from admin.paths import installation
 from admin.reload import handler_settings, reload
 from admin.running_server import ReloadError, Target, find_target
+from handlers.config import HandlerConfig
 from handlers.custom_models import CustomModel, read_config
 from handlers.errors import ModelError, OperatorError
 from handlers.installation import Installation
@@ -103,8 +104,7 @@ class CustomArchives:
         """The settings of the main model's archive."""
         archives = [self._store / f"{name}.mar" for name in (COMBINED, *TASKS)]
         main: Mapping[str, Any] = next((handler_settings(file) for file in archives if file.is_file()), {})
-        defaults = {"device": "auto", "dtype": "auto", "low_memory": False, "allow_pickle": False}
-        return {key: main.get(key, defaults[key]) for key in SHARED}
+        return {key: main.get(key, getattr(HandlerConfig(), key)) for key in SHARED}
 
     def _is_loaded(self, archive: str) -> bool:
         return self._store.is_dir() and archive in self._management.models()

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 STARTS = 4  # jobs that one step starts at most
 
 
-class HasBatcher(Protocol):
+class BatcherAndDecoder(Protocol):
     """What the engine needs of what it has loaded."""
 
     @property
@@ -36,7 +36,7 @@ class HasBatcher(Protocol):
     def decoder(self) -> Decoder: ...
 
 
-Loaded = TypeVar("Loaded", bound=HasBatcher)
+Loaded = TypeVar("Loaded", bound=BatcherAndDecoder)
 
 
 class Engine(Generic[Loaded]):
