@@ -239,6 +239,7 @@ def test_the_curl_line_sends_the_same_and_keeps_the_key_to_itself(page: Page, se
 
 def test_the_curl_line_has_the_seed_of_the_image_that_is_shown(page: Page) -> None:
     page.locator("#prompt").fill("a red apple")
+    settings(page)
     page.locator("#curl").click()
     assert "seed=" not in page.locator("#curl-text").input_value()
     page.keyboard.press("Escape")

@@ -102,7 +102,7 @@ async def test_there_are_limits_for_one_client_and_for_all() -> None:
         assert len(there.order) == 5
 
 
-async def test_who_leaves_while_waiting_gives_the_place_up() -> None:
+async def test_a_client_that_leaves_while_it_waits_gives_its_place_up() -> None:
     async with clients(max_open=2) as there:
         await there.ask("a")
         async with anyio.create_task_group() as leaving:
@@ -114,7 +114,7 @@ async def test_who_leaves_while_waiting_gives_the_place_up() -> None:
         assert there.order == ["a", "a"]
 
 
-async def test_who_leaves_as_the_turn_comes_gives_it_on() -> None:
+async def test_a_client_that_leaves_as_its_turn_comes_passes_the_turn_on() -> None:
     async with clients(max_open=2) as there:
         await there.ask("a")
         async with anyio.create_task_group() as leaving:

@@ -179,7 +179,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch: py
             await anyio.sleep(0.1)
 
 
-async def test_who_sends_another_request_in_place_of_reading_is_given_up_all_the_same(
+async def test_a_client_that_sends_another_request_instead_of_reading_is_given_up_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "READ_S", 0.2)

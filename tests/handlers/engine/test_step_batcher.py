@@ -66,7 +66,7 @@ def test_dicts_of_tensors_are_merged_and_split() -> None:
     assert [tuple(part.shape[0] for part in parts[i]) for i in range(3)] == [(2, 2)] * 3
 
 
-def test_who_has_waited_longest_goes_first_and_nobody_starves() -> None:
+def test_the_request_that_waited_longest_goes_first_and_none_starves() -> None:
     batcher = batcher_of(4)
     slots = [slot() for _ in range(33)]
     served = [s for _ in range(17) for s, _ in batcher.step(slots)]
