@@ -155,7 +155,7 @@ def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
 
 
 def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder
+    encoder = frontend.handler.worker.served["txt2img"].pipeline.text_encoder.module
     encoded: list[Any] = []
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda *a, **o: encoded.append(a) or forward(*a, **o))
