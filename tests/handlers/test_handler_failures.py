@@ -67,7 +67,7 @@ def test_an_image_without_room_is_refused_and_its_neighbour_generated(
     refused = frontend.send()
     frontend.run()
     error = json.loads(frontend.lines[refused][-1])["error"]
-    assert error["status"] == 507 and "try 192 x 192" in error["message"]
+    assert error["status"] == 507 and "always generates at this size" in error["message"]
     assert frontend.result(neighbour)["status"] == "success"
 
 
@@ -102,7 +102,7 @@ def test_out_of_memory_fails_the_request_that_caused_it_and_gives_the_memory_bac
         small = frontend.send(num_inference_steps=3, guidance_scale=1)
     frontend.run()
     error = json.loads(frontend.lines[greedy][-1])["error"]
-    assert error["status"] == 507 and "try a smaller one" in error["message"]
+    assert error["status"] == 507 and "serve a smaller model" in error["message"]
     assert frontend.result(small)["status"] == "success"
     # before the calls ran one by one, and when the request was gone
     assert len(held) >= 2 and len(left) >= 2 and not any(left)
