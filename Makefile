@@ -48,7 +48,7 @@ test-cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 test-true-shapes: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m true_shapes tests/handlers/test_true_shapes.py $(ARGS)
+	$(BIN)/python -m pytest -m true_shapes tests/handlers/pipelines/test_true_shapes.py $(ARGS)
 
 fuzz: $(VENV)/.installed-fuzz
 	SD_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/handlers/test_properties.py

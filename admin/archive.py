@@ -17,7 +17,7 @@ import yaml
 
 from admin.download import prepare
 from admin.options import add_handler_options, settings_of
-from admin.paths import HOME, MODEL_STORE, PACKAGE, STAGED, installation
+from admin.paths import HOME, PACKAGE, STAGED, installation
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.wire import COMBINED, CUSTOM, TASKS
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--combined", action="store_true", help=f"{COMBINED}.mar, all three behind one worker")
     parser.add_argument("--version", default=VERSION, help=f"versions other than {VERSION} go to {STAGED}/")
     add_handler_options(parser)
-    parser.add_argument("--model-store", type=Path, default=MODEL_STORE)
+    parser.add_argument("--model-store", type=Path, default=installation().model_store)
     options = parser.parse_args(argv)
     if unknown := set(options.tasks) - set(TASKS):
         parser.error(f"unknown task {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")

@@ -15,6 +15,7 @@ from admin.management import Management
 from admin.paths import installation
 from admin.reload import handler_settings, reload
 from admin.running_server import ReloadError, Target, find_target
+from handlers.config import HandlerConfig
 from handlers.custom_models import CustomModel, read_config
 from handlers.errors import ModelError, OperatorError
 from handlers.installation import Installation
@@ -30,14 +31,22 @@ class CustomArchives:
 
     Args:
         say: called with a sentence about each event.
+        clock: seconds, from any beginning.
     """
 
-    def __init__(self, target: Target, installed: Installation, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        installed: Installation,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._target = target
         self._management = Management(target)
         self._store = target.store
         self._installed = installed
         self._say = say
+        self._clock = clock
         self._file = installed.config_file
         self._seen: float | None = None
         self._failed: dict[str, str] = {}
@@ -49,11 +58,11 @@ class CustomArchives:
             changed = self._file.stat().st_mtime
         except OSError:
             changed = 0.0
-        if changed == self._seen and not (self._failed and time.monotonic() > self._retry_at):
+        if changed == self._seen and not (self._failed and self._clock() > self._retry_at):
             return
         if changed != self._seen:
             self._failed = {}
-        self._seen, self._retry_at = changed, time.monotonic() + RETRY_S
+        self._seen, self._retry_at = changed, self._clock() + RETRY_S
         try:
             models = {model.archive: model for model in read_config(self._file)}
         except ModelError as error:
@@ -95,8 +104,7 @@ class CustomArchives:
         """The settings of the main model's archive."""
         archives = [self._store / f"{name}.mar" for name in (COMBINED, *TASKS)]
         main: Mapping[str, Any] = next((handler_settings(file) for file in archives if file.is_file()), {})
-        defaults = {"device": "auto", "dtype": "auto", "low_memory": False, "allow_pickle": False}
-        return {key: main.get(key, defaults[key]) for key in SHARED}
+        return {key: main.get(key, getattr(HandlerConfig(), key)) for key in SHARED}
 
     def _is_loaded(self, archive: str) -> bool:
         return self._store.is_dir() and archive in self._management.models()

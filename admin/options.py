@@ -1,9 +1,11 @@
 """The options of a command line that say what an archive serves, and how."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from handlers.config import HandlerConfig
 from handlers.pipelines.sources import loras
 
 
@@ -33,17 +35,11 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises ModelError for a missing LoRA file.
     """
-    return {
+    given = {key.name: getattr(options, key.name) for key in fields(HandlerConfig) if hasattr(options, key.name)}
+    return given | {
         "model": _absolute(options.model),
         "inpainting_model": _absolute(options.inpainting_model),
         "lora": "\n".join(f"{file}={scale:g}" for file, scale in loras("\n".join(options.lora))),
-        "device": options.device,
-        "dtype": options.dtype,
-        "low_memory": options.low_memory,
-        "cuda_graphs": options.cuda_graphs,
-        "channels_last": options.channels_last,
-        "openvino": options.openvino,
-        "allow_pickle": options.allow_pickle,
     }
 
 

@@ -1,4 +1,4 @@
-"""Where the code lies, and where archives go."""
+"""Where the code lies, and which installation it belongs to."""
 
 from pathlib import Path
 
@@ -13,6 +13,3 @@ STAGED = ".staged"  # TorchServe's `--models all` loads everything in the store 
 def installation() -> Installation:
     """The one that this code belongs to, with this process's environment."""
     return Installation.find(HOME)
-
-
-MODEL_STORE = installation().user_folder / "model_store"

@@ -4,12 +4,13 @@ For health checks of containers: it asks `/readyz` at the address that the serve
 standard library alone.
 """
 
-import os
 import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+
+from admin.paths import installation
+from handlers.installation import Installation
 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 TIMEOUT_S = 5
@@ -21,11 +22,9 @@ def address(host: str, port: int, scheme: str = "http") -> str:
     return f"{scheme}://{shown}:{port}"
 
 
-def probed(environment: Mapping[str, str]) -> str:
-    """The address that says whether the server with these variables is ready."""
-    scheme = "https" if environment.get("SD_TLS_CERT") else "http"
-    port = int(environment.get("SD_PORT") or 1337)
-    return f"{address(environment.get('SD_HOST', ''), port, scheme)}/readyz"
+def probed(installed: Installation) -> str:
+    """The address that says whether the server of this installation is ready."""
+    return f"{address(installed.host, installed.port, installed.scheme)}/readyz"
 
 
 def main() -> int:
@@ -35,7 +34,7 @@ def main() -> int:
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unchecked)
     )
     try:
-        with opener.open(probed(os.environ), timeout=TIMEOUT_S):
+        with opener.open(probed(installation()), timeout=TIMEOUT_S):
             return 0
     except (OSError, urllib.error.URLError) as error:
         print(f"The server is not ready: {error}", file=sys.stderr)

@@ -1,14 +1,13 @@
 """How a running TorchServe is reached: server.py writes it down, and the commands of this folder read it."""
 
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from admin.paths import MODEL_STORE
+from admin.paths import installation
 from handlers.errors import OperatorError
 
 RUN_FILE = "server.json"  # in server.py's run directory
@@ -51,7 +50,7 @@ class RunningServer:
 
 
 def find_target(port: int | None) -> Target:
-    """The running server: one that server.py started, otherwise the addresses of config.properties.
+    """The running server: one that server.py started, otherwise the one that the installation names.
 
     Raises ReloadError if several run and `port`, the one that clients use, does not choose one.
     """
@@ -70,8 +69,5 @@ def find_target(port: int | None) -> Target:
         return found[0].target
     if port is not None:
         raise ReloadError(f"No server.py runs on port {port}.")
-    return Target(
-        os.environ.get("SD_MANAGEMENT_URL", "http://127.0.0.1:8081"),
-        os.environ.get("SD_INFERENCE_URL", "http://127.0.0.1:8080"),
-        Path(os.environ.get("SD_MODEL_STORE", MODEL_STORE)),
-    )
+    installed = installation()
+    return Target(installed.management_url, installed.inference_url, installed.model_store)

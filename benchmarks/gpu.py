@@ -56,7 +56,7 @@ class Bench:
         self.device = torch.device(options.device)
         self.kept: list[GraphedForward] = []  # the memory that all graphs share is gone for good with the last of them
         self.dtype = choose_dtype("auto", self.device)
-        self.on_card = self.device.type == "cuda"
+        self.on_gpu = self.device.type == "cuda"
         self.plain = AutoPipelineForText2Image.from_pretrained(model, dtype=self.dtype).to(self.device)
         self.plain.set_progress_bar_config(disable=True)
         self.call = self._one_call()
@@ -97,7 +97,7 @@ class Bench:
         return statistics.median(times[warm_up:])
 
     def wait(self) -> None:
-        if self.on_card:
+        if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
     def graphs(self) -> GraphedForward:
@@ -120,14 +120,13 @@ class Bench:
             graphs(call)
             same = bool((graphs(call)[0] == expected).all())
             shown = "bit-equal" if same else "DIFFERENT"
-            captured = any(graphs._captured.values())
-            self.row(f"graph against eager, {images} images", shown if captured else "no graph was captured")
+            self.row(f"graph against eager, {images} images", shown if graphs.captures else "no graph was captured")
 
     def unet(self) -> None:
         for images in BATCHES:
             call = merge([self.call] * images)
             self.step("eager", forward, call)
-            if self.on_card:
+            if self.on_gpu:
                 self.step("CUDA graph", self.graphs(), call)
 
     def attention(self) -> None:
@@ -148,14 +147,14 @@ class Bench:
             self.row("torch's GroupNorm in channels-last", "keeps the layout" if keeps else "gives it up")
             for images in (1, 8):
                 self.step("channels-last, eager", forward, merge([self.call] * images))
-                if self.on_card:
+                if self.on_gpu:
                     self.step("channels-last, CUDA graph", self.graphs(), merge([self.call] * images))
         finally:
             unet.to(memory_format=torch.contiguous_format)
 
     def compile(self) -> None:
         """torch.compile, for the comparison alone: it takes minutes to compile."""
-        if importlib.util.find_spec("triton") and self.on_card:
+        if importlib.util.find_spec("triton") and self.on_gpu:
             compiled = torch.compile(self.call.unet, mode="max-autotune-no-cudagraphs")
             self.step("torch.compile", lambda call: forward(replace(call, unet=compiled)), self.call)
 
@@ -172,14 +171,14 @@ class Bench:
                 self.plain(**(self.arguments(own["seed"]) | given))
 
         mixed_plain = self.seconds(plain_mixed, 1)
-        for graphs, channels_last in ((False, False), (True, False), (True, True))[: 3 if self.on_card else 1]:
+        for graphs, channels_last in ((False, False), (True, False), (True, True))[: 3 if self.on_gpu else 1]:
             name = "engine" + " with graphs" * graphs + ", channels-last" * channels_last
             begin = time.perf_counter()
             handler = CombinedHandler()
             settings = {"cuda_graphs": graphs, "channels_last": channels_last}
             handler.initialize(Context(model=str(self.model), device=self.options.device, **settings))
             self.row(f"{name}: load and warm up", f"{time.perf_counter() - begin:.1f} s")
-            if self.on_card:
+            if self.on_gpu:
                 self.row(f"{name}: memory held", f"{torch.cuda.memory_allocated() / 2**30:.2f} GiB")
                 torch.cuda.reset_peak_memory_stats()
             frontend = Frontend(handler)
@@ -213,7 +212,7 @@ class Bench:
                 f"{name}, 8 mixed requests (16 to 23 steps, guidance 5 to 8.5)",
                 f"{8 / took:.2f} images/s, {mixed_plain / took:.2f} × plain diffusers one by one",
             )
-            if self.on_card:
+            if self.on_gpu:
                 self.row(f"{name}: memory at its peak", f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
                 for images in (1, 8):
                     self._host_waits(name, images, same)
@@ -239,7 +238,7 @@ class Bench:
 
     def http(self) -> None:
         options = ["--model", str(self.model), "--device", self.options.device, "--archives", "combined"]
-        options += ["--cuda-graphs"] * self.on_card
+        options += ["--cuda-graphs"] * self.on_gpu
         size = {"width": self.options.size, "height": self.options.size}
         with tempfile.TemporaryDirectory() as folder, running(Path(folder), *options) as server:
             for clients in BATCHES:
@@ -279,7 +278,7 @@ def main() -> None:
         print(f"{name}, torch {torch.__version__}\n\n| what | measured |\n|---|---|", flush=True)
         bench = Bench(options, options.model or Path(folder), end)
         for part in options.parts:
-            if part == "check_graphs" and not bench.on_card:
+            if part == "check_graphs" and not bench.on_gpu:
                 continue
             try:
                 getattr(bench, part)()

@@ -1,6 +1,6 @@
-"""Where the files of this installation lie, and which model its environment names. Needs the standard library alone.
+"""Where the files and the servers of this installation are, as its environment says. Needs the standard library alone.
 
-Nothing else in `handlers`, `admin` and `launch` reads these variables; the proxy has settings of its own
+Nothing else in `handlers`, `admin` and `launch` looks up a variable `SD_…`; the proxy has settings of its own
 (proxy/settings.py).
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from handlers.custom_models import FILE_NAME, hub_token
 from handlers.errors import ModelError
+from handlers.wire import HOST, INFERENCE_URL, MANAGEMENT_URL, PORT
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Installation:
     environment: Mapping[str, str]
 
     @classmethod
-    def find(cls, recorded: str | Path) -> "Installation":
-        """This process's: its home is SD_HOME, else `recorded`, the folder of the code or what an archive says."""
-        return cls(Path(os.environ.get("SD_HOME") or recorded), os.environ)
+    def find(cls, recorded: str | Path, environment: Mapping[str, str] = os.environ) -> "Installation":
+        """Its home is SD_HOME, else `recorded`: the folder of the code, or the one that an archive names."""
+        return cls(Path(environment.get("SD_HOME") or recorded), environment)
 
     @property
     def user_folder(self) -> Path:
@@ -56,6 +57,36 @@ class Installation:
     def model(self) -> str | None:
         """The model that SD_MODEL names."""
         return self.environment.get("SD_MODEL") or None
+
+    @property
+    def model_store(self) -> Path:
+        """SD_MODEL_STORE, else `model_store` in the user's folder."""
+        return Path(self.environment.get("SD_MODEL_STORE") or self.user_folder / "model_store")
+
+    @property
+    def management_url(self) -> str:
+        """TorchServe's management address: SD_MANAGEMENT_URL, else that of config.properties."""
+        return self.environment.get("SD_MANAGEMENT_URL") or MANAGEMENT_URL
+
+    @property
+    def inference_url(self) -> str:
+        """TorchServe's inference address: SD_INFERENCE_URL, else that of config.properties."""
+        return self.environment.get("SD_INFERENCE_URL") or INFERENCE_URL
+
+    @property
+    def host(self) -> str:
+        """The address that the proxy listens on: SD_HOST, else loopback."""
+        return self.environment.get("SD_HOST") or HOST
+
+    @property
+    def port(self) -> int:
+        """The port that the proxy listens on: SD_PORT, else 1337. Raises ValueError for one that is no number."""
+        return int(self.environment.get("SD_PORT") or PORT)
+
+    @property
+    def scheme(self) -> str:
+        """`https` if SD_TLS_CERT names a certificate for the proxy, else `http`."""
+        return "https" if self.environment.get("SD_TLS_CERT") else "http"
 
     @property
     def token_file(self) -> Path:

@@ -23,8 +23,12 @@ COMBINED = "stable-diffusion"  # the archive that serves every task
 CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
 BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy
 LINES_TYPE = "application/x-ndjson"
+# where the proxy and TorchServe listen, unless variables say otherwise
+HOST, PORT = "127.0.0.1", 1337
+INFERENCE_URL, MANAGEMENT_URL = "http://127.0.0.1:8080", "http://127.0.0.1:8081"
 
-_TASK, _FORM_TYPE, _REQUEST_ID = "X-Task", "X-Form-Type", "X-Request-Id"
+TASK_HEADER = "X-Task"
+_FORM_TYPE, _REQUEST_ID = "X-Form-Type", "X-Request-Id"
 _DEADLINE, _PROGRESS = "X-Deadline", "X-Progress"
 _RESULT_PREFIX, _RESULT_END = b'{"result": ', b"}"
 _START_FAILURE = "cannot serve: "
@@ -50,7 +54,7 @@ class RequestHead:
 
     def headers(self) -> dict[str, bytes]:
         """The HTTP headers; bytes, since a client's Content-Type may hold more than ASCII."""
-        headers = {"Content-Type": BODY_TYPE, _TASK: self.task, _FORM_TYPE: self.form_type}
+        headers = {"Content-Type": BODY_TYPE, TASK_HEADER: self.task, _FORM_TYPE: self.form_type}
         if self.request_id:
             headers[_REQUEST_ID] = self.request_id
         if self.deadline < math.inf:
@@ -67,7 +71,7 @@ class RequestHead:
         except ValueError:
             raise ValueError(f"The header {_DEADLINE} must be a number: seconds since the epoch.") from None
         return cls(
-            task=header(_TASK) or "",
+            task=header(TASK_HEADER) or "",
             form_type=header(_FORM_TYPE) or "",
             request_id=header(_REQUEST_ID) or "",
             deadline=deadline,

@@ -26,7 +26,7 @@ from handlers.installation import Installation
 from handlers.pipelines.hub import fetch
 from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
 from handlers.pipelines.sources import resolve_model
-from handlers.wire import RequestHead
+from handlers.wire import TASK_HEADER, RequestHead
 
 LIMITS = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
           "max_image_bytes", "max_prompt_chars")  # fmt: skip
@@ -92,7 +92,7 @@ class Worker:
         """A request of TorchServe's. Raises InvalidRequest for a task that is not served here."""
         task = head.task or (self.tasks[0] if len(self.tasks) == 1 else "")
         if task not in self.tasks:
-            raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header X-Task.")
+            raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header {TASK_HEADER}.")
         return Generation(IncomingRequest(task, data, head), self.served[task], self.shared)
 
     def describe(self, open_requests: int) -> dict[str, Any]:

@@ -17,10 +17,8 @@ from pathlib import Path
 
 from handlers.errors import OperatorError
 
-HOME = Path(__file__).resolve().parent.parent
 NAME = "sd-api-server"
 PYTHONS = (3, 11), (3, 14)
-GIB = 2**30
 DISK_GIB = 2.0  # for archives, logs and unpacked bodies; a hub model needs what it weighs beside
 INSTALL = "install them with `make serve`, or with pip as README.md says"
 
@@ -59,6 +57,8 @@ def check_packages() -> str:
 
 def _requirements() -> list[str] | None:
     """The project's dependencies: as pyproject.toml lists them, or as pip noted them for the installed command."""
+    from admin.paths import HOME
+
     file = HOME / "pyproject.toml"
     if file.is_file():
         import tomllib  # since 3.11
@@ -105,6 +105,9 @@ def check_java() -> str:
 
 def check_disk() -> str:
     import tempfile
+
+    from admin.paths import HOME
+    from admin.placement import GIB
 
     free = {folder: shutil.disk_usage(folder).free / GIB for folder in (HOME, Path(tempfile.gettempdir()))}
     for folder, gib in free.items():

@@ -125,15 +125,15 @@ class Server:
 
     def _spawn(self, name: str) -> None:
         command, environment, folder = self._commands[name]
-        # in its own group: Ctrl-C reaches this process alone, which then ends the others in order
-        group = (
-            {"start_new_session": True}
-            if os.name == "posix"
-            else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
-        )
         with open(self._logs / f"{name}.out", "ab") as output:
             self._children[name] = psutil.Popen(
-                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                **own_group(),
             )
 
     @property
@@ -247,6 +247,13 @@ class Server:
                 entry.unlink()
             elif entry != self._logs:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def own_group() -> dict[str, Any]:
+    """Popen's options for a process in its own group: Ctrl-C reaches this process alone, which ends them in order."""
+    if os.name == "posix":
+        return {"start_new_session": True}
+    return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
 
 
 def _end(processes: Iterable[psutil.Process], seconds: float) -> None:

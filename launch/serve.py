@@ -16,16 +16,17 @@ from admin.paths import installation
 from admin.placement import Placement, choose_placement, weight_bytes
 from handlers.errors import OperatorError
 from handlers.pipelines.sources import ModelSource, resolve_model
+from handlers.wire import HOST, PORT
 from launch.console import StatusLine, Stopped, stop_on_signals
 from launch.machine import StartError, check_port, gpu_notice
 from launch.processes import Server
-from proxy.settings import LOG_LEVELS, Settings, SettingsError
+from proxy.settings import LOG_LEVELS, PREFIX, Settings, SettingsError
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Starts the Stable Diffusion server.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=1337, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
     add_handler_options(parser)
     parser.add_argument(
         "--archives",
@@ -48,19 +49,19 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
     """The options as the proxy's settings. Raises StartError for settings that it would not start with."""
-    variables = {"SD_HOST": options.host, "SD_PORT": str(options.port), "SD_LOG_LEVEL": options.log_level}
-    files = {"SD_API_KEY_FILE": options.api_key_file, "SD_TLS_CERT": options.tls_cert, "SD_TLS_KEY": options.tls_key}
-    for name, file in files.items():
-        if file := file or os.environ.get(name):
-            variables[name] = str(Path(file).absolute())  # the proxy runs in another folder
-    if options.api_key:
-        variables["SD_API_KEY"] = options.api_key
-    if options.no_auth:
-        variables["SD_NO_AUTH"] = "1"
+    given = {
+        "HOST": options.host, "PORT": str(options.port), "LOG_LEVEL": options.log_level,
+        "API_KEY_FILE": options.api_key_file, "API_KEY": options.api_key, "NO_AUTH": "1" if options.no_auth else None,
+        "TLS_CERT": options.tls_cert, "TLS_KEY": options.tls_key,
+    }  # fmt: skip
+    variables = {PREFIX + name: value for name, value in given.items() if value}
     try:
-        Settings.from_environment({**os.environ, **variables})
+        settings = Settings.from_environment({**os.environ, **variables})
     except SettingsError as error:
         raise StartError(str(error)) from None
+    for name in ("api_key_file", "tls_cert", "tls_key"):
+        if file := getattr(settings, name):
+            variables[PREFIX + name.upper()] = str(Path(file).absolute())  # the proxy runs in another folder
     return variables
 
 

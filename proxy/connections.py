@@ -49,7 +49,7 @@ class Protocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread = self.transport.get_write_buffer_size()
-        self._writing = self.loop.call_later(READ_S, self._look_who_reads)
+        self._writing = self.loop.call_later(READ_S, self._check_reading)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -67,13 +67,13 @@ class Protocol(H11Protocol):
         else:
             self.transport.abort()
 
-    def _look_who_reads(self) -> None:
+    def _check_reading(self) -> None:
         left = self.transport.get_write_buffer_size()
         if left > self._unread - MIN_READ:
             self.transport.abort()
             return
         self._unread = left
-        self._writing = self.loop.call_later(READ_S, self._look_who_reads)
+        self._writing = self.loop.call_later(READ_S, self._check_reading)
 
     def _refuse(self, failure: Failure) -> None:
         """Answers and closes, in whatever state the connection is."""

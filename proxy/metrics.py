@@ -31,7 +31,7 @@ COUNTERS = {
 WAIT_S = 5  # for an archive's figures: one that hangs or loads gives none
 
 
-class _Archives(Collector):
+class ArchiveCollector(Collector):
     """The figures that the archives report."""
 
     def __init__(self, described: Iterable[Mapping[str, Any]]) -> None:
@@ -66,6 +66,6 @@ async def metrics(request: Request) -> Response:
     asked = await upstream.archives(request.app.state.custom_models.archives())
     answers = await asyncio.gather(*map(described, asked))
     archives = CollectorRegistry()
-    archives.register(_Archives(chain.from_iterable(answers)))
+    archives.register(ArchiveCollector(chain.from_iterable(answers)))
     texts = [generate_latest(counts.registry), generate_latest(archives), await upstream.metrics()]
     return PlainTextResponse(b"".join(texts), media_type="text/plain; version=0.0.4")

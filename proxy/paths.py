@@ -8,7 +8,11 @@ _ADDRESS = re.compile(r"https?://[^/]*", re.IGNORECASE)  # RFC 9112, 3.2.2: serv
 
 
 def normalized(path: str) -> str:
-    """The path without an address before it, with single slashes, and without one at its end."""
+    """The path without an address before it, with single slashes, and without one at its end.
+
+    A newline stays escaped: a route's pattern ends with `$`, which also matches before a newline at the end.
+    """
+    path = path.replace("\n", "%0A")
     path = _ADDRESS.sub("", path, count=1) if path[:4].lower() == "http" else path
     path = re.sub("/{2,}", "/", path) or "/"
     return path[:-1] if path.endswith("/") and path != "/" and not _is_key(path) else path

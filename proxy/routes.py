@@ -20,7 +20,7 @@ from proxy.frontend_failures import READY
 from proxy.metrics import metrics
 from proxy.settings import Settings
 from proxy.shutdown import Drain
-from proxy.streaming import Generated
+from proxy.streaming import Generated, wants_events
 from proxy.upstream import Upstream
 from proxy.web.page import docs, openapi, page, static
 
@@ -81,7 +81,7 @@ class Generate:
         drain: Drain = request.app.state.drain
         url_path: str | None = request.path_params.get("url_path")
         task = request.scope["path"].removeprefix("/")
-        as_events = "text/event-stream" in request.headers.get("accept", "")
+        as_events = wants_events(request.headers.get("accept", ""))
         limit = settings.deadline_s or math.inf
         deadline = anyio.current_time() + limit
         head = RequestHead(

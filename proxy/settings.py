@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from handlers.errors import OperatorError
-from handlers.wire import TASKS
+from handlers.wire import HOST, INFERENCE_URL, MANAGEMENT_URL, PORT, TASKS
 from proxy.access import is_loopback
 
 PREFIX = "SD_"
@@ -31,10 +31,10 @@ def _setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
 class Settings:
     """Each field is read from the variable `SD_<NAME>`."""
 
-    host: str = _setting("127.0.0.1", "The address to listen on.")
-    port: int = _setting(1337, "The port to listen on.")
-    inference_url: str = _setting("http://127.0.0.1:8080", "TorchServe's inference address.")
-    management_url: str = _setting("http://127.0.0.1:8081", "TorchServe's management address.")
+    host: str = _setting(HOST, "The address to listen on.")
+    port: int = _setting(PORT, "The port to listen on.")
+    inference_url: str = _setting(INFERENCE_URL, "TorchServe's inference address.")
+    management_url: str = _setting(MANAGEMENT_URL, "TorchServe's management address.")
     metrics_url: str = _setting("http://127.0.0.1:8082", "TorchServe's metrics address.")
     archives: str = _setting(
         "txt2img=txt2img,img2img=img2img,masking=masking",

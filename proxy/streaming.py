@@ -1,6 +1,7 @@
 """Answers that take long: they end when the client disconnects, and can report progress on the way."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
@@ -12,6 +13,15 @@ from handlers.wire import Progress, Result
 from proxy.errors import Failure
 from proxy.shutdown import Drain
 from proxy.upstream import Events
+
+
+def wants_events(accept: str) -> bool:
+    """Whether an Accept header names `text/event-stream`, not with weight 0, which means never (RFC 9110, 12.4.2)."""
+    for choice in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in choice.split(";"))
+        if kind == "text/event-stream":
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from admin.archive import FRONTEND
 from handlers.config import HandlerConfig
 from launch.serve import argument_parser
-from proxy.metrics import COUNTERS, _Archives
+from proxy.metrics import COUNTERS, ArchiveCollector
 from proxy.settings import PREFIX, Settings
 from proxy.telemetry import Counts
 from tests.support.paths import HOME
@@ -78,7 +78,7 @@ def test_every_option_of_the_server_is_documented() -> None:
 
 def test_every_metric_is_documented() -> None:
     described = [{"archive": "x", "activity": dict.fromkeys(COUNTERS, 0) | {"open_requests": 0, "stage_seconds": {}}}]
-    families = [*Counts().registry.collect(), *_Archives(described).collect()]
+    families = [*Counts().registry.collect(), *ArchiveCollector(described).collect()]
     documented = set(re.findall(r"^\| `(sd_\w+)", (HOME / "docs" / "operations.md").read_text(encoding="utf-8"), re.M))
     assert documented == {family.name for family in families}
 

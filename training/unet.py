@@ -108,10 +108,10 @@ def loss_of(
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
     noisy = noisy.contiguous(memory_format=loop.LAYOUT)
-    drawn = unet(noisy, timesteps, states).sample
+    predicted = unet(noisy, timesteps, states).sample
     # min-SNR (https://arxiv.org/abs/2303.09556) with its gamma of 5, but full weight at the noisy end
     weight = (5 * (1 - alpha)).clamp(max=1)
-    return (weight * F.mse_loss(drawn.float(), target, reduction="none")).mean()
+    return (weight * F.mse_loss(predicted.float(), target, reduction="none")).mean()
 
 
 def run(
@@ -123,8 +123,8 @@ def run(
     begin = time.monotonic()
     torch.manual_seed(run.seed)
     listed = concepts.load(run)
-    drawn = Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed}).to(device)
-    composer = Composer(drawn, listed, preset.image_size, GENTLE, run.seed)
+    drawings = Art.load(run.art, preset.art_size, list(STYLES), {concept.code for concept in listed}).to(device)
+    composer = Composer(drawings, listed, preset.image_size, GENTLE, run.seed)
     model = (start or create(preset)).to(device, memory_format=loop.LAYOUT)
     if device == "cpu":
         model.set_attn_processor(AttnProcessor())  # the fused attention's backward pass is slow there: 15 % of a step

@@ -50,19 +50,19 @@ def degraded(latents: torch.Tensor, deviation: torch.Tensor | float, noise: floa
     return latents + strength * deviation * torch.randn_like(latents)
 
 
-def loss_of(drawn: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def loss_of(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """L1 of the pixels, of their differences to neighbours and next neighbours (edges), and at a quarter and an eighth
     of the size.
     """
-    drawn, images = drawn.float(), images.float()
-    total = F.l1_loss(drawn, images)
+    decoded, images = decoded.float(), images.float()
+    total = F.l1_loss(decoded, images)
     for axis in (2, 3):
         for apart in (1, 2):
-            size = drawn.shape[axis] - apart
-            step, right = (x.narrow(axis, apart, size) - x.narrow(axis, 0, size) for x in (drawn, images))
+            size = decoded.shape[axis] - apart
+            step, right = (x.narrow(axis, apart, size) - x.narrow(axis, 0, size) for x in (decoded, images))
             total = total + F.l1_loss(step, right) / apart
     for factor in (4, 8):
-        total = total + 0.5 * F.l1_loss(F.avg_pool2d(drawn, factor), F.avg_pool2d(images, factor))
+        total = total + 0.5 * F.l1_loss(F.avg_pool2d(decoded, factor), F.avg_pool2d(images, factor))
     return total
 
 
@@ -88,23 +88,23 @@ class Discriminator(nn.Module):
 
 
 def adversarial(
-    discriminator: Discriminator, drawn: torch.Tensor, images: torch.Tensor
+    discriminator: Discriminator, decoded: torch.Tensor, images: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The discriminator's loss (hinge), and the decoder's: the scores and the distance of the features.
 
     The decoder's gradient is scaled to ADVERSARIAL times that of an L1 of the pixels, whatever the
     discriminator's scale.
     """
-    drawn, images = drawn.float(), images.float()
-    false, true = discriminator(drawn.detach()), discriminator(images)
+    decoded, images = decoded.float(), images.float()
+    false, true = discriminator(decoded.detach()), discriminator(images)
     own = F.relu(1 + false[-1]).mean() + F.relu(1 - true[-1]).mean()
     frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
-    seen = drawn.detach().requires_grad_()
+    seen = decoded.detach().requires_grad_()
     felt: list[torch.Tensor] = torch.func.functional_call(discriminator, frozen, (seen,))
     distance = sum(F.l1_loss(a, b.detach()) for a, b in zip(felt[:-1], true[:-1], strict=True))
     (pull,) = torch.autograd.grad(4 * distance - felt[-1].mean(), seen)
     pull = pull * (ADVERSARIAL / (pull.abs().mean() * pull.numel() + 1e-12))
-    return own, (drawn * pull.detach()).sum()
+    return own, (decoded * pull.detach()).sum()
 
 
 def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
@@ -188,9 +188,9 @@ def run_decoder(run: Run, model: AutoencoderKL) -> AutoencoderKL:
     def loss(whole: bool, batch: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             latents = model.encode(batch).latent_dist.mean
-        drawn = model.decode(degraded(latents, 1.0, NOISE)).sample
-        own, pull = adversarial(discriminator, drawn, batch)
-        return loss_of(drawn, batch) + own + pull - pull.detach()
+        decoded = model.decode(degraded(latents, 1.0, NOISE)).sample
+        own, pull = adversarial(discriminator, decoded, batch)
+        return loss_of(decoded, batch) + own + pull - pull.detach()
 
     train("decoder", trained, loss, preset.decoder, run.checkpoint("decoder"), device, preset.average, prepare)
     model.eval()

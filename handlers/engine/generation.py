@@ -17,10 +17,10 @@ from handlers.config import HandlerConfig
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
 from handlers.engine.timings import Timings
-from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, OutOfMemory, RequestError
+from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
-from handlers.hardware.memory import Memory
+from handlers.hardware.memory import Memory, no_room
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
@@ -71,7 +71,7 @@ class Generation:
     Attributes:
         state: see GenerationState.
         last_step: the number of the last forward that served one of its jobs.
-        queued_since: when it was opened, until its first job starts; on the monotonic clock.
+        queued_since: when the engine opened it, until its first job starts; on the engine's clock.
         ending: its last line, once there is one.
         error: what it failed with.
     """
@@ -84,7 +84,7 @@ class Generation:
         self.state = GenerationState.PARSING
         self.slots: list[Slot] = []
         self.last_step = 0
-        self.queued_since: float | None = time.monotonic()
+        self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
         self._parsing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = None
@@ -100,6 +100,11 @@ class Generation:
         """Has the pool parse it. `when_pool_is_done` is called each time that the pool has finished something."""
         self._when_pool_is_done = when_pool_is_done
         self._parsing = self._in_pool(self._parse)
+
+    @property
+    def _has_fixed_size(self) -> bool:
+        """Whether the model generates at a size of its own, whatever the request's."""
+        return self._served.defaults.drawn_size is not None
 
     def _in_pool(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future = self._shared.pool.submit(work, *arguments)
@@ -132,7 +137,7 @@ class Generation:
             # 2. a request that was parsed gets its jobs
             if self._parsing is not None and self._parsing.done():
                 (self._request, arguments), self._parsing = self._parsing.result(), None
-                self._shared.memory.admit(self._request, self._served.pipeline.vae_scale_factor)
+                self._shared.memory.admit(self._request, self._served.pipeline.vae_scale_factor, self._has_fixed_size)
                 self._create_jobs(self._request, arguments)
                 self._enter(GenerationState.RUNNING)
             # 3. the progress is that of the image that is furthest behind
@@ -254,5 +259,5 @@ class Generation:
             return error
         logger.error("Request %s failed.", self._incoming.head.request_id, exc_info=error)
         if is_out_of_memory(error):
-            return OutOfMemory("There is not enough memory for this image: try a smaller one, or a lower num_outputs.")
+            return no_room(self._request, self._has_fixed_size)
         return InternalError("The image could not be generated: this is a fault of the server; its log has the cause.")

@@ -8,7 +8,6 @@ job's greenlet belongs to the thread that began it (docs/engine.md).
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 STARTS = 4  # jobs that one step starts at most
 
 
-class HasBatcher(Protocol):
+class BatcherAndDecoder(Protocol):
     """What the engine needs of what it has loaded."""
 
     @property
@@ -37,7 +36,7 @@ class HasBatcher(Protocol):
     def decoder(self) -> Decoder: ...
 
 
-Loaded = TypeVar("Loaded", bound=HasBatcher)
+Loaded = TypeVar("Loaded", bound=BatcherAndDecoder)
 
 
 class Engine(Generic[Loaded]):
@@ -64,6 +63,7 @@ class Engine(Generic[Loaded]):
     def open(self, generation: Generation) -> None:
         """Takes on a request, and works on it until it has its ending or is cancelled."""
         self._pacing.opened()
+        generation.queued_since = self._pacing.clock()
         generation.start(self._announce)
         self.call(lambda: self._generations.append(generation))
 
@@ -164,7 +164,7 @@ class Engine(Generic[Loaded]):
             self._cores.share()
         # 3. execute one merged forward, and let each job that was in it run on to its next pause
         waiting = [slot for slot in self._running() if slot.waits_for_unet]
-        begin = time.monotonic()
+        begin = self._pacing.clock()
         for slot, outcome in self.batcher.step(waiting):
             if isinstance(outcome, Exception):
                 slot.job.cancel(outcome)
@@ -172,7 +172,7 @@ class Engine(Generic[Loaded]):
             slot.owner.preview(slot, outcome)
             slot.job.advance(outcome)
         if waiting:
-            self._pacing.learn(time.monotonic() - begin)
+            self._pacing.learn(self._pacing.clock() - begin)
         # 4. decode the latents of some finished jobs
         self.decoder.decode_some(self._running(), may_wait=not waiting)
         # 5. collect: finished images go to the pool, failures end their requests
@@ -184,7 +184,7 @@ class Engine(Generic[Loaded]):
     def _start(self, slot: Slot) -> None:
         activity, generation = self.batcher.activity, slot.owner
         if generation.queued_since is not None:
-            activity.queue_seconds += time.monotonic() - generation.queued_since
+            activity.queue_seconds += self._pacing.clock() - generation.queued_since
             activity.started_requests += 1
             generation.queued_since = None
         slot.job.start()

@@ -17,14 +17,17 @@ LEARNING = 0.2  # how much the last step counts for the usual one
 
 
 class Pacing:
-    """Decides when to step, and how long a call waits. All times are seconds on `clock`.
+    """Decides when to step, and how long a call waits.
 
     `begin_call`, `end_call`, `opened` and `is_stuck` are for the thread of TorchServe's calls, the others for the
     engine's.
+
+    Attributes:
+        clock: seconds, from any beginning.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._lease_ends = 0.0
         self._last_return = 0.0
         self._step_seconds = 0.0  # the usual ones
@@ -37,11 +40,11 @@ class Pacing:
         # a client that has just got its answer may send its next request at once
         seconds = low if self._answered else max(low, min(high, ROUND_TRIP_STEPS * self._step_seconds))
         self._answered = False
-        self._lease_ends = self._clock() + seconds + LEASE_S
+        self._lease_ends = self.clock() + seconds + LEASE_S
         return seconds
 
     def end_call(self) -> None:
-        self._last_return = self._clock()
+        self._last_return = self.clock()
         self._lease_ends = self._last_return + LEASE_S
 
     def opened(self) -> None:
@@ -55,20 +58,20 @@ class Pacing:
     @property
     def is_stuck(self) -> bool:
         began = self._step_began
-        return began is not None and self._clock() > began + STUCK_S
+        return began is not None and self.clock() > began + STUCK_S
 
     @property
     def may_step(self) -> bool:
         """Whether somebody still waits for the next step."""
-        return self._clock() < self._lease_ends
+        return self.clock() < self._lease_ends
 
     @property
     def progress_is_due(self) -> bool:
         """Whether the last call is long enough ago for another one that only tells of progress."""
-        return self._clock() > self._last_return + ROUND_TRIP_S[0]
+        return self.clock() > self._last_return + ROUND_TRIP_S[0]
 
     def begin_step(self) -> None:
-        self._step_began = self._clock()
+        self._step_began = self.clock()
 
     def end_step(self) -> None:
         self._step_began = None

@@ -74,6 +74,11 @@ class GraphedForward:
             self._seen.add(key)
         return forward(call)
 
+    @property
+    def captures(self) -> int:
+        """How many graphs there are."""
+        return sum(captured is not None for captured in self._captured.values())
+
     def prepare(self, call: UNetCall, max_rows: int) -> None:
         """Captures the shape of `call` for every size up to `max_rows`, before any request waits for it."""
         for size in SIZES:

@@ -34,8 +34,12 @@ class Memory:
         available = available_bytes(self.device) if self.row_bytes else None
         return None if available is None else max(1, int(SHARE * available / self.row_bytes))
 
-    def admit(self, request: GenerationRequest, vae_scale_factor: int) -> None:
-        """Raises OutOfMemory for an image that does not fit even alone."""
+    def admit(self, request: GenerationRequest, vae_scale_factor: int, fixed_size: bool = False) -> None:
+        """Raises OutOfMemory for an image that does not fit even alone.
+
+        Args:
+            fixed_size: whether the model generates at a size of its own, so that asking for a smaller image is no help.
+        """
         available = available_bytes(self.device) if self.row_bytes else None
         if available is None:
             return
@@ -46,10 +50,22 @@ class Memory:
         if needed > available:
             shrink = (SHARE * available / needed) ** 0.5
             fits = [max(64, int(side * shrink) // 64 * 64) for side in (request.width, request.height)]
+            advice = f"try {fits[0]} x {fits[1]}"
+            if fixed_size:
+                advice = "the model always generates at this size, so free memory there, or serve a smaller model"
             raise OutOfMemory(
                 f"An image of {request.width} x {request.height} pixels needs {needed / 2**30:.1f} GiB of memory "
-                f"on the device, but {available / 2**30:.1f} GiB are free: try {fits[0]} x {fits[1]}."
+                f"on the device, but {available / 2**30:.1f} GiB are free: {advice}."
             )
 
     def release(self) -> None:
         release_memory(self.device)
+
+
+def no_room(request: GenerationRequest | None, fixed_size: bool) -> OutOfMemory:
+    """The failure of a request for which memory ran out, with what helps; `fixed_size` as in `Memory.admit`."""
+    helpful = [] if fixed_size else ["a smaller one"]
+    if request is None or request.num_outputs > 1:
+        helpful.append("a lower num_outputs")
+    advice = f"try {', or '.join(helpful)}" if helpful else "free some on the device, or serve a smaller model"
+    return OutOfMemory(f"There is not enough memory for this image: {advice}.")

@@ -14,10 +14,13 @@ class RememberingEncoder:
 
     The output is the object of the first call, so an image is bit-identical with and without the cache. Nothing writes
     into it: the pipelines make new embeddings from it.
+
+    Attributes:
+        module: the text encoder.
     """
 
     def __init__(self, encoder: Any) -> None:
-        self._encoder = encoder
+        self.module = encoder
         self._outputs: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -25,13 +28,13 @@ class RememberingEncoder:
         if key in self._outputs:
             self._outputs.move_to_end(key)
         else:
-            self._outputs[key] = self._encoder(*arguments, **options)
+            self._outputs[key] = self.module(*arguments, **options)
             if len(self._outputs) > ENTRIES:
                 self._outputs.popitem(last=False)
         return self._outputs[key]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._encoder, name)
+        return getattr(self.module, name)
 
 
 def _key(value: Any) -> Hashable:

@@ -20,6 +20,7 @@ FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false"
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}(\.0{1,10})?")
 _COMMA = re.compile(r"[+-]?[0-9]{1,30},[0-9]{1,30}")  # as a number is written in half of Europe
+_PERCENT = re.compile(r"([+-]?[0-9]{1,30}([.,][0-9]{1,30})?) ?%")
 _REAL = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
 
 
@@ -121,7 +122,7 @@ def parse_request(
     if defaults.drawn_size is None:
         width, height = images.working_size(*answer_size, config.min_size, config.max_size)
     else:
-        width, height = images.drawn_size(*answer_size, defaults.drawn_size)
+        width, height = images.fixed_model_size(*answer_size, defaults.drawn_size)
     return GenerationRequest(
         task=task,
         prompt=prompt,
@@ -160,7 +161,16 @@ def _number_rule(name: str, value: object, low: float, high: float, above: bool)
     rule = f"{name} must be a number {least}{most}, not {forms.shown(value)}"
     if isinstance(value, str) and _COMMA.fullmatch(value):
         return f"{rule}: write it with a point, {value.replace(',', '.')}."
+    if isinstance(value, str) and (percent := _PERCENT.fullmatch(value)):
+        return f"{rule}: write it as {float(percent[1].replace(',', '.')) / 100:g}."
     return f"{rule}."
+
+
+def _whole_rule(rule: str, value: object) -> str:
+    """The sentence that refuses `value` for a whole number by `rule`."""
+    if isinstance(value, str) and (_COMMA.fullmatch(value) or _PERCENT.fullmatch(value)):
+        return f"{rule}, not {forms.shown(value)}: write it in digits alone."
+    return f"{rule}, not {forms.shown(value)}."
 
 
 class _Reader:
@@ -228,9 +238,8 @@ class _Reader:
         if value is None or value == -1:  # as other servers say it
             return 0
         if not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-            raise InvalidRequest(
-                f"seed must be a whole number from 1 to {MAX_SEED}, or 0 for a random one, not {forms.shown(value)}."
-            )
+            rule = f"seed must be a whole number from 1 to {MAX_SEED}, or 0 for a random one"
+            raise InvalidRequest(_whole_rule(rule, value))
         return value
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
@@ -238,7 +247,7 @@ class _Reader:
         if value is None:
             return default
         if not isinstance(value, int) or not low <= value <= high:
-            raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {forms.shown(value)}.")
+            raise InvalidRequest(_whole_rule(f"{name} must be a whole number from {low} to {high}", value))
         return value
 
     def size(self, name: str, default: int, config: HandlerConfig) -> int:
@@ -246,12 +255,12 @@ class _Reader:
         value = self._integer(name)
         if value is None:
             return default
-        rule = f"{name} must be a multiple of {images.SIZE_MULTIPLE} from {low} to {high}, not {forms.shown(value)}"
+        rule = f"{name} must be a multiple of {images.SIZE_MULTIPLE} from {low} to {high}"
         if isinstance(value, str):
-            raise InvalidRequest(f"{rule}.")
+            raise InvalidRequest(_whole_rule(rule, value))
         if not isinstance(value, int) or value % images.SIZE_MULTIPLE or not low <= value <= high:
             nearest = images.nearest_size(int(max(low, min(high, value))), low, high)
-            raise InvalidRequest(f"{rule}: the nearest is {nearest}.")
+            raise InvalidRequest(f"{rule}, not {forms.shown(value)}: the nearest is {nearest}.")
         return value
 
     def real(self, name: str, default: float, low: float, high: float = math.inf, above: bool = False) -> float:

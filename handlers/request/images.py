@@ -153,7 +153,7 @@ def working_size(width: int, height: int, low: int, high: int) -> tuple[int, int
     return nearest_size(round(width * scale), low, high), nearest_size(round(height * scale), low, high)
 
 
-def drawn_size(width: int, height: int, longer_side: int) -> tuple[int, int]:
+def fixed_model_size(width: int, height: int, longer_side: int) -> tuple[int, int]:
     """The size (width, height) at which a fixed-size model generates: of the same shape, but at most 2 : 1."""
     scale = longer_side / max(width, height)
     low = longer_side // 2

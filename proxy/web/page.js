@@ -162,7 +162,9 @@ async function startFrom(blob) {
 
 async function showCurl() {
   try {
-    $("curl-text").value = curl(form.path(), await form.collect());
+    const sent = await form.collect();
+    if (shown && !sent.has("seed")) sent.set("seed", shown.seed); // so that it generates the image on the stage again
+    $("curl-text").value = curl(form.path(), sent);
   } catch (error) {
     form.showError(error.message);
     return;

@@ -7,17 +7,25 @@ from pathlib import Path
 import pytest
 
 from admin.archive import build
-from admin.custom_archives import CustomArchives
+from admin.custom_archives import RETRY_S, CustomArchives
 from admin.management import Management
 from admin.reload import handler_settings
 from admin.running_server import Target
 from handlers.installation import Installation
 from tests.handlers.test_custom_models import MINE, written
+from tests.support.clock import Clock
 from tests.support.paths import EMBEDDED, HOME
 
 
 @pytest.fixture
-def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[], CustomArchives], list[str], Path]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def following(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Callable[[], CustomArchives], list[str], Path]:
     """Makes CustomArchives of a store of which nothing is loaded, with what they say, and the store."""
     monkeypatch.setattr(Management, "models", lambda _: [])
     said: list[str] = []
@@ -25,7 +33,7 @@ def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable
     build("txt2img", store, {"dtype": "bfloat16"})
     nobody = Target("http://127.0.0.1:9", "http://127.0.0.1:9", store)
     installed = Installation(HOME, {"SD_CONFIG": str(tmp_path / "config.json")})
-    return lambda: CustomArchives(nobody, installed, said.append), said, store
+    return lambda: CustomArchives(nobody, installed, said.append, clock), said, store
 
 
 def test_archives_follow_the_file(
@@ -60,7 +68,7 @@ def test_archives_follow_the_file(
 
 
 def test_what_could_not_be_served_is_tried_again_later(
-    tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, following: tuple[Callable[[], CustomArchives], list[str], Path]
 ) -> None:
     make, said, store = following
     archives = make()
@@ -68,8 +76,9 @@ def test_what_could_not_be_served_is_tried_again_later(
     written(tmp_path, {"model_path": str(late), "url_path": "late"})
     archives.update()
     shutil.copytree(EMBEDDED, late)
+    clock.now += RETRY_S
     archives.update()
     assert len(said) == 1 and not list(store.glob("custom-*"))
-    monkeypatch.setattr(archives, "_retry_at", 0.0)
+    clock.now += 1
     archives.update()
     assert said[1] == "Custom model: late at /custom/late"

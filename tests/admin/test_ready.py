@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from admin import ready
+from handlers.installation import Installation
+from tests.support.paths import HOME
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,7 @@ from admin import ready
     ],
 )
 def test_it_asks_where_the_server_listens(environment: dict[str, str], address: str) -> None:
-    assert ready.probed(environment) == address
+    assert ready.probed(Installation(HOME, environment)) == address
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def settings(page: Page, **fields: Any) -> None:
 
 
 def generate(page: Page, prompt: str, **fields: Any) -> None:
-    """Draws, and waits until it is done."""
+    """Generates, and waits until it is done."""
     page.locator("#prompt").fill(prompt)
     settings(page, **fields)
     page.locator("#prompt").press("Control+Enter")
@@ -235,6 +235,18 @@ def test_the_curl_line_sends_the_same_and_keeps_the_key_to_itself(page: Page, se
     line = page.locator("#curl-text").input_value()
     assert line.startswith(f"curl -s '{server.url}/txt2img' \\\n") and KEY not in line
     assert r"--form-string 'prompt=it'\''s an apple'" in line and "--form-string 'seed=5'" in line
+
+
+def test_the_curl_line_has_the_seed_of_the_image_that_is_shown(page: Page) -> None:
+    page.locator("#prompt").fill("a red apple")
+    settings(page)
+    page.locator("#curl").click()
+    assert "seed=" not in page.locator("#curl-text").input_value()
+    page.keyboard.press("Escape")
+    generate(page, "a red apple")
+    page.locator("#curl").click()
+    seed = page.locator("#result-seed").inner_text()
+    assert f"--form-string 'seed={seed}'" in page.locator("#curl-text").input_value()
 
 
 def test_by_keyboard_alone(page: Page) -> None:

@@ -67,7 +67,7 @@ class Node:
             self.signal(signal.SIGCONT)
         self._running.close()
 
-    def drawn(self) -> float:
+    def answered(self) -> float:
         """The images that it has answered with since it was started."""
         text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=HANG_S).text
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)

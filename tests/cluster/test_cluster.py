@@ -39,13 +39,13 @@ def url(nodes: list[Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_a_node_dies_and_another_freezes(nodes: list[Node], url: str, capsys: pytest.CaptureFixture[str]) -> None:
     killed, frozen, _ = nodes
     with load(url) as clients:
-        wait_for(lambda: all(node.drawn() > 1 for node in nodes))
+        wait_for(lambda: all(node.answered() > 1 for node in nodes))
         killed.kill()
         frozen.signal(signal.SIGSTOP)
         clients.wait_for_everyone()
         frozen.signal(signal.SIGCONT)
         killed.start()
-        wait_for(lambda: killed.drawn() > 1)  # it is back
+        wait_for(lambda: killed.answered() > 1)  # it is back
     report("one node killed, one frozen", clients, capsys)
     assert not clients.failures
 
@@ -58,7 +58,7 @@ def test_the_nodes_are_restarted_one_after_the_other(
         for node in nodes:
             node.stop()
             node.start()
-            wait_for(lambda node=node: node.drawn() > 1)  # the balancer sends to it again
+            wait_for(lambda node=node: node.answered() > 1)  # the balancer sends to it again
         clients.wait_for_everyone()
     report("three nodes restarted", clients, capsys)
     assert not clients.failures

@@ -77,7 +77,7 @@ def test_a_short_request_overtakes_long_ones(frontend: Frontend) -> None:
     assert frontend.order[0] == short and set(frontend.order[1:]) == set(longer)
 
 
-def test_who_goes_away_is_dropped_at_the_next_step(frontend: Frontend) -> None:
+def test_a_client_that_leaves_is_dropped_at_the_next_step(frontend: Frontend) -> None:
     stays, leaves = frontend.send(num_inference_steps=6), frontend.send(num_inference_steps=200)
     frontend.run_until(lambda: frontend.handler.generations and frontend.handler.generations[leaves].slots)
     slots = frontend.handler.generations[leaves].slots
@@ -155,7 +155,7 @@ def test_another_scheduler_is_the_requests_own(frontend: Frontend) -> None:
 
 
 def test_a_prompt_is_encoded_once(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder
+    encoder = frontend.handler.worker.served["txt2img"].pipeline.text_encoder.module
     encoded: list[Any] = []
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda *a, **o: encoded.append(a) or forward(*a, **o))

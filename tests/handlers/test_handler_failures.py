@@ -45,7 +45,7 @@ def test_what_a_pipeline_raises_ends_its_request_alone(
     frontend.tick()
     bad = frontend.send(prompt="a prompt that nobody remembers", num_inference_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(frontend.handler.worker.served["txt2img"].pipeline.text_encoder._encoder, "forward", fail)
+        patch.setattr(frontend.handler.worker.served["txt2img"].pipeline.text_encoder.module, "forward", fail)
         frontend.run_until(lambda: bad not in frontend.open)
     frontend.run()
     assert frontend.messages(bad)[-1]["error"]["status"] == status

@@ -1,7 +1,7 @@
 """Whose turn it is, with clients that wait as they would for an archive."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
 
 import anyio
@@ -14,6 +14,7 @@ from proxy.frontend_failures import BUSY_RETRY_S
 from proxy.telemetry import Counts
 
 pytestmark = pytest.mark.anyio
+HANGS_S = 30
 
 
 @pytest.fixture
@@ -26,7 +27,9 @@ class Clients:
 
     def __init__(self, tasks: anyio.abc.TaskGroup, **limits: int) -> None:
         self.counts = Counts()
-        self.queue = Queue(**{"max_open": 4, "max_waiting": 5, "max_per_client": 5} | limits, counts=self.counts)
+        limits = {"max_open": 4, "max_waiting": 5, "max_per_client": 5} | limits
+        self.max_open = limits["max_open"]
+        self.queue = Queue(**limits, counts=self.counts)
         self.order: list[str] = []
         self._tasks = tasks
         self._ends: dict[str, list[anyio.Event]] = {}
@@ -54,7 +57,10 @@ async def clients(**limits: int) -> AsyncIterator[Clients]:
         there = Clients(tasks, **limits)
         yield there
         tasks.cancel_scope.cancel()
-    assert not there.queue._open and not there.queue._waiting
+    async with AsyncExitStack() as turns:
+        with anyio.fail_after(HANGS_S):  # as many have their turns at once as at the start
+            for client in range(there.max_open):
+                await turns.enter_async_context(there.queue.turn(f"later {client}"))
     assert there.counts.registry.get_sample_value("sd_requests_waiting") == 0
 
 
@@ -96,7 +102,7 @@ async def test_there_are_limits_for_one_client_and_for_all() -> None:
         assert len(there.order) == 5
 
 
-async def test_who_leaves_while_waiting_gives_the_place_up() -> None:
+async def test_a_client_that_leaves_while_it_waits_gives_its_place_up() -> None:
     async with clients(max_open=2) as there:
         await there.ask("a")
         async with anyio.create_task_group() as leaving:
@@ -108,7 +114,7 @@ async def test_who_leaves_while_waiting_gives_the_place_up() -> None:
         assert there.order == ["a", "a"]
 
 
-async def test_who_leaves_as_the_turn_comes_gives_it_on() -> None:
+async def test_a_client_that_leaves_as_its_turn_comes_passes_the_turn_on() -> None:
     async with clients(max_open=2) as there:
         await there.ask("a")
         async with anyio.create_task_group() as leaving:
@@ -124,8 +130,7 @@ async def test_who_leaves_as_the_turn_comes_gives_it_on() -> None:
 async def test_retry_after_says_when_there_will_be_room(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now))
-    async with clients(max_waiting=0, max_per_client=4) as there:
-        queue = there.queue
+    async with clients(max_open=2, max_waiting=0, max_per_client=1) as there:
         await there.ask("a")
         now = 10.0
         await there.end("a")  # it took 10 seconds, as the next ones will
@@ -133,7 +138,14 @@ async def test_retry_after_says_when_there_will_be_room(monkeypatch: pytest.Monk
         now = 14.0
         await there.ask("b")
         now = 16.0
-        assert [queue._room_in("", queue._open) for _ in range(4)] == [4, 8, 14, 18]
-        assert queue._room_in("b", queue._open_of("b")) == 8  # of its own
+        assert [retry_after(there, "c") for _ in range(4)] == [4, 8, 14, 18]
+        assert retry_after(there, "b") == 8  # of its own
         now = 21.0  # a should have ended: it will any moment; and one of those that were promised room is not back
-        assert queue._room_in("", queue._open) == 13
+        assert retry_after(there, "c") == 13
+
+
+def retry_after(there: Clients, client: str) -> int | None:
+    """The seconds after which a client that is refused now may come back."""
+    with pytest.raises(Failure) as refused:
+        there.queue.check(client)
+    return refused.value.retry_after

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
         ("HTTPS://box.local//ping/", "/ping"),
         ("http://box.local", "/"),
         ("/httpfoo", "/httpfoo"),
+        ("/ping\n", "/ping%0A"),
     ],
 )
 def test_a_path_is_normalized(sent: str, served: str) -> None:
@@ -38,6 +39,13 @@ async def test_plugins_addresses_are_served() -> None:
             assert answer.status_code == 200, path
         assert (await http.post("/k/secret//txt2img/", data={"prompt": "x"})).status_code == 200
         assert (await http.get("/k/secret/")).headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("path", ["/ping%0a", "/txt2img%0A", "/models/%0a", "/static/page.js%0a"])
+async def test_an_address_with_a_newline_is_another_one(path: str) -> None:
+    async with client(serving(RESULT)) as http:
+        answer = await http.get(path)
+    assert answer.status_code == 404 and answer.json()["status"] == "failure"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity", "identity, gzip"])

@@ -47,10 +47,10 @@ def test_a_download_that_is_not_what_the_registry_states_is_refused() -> None:
 
 def test_names_are_of_code_points_without_variation_selectors(run: Run) -> None:
     assert art.names(run.art)["1f34e"] == {"label": "red apple", "tags": ["thing"]}
-    drawn = art.Art.load(run.art, 80, ["3d", "flat"], {"1f499"})
-    assert drawn.labels == [("1f499", "3d"), ("1f499", "flat")]
-    assert drawn.images.shape == (2, 4, 80, 80)
-    assert drawn.images[:, :, 40, 40].tolist() == [[0, 0, 255, 255]] * 2
+    drawings = art.Art.load(run.art, 80, ["3d", "flat"], {"1f499"})
+    assert drawings.labels == [("1f499", "3d"), ("1f499", "flat")]
+    assert drawings.images.shape == (2, 4, 80, 80)
+    assert drawings.images[:, :, 40, 40].tolist() == [[0, 0, 255, 255]] * 2
 
 
 def test_a_concept_has_the_names_that_prompts_use(run: Run) -> None:
@@ -68,23 +68,23 @@ def test_known_words_are_one_token_and_unknown_ones_are_spelt(run: Run) -> None:
     assert (len(ids), ids[0], ids[-1]) == (77, pruned.bos_token_id, pruned.eos_token_id)
 
 
-def test_a_picture_shows_its_drawing_in_the_middle_and_its_caption_says_what(run: Run) -> None:
+def test_an_image_shows_its_drawing_in_the_middle_and_its_caption_names_it(run: Run) -> None:
     listed = concepts.load(run)
-    drawn = art.Art.load(run.art, 80, ["flat"], {"1f499"})
-    images, captions, indices = Composer(drawn, listed, 64, GENTLE, 3).batch(40)
+    drawings = art.Art.load(run.art, 80, ["flat"], {"1f499"})
+    images, captions, indices = Composer(drawings, listed, 64, GENTLE, 3).batch(40)
     assert images.shape == (40, 3, 64, 64) and images.min() >= -1 and images.max() <= 1
     assert images[:, :, 32, 32].tolist() == [[-1, -1, 1]] * 40
     assert indices.tolist() == [1] * 40
     assert all("blue heart" in caption for caption in captions)
     on_black = [i for i, caption in enumerate(captions) if "on a black background" in caption]
     assert on_black and all(evaluate.background_of(images[i]) == "black" for i in on_black)
-    again = Composer(drawn, listed, 64, GENTLE, 3).batch(40)
+    again = Composer(drawings, listed, 64, GENTLE, 3).batch(40)
     assert torch.equal(images, again[0]) and captions == again[1]
 
 
-def test_wide_and_high_pictures_show_the_whole_drawing(run: Run) -> None:
-    drawn = art.Art.load(run.art, 80, ["flat"], {"1f499"})
-    composer = Composer(drawn, concepts.load(run), 64, GENTLE, 3)
+def test_wide_and_high_images_show_the_whole_drawing(run: Run) -> None:
+    drawings = art.Art.load(run.art, 80, ["flat"], {"1f499"})
+    composer = Composer(drawings, concepts.load(run), 64, GENTLE, 3)
     wide, high = composer.batch(1, 32, 64)[0][0], composer.batch(1, 64, 32)[0][0]
     for image in (wide, high):
         blue = (image[2] > 0.9) & (image[0] < -0.9)
@@ -127,12 +127,12 @@ def test_the_decoder_goes_on_alone_and_latents_stay_what_they_are(run: Run) -> N
 def test_the_discriminator_pulls_as_hard_as_it_is_told_to() -> None:
     torch.manual_seed(0)
     judge = vae.Discriminator()
-    drawn = (torch.rand(2, 3, 32, 32) * 2 - 1).requires_grad_()
-    own, pull = vae.adversarial(judge, drawn, torch.zeros(2, 3, 32, 32))
+    decoded = (torch.rand(2, 3, 32, 32) * 2 - 1).requires_grad_()
+    own, pull = vae.adversarial(judge, decoded, torch.zeros(2, 3, 32, 32))
     pull.backward()
-    assert drawn.grad is not None
+    assert decoded.grad is not None
     # an L1's mean pulls each value with 1 / their number
-    assert drawn.grad.abs().sum().item() == pytest.approx(vae.ADVERSARIAL, rel=1e-3)
+    assert decoded.grad.abs().sum().item() == pytest.approx(vae.ADVERSARIAL, rel=1e-3)
     assert all(parameter.grad is None for parameter in judge.parameters())
     own.backward()
     assert all(parameter.grad is not None for parameter in judge.parameters())

@@ -159,7 +159,7 @@ def test_with_nothing_else_to_do_it_waits_for_the_gpu() -> None:
     assert waiting.job.output is not None and stream.waited == 1
 
 
-def test_who_goes_away_while_a_gpu_decodes_is_left_in_peace() -> None:
+def test_a_job_cancelled_while_a_gpu_decodes_stays_as_it_is() -> None:
     stream, gone = Slow(), slot(AutoencoderKL())
     one = decoder(stream)
     one.decode_some([gone], may_wait=False)

@@ -167,6 +167,17 @@ def test_one_pass_starts_a_few_jobs(bench: Bench) -> None:
     assert bench.batcher.activity.started_requests == 1 and request.queued_since is None
 
 
+def test_a_request_waits_in_the_queue_until_its_first_job_starts(bench: Bench) -> None:
+    held = threading.Event()
+    bench.cores.left.clear()
+    bench.engine.call(lambda: held.wait(SOON_S))
+    bench.engine.open(Request(steps=10**9))  # type: ignore[arg-type]
+    bench.clock.now += 3
+    held.set()
+    bench.until_paused()
+    assert bench.batcher.activity.queue_seconds == 3
+
+
 def test_one_pass_starts_one_job_that_encodes_an_image(bench: Bench) -> None:
     with_images, without = Request(steps=10**9, jobs=2, has_image=True), Request(steps=10**9)
     bench.open(with_images, without)

@@ -1,39 +1,12 @@
-"""The scheduler on tensors without a model: whose rows go into a forward, and whose come out of it."""
+"""Forwards on tensors without a model: the rows that go into one, and those that come out of it."""
 
-from dataclasses import dataclass
-from typing import Any
-
-import pytest
 import torch
 
-from handlers.engine.scheduling import Slot, schedule
 from handlers.engine.step_batcher import MAX_ROWS, STEP_SECONDS, RowLimit, StepBatcher
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import merge, split
 from handlers.hardware.memory import GUIDED_ROWS, Memory
-
-
-@dataclass
-class Request:
-    last_step: int = 0
-
-
-@dataclass
-class Job:
-    call: UNetCall | None
-
-
-def double(sample: torch.Tensor, timestep: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor]:
-    """A UNet whose rows tell of their own timestep."""
-    return (sample * 2 + timestep.reshape(-1, 1, 1, 1),)
-
-
-def call(rows: int = 2, size: int = 8, timestep: float = 1.0, unet: Any = double, **kwargs: Any) -> UNetCall:
-    return UNetCall(unet, torch.ones(rows, 4, size, size), torch.tensor(timestep), kwargs)
-
-
-def slot(owner: Request | None = None, **kwargs: Any) -> Slot:
-    return Slot(Job(call(**kwargs)), owner or Request())  # type: ignore[arg-type]
+from tests.handlers.engine.test_scheduling import call, double, slot
 
 
 def batcher_of(rows: int) -> StepBatcher:
@@ -64,35 +37,6 @@ def test_dicts_of_tensors_are_merged_and_split() -> None:
     assert merged.kwargs["eta"] is None and merged.timestep.shape == (6,)
     parts = split((merged.sample, merged.timestep), calls)
     assert [tuple(part.shape[0] for part in parts[i]) for i in range(3)] == [(2, 2)] * 3
-
-
-def test_who_has_waited_longest_goes_first_and_nobody_starves() -> None:
-    batcher = batcher_of(4)
-    slots = [slot() for _ in range(33)]
-    served = [s for _ in range(17) for s, _ in batcher.step(slots)]
-    assert len(served) == 34 and set(map(id, served)) == set(map(id, slots))
-
-
-def test_a_request_of_many_images_takes_turns_with_a_request_of_one() -> None:
-    batcher = batcher_of(4)
-    many, one = Request(), Request()
-    slots = [*(slot(many) for _ in range(8)), slot(one)]
-    for _ in range(4):
-        batcher.step(slots)
-    assert slots[-1].last_step >= 3
-    assert len({s.last_step for s in slots[:8]}) > 1
-
-
-def test_two_shapes_alternate() -> None:
-    batcher = batcher_of(32)
-    slots = [slot(size=8), slot(size=16)]
-    assert [len(batcher.step(slots)) for _ in range(4)] == [1, 1, 1, 1]
-    assert {s.last_step for s in slots} == {3, 4}
-
-
-@pytest.mark.parametrize(("size", "expected"), [(8, 4), (16, 1), (64, 1)])
-def test_larger_images_fill_a_forward_sooner(size: int, expected: int) -> None:
-    assert len(schedule([slot(size=size) for _ in range(6)], max_rows=8, native_area=64)) == expected
 
 
 def test_a_merged_forward_that_fails_costs_only_the_request_at_fault() -> None:

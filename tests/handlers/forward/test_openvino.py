@@ -30,24 +30,41 @@ def unet() -> Any:
     return tiny_models.unet()
 
 
-def test_one_conversion_is_for_all_sizes(unet: Any) -> None:
-    run = OpenVINOForward(threads=2)
-    kept = run(
-        call(unet, 1, (8, 8)),
-    ).sample
+@pytest.fixture
+def run() -> OpenVINOForward:
+    return OpenVINOForward(threads=2)
+
+
+@pytest.fixture
+def compiled(run: OpenVINOForward, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The models that OpenVINO has compiled."""
+    import openvino  # which `run` has kept from sending reports
+
+    models: list[Any] = []
+    compile_model = openvino.compile_model
+
+    def kept(*arguments: Any) -> Any:
+        models.append(compile_model(*arguments))
+        return models[-1]
+
+    monkeypatch.setattr(openvino, "compile_model", kept)
+    return models
+
+
+def test_one_conversion_is_for_all_sizes(unet: Any, run: OpenVINOForward, compiled: list[Any]) -> None:
+    kept = run(call(unet, 1, (8, 8))).sample
     before = kept.clone()
     for rows, size in ((2, (8, 8)), (5, (16, 8))):
         one = call(unet, rows, size)
         assert run(one).sample.numpy() == pytest.approx(forward(one).sample.numpy(), abs=1e-3)
-    assert len(run._compiled) == 1 and (kept == before).all()
-    (compiled,) = run._compiled.values()
-    assert not compiled.get_property("ENABLE_CPU_PINNING")  # several workers would pin theirs to the same cores
+    assert (kept == before).all()
+    (model,) = compiled
+    assert not model.get_property("ENABLE_CPU_PINNING")  # several workers would pin theirs to the same cores
     as_tuple = call(unet, 2, (8, 8), return_dict=False)
     assert run(as_tuple)[0].numpy() == pytest.approx(forward(as_tuple)[0].numpy(), abs=1e-3)
 
 
-def test_what_a_conversion_would_fix_runs_in_torch(unet: Any) -> None:
-    run = OpenVINOForward(threads=2)
+def test_what_a_conversion_would_fix_runs_in_torch(unet: Any, run: OpenVINOForward) -> None:
     odd = call(unet, 2, (9, 8))
     opaque = call(unet, 2, (8, 8), cross_attention_kwargs={"scale": object()})
     for one in (odd, call(unet, 2, (8, 8), attention_mask=None, return_dict=True), odd):
@@ -56,14 +73,14 @@ def test_what_a_conversion_would_fix_runs_in_torch(unet: Any) -> None:
     assert (run(opaque).sample == forward(opaque).sample).all()
 
 
-def test_a_unet_that_cannot_be_converted_runs_in_torch(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_unet_that_cannot_be_converted_runs_in_torch(run: OpenVINOForward, caplog: pytest.LogCaptureFixture) -> None:
     class Strange(torch.nn.Module):
         num_upsamplers = 1
 
         def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
             return (torch.special.bessel_j0(sample),)  # which OpenVINO does not know
 
-    run, strange = OpenVINOForward(threads=2), Strange()
+    strange = Strange()
     for _ in range(2):
         one = UNetCall(strange, torch.ones(2, 4, 8, 8), torch.tensor(1), {"return_dict": False})
         assert (run(one)[0] == forward(one)[0]).all()
@@ -71,12 +88,13 @@ def test_a_unet_that_cannot_be_converted_runs_in_torch(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "lcm"])
-def test_images_are_the_same(family: str, tmp_path: Path) -> None:
+def test_images_are_the_same(
+    family: str, tmp_path: Path, run: OpenVINOForward, compiled: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     pipelines = load(tiny_models.save(family, tmp_path))
     requests = [a_request(task, "a red apple", 1, 5, 7.5) for task in ("txt2img", "img2img", "masking")]
-    run = OpenVINOForward(threads=2)
     together, _ = generated_together(pipelines, requests, run)
-    assert all(run._compiled.values())
+    assert compiled and "it runs in torch" not in caplog.text
     for image, request in zip(together, requests, strict=True):
         alone = np.asarray(generated_alone(pipelines, request), dtype=int)
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2

@@ -11,7 +11,7 @@ import torch
 from handlers.hardware.cores import SLOTS, Cores
 from tests.support.paths import HOME
 
-DRAW = """
+WORKER = """
 import sys
 from pathlib import Path
 from handlers.hardware.cores import Cores
@@ -35,7 +35,7 @@ def worker(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     started = []
 
     def start() -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", DRAW, str(tmp_path)]
+        command = [sys.executable, "-c", WORKER, str(tmp_path)]
         started.append(subprocess.Popen(command, cwd=HOME, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         tell(started[-1], "share")
         return started[-1]
@@ -68,7 +68,9 @@ def test_workers_that_generate_divide_the_cores(worker: Callable[[], subprocess.
     assert torch.get_num_threads() == 4
 
 
-def test_who_does_not_generate_takes_nothing(worker: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_a_worker_that_does_not_generate_takes_no_cores(
+    worker: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
     ours = Cores(tmp_path)
     ours.share()
     ours.leave()

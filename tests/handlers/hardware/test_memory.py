@@ -7,7 +7,7 @@ import torch
 
 from handlers.errors import OutOfMemory
 from handlers.hardware import memory
-from handlers.hardware.memory import Memory
+from handlers.hardware.memory import Memory, no_room
 from handlers.request.fields import GenerationRequest
 
 CUDA = torch.device("cuda", 0)
@@ -47,6 +47,25 @@ def test_an_image_without_room_is_refused_with_one_that_has_it(free: list[int | 
     MEASURED.admit(a_request(640), 8)
     free[0] = None
     MEASURED.admit(a_request(1024), 8)
+
+
+def test_a_smaller_size_is_not_suggested_for_a_model_that_generates_at_its_own(free: list[int | None]) -> None:
+    with pytest.raises(OutOfMemory, match=r"GiB are free: the model always generates at this size, so free memory"):
+        MEASURED.admit(a_request(1024), 8, fixed_size=True)
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "fixed_size", "advice"),
+    [
+        (2, False, "try a smaller one, or a lower num_outputs."),
+        (1, False, "try a smaller one."),
+        (2, True, "try a lower num_outputs."),
+        (1, True, "free some on the device, or serve a smaller model."),
+    ],
+)
+def test_where_memory_ran_out_the_sentence_says_what_helps(num_outputs: int, fixed_size: bool, advice: str) -> None:
+    request = dataclasses.replace(a_request(512), num_outputs=num_outputs)
+    assert no_room(request, fixed_size).message == f"There is not enough memory for this image: {advice}"
 
 
 def test_where_decoding_runs_beside_a_forward_there_must_be_room_for_both(free: list[int | None]) -> None:

@@ -20,10 +20,9 @@ from handlers.pipelines.defaults import model_defaults
 from handlers.pipelines.loading import _check_family
 from handlers.pipelines.schedulers import scheduler, schedulers
 from handlers.pipelines.sources import loras
-from handlers.request.fields import ModelDefaults
 from tests.support import tiny_models
 from tests.support.jobs import a_request, generated_alone, generated_together, load
-from tests.support.paths import EMBEDDED, SIDE
+from tests.support.paths import EMBEDDED
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +57,6 @@ def test_an_inpainting_unet_serves_masking_alone(family: tuple[str, Path]) -> No
     assert np.abs(np.asarray(together[0], dtype=int) - alone).max() <= 2
     with pytest.raises(ModelError, match="inpainting model, which can serve masking alone"):
         load(family[1], "txt2img")
-
-
-@pytest.mark.parametrize(
-    ("family", "steps", "guidance_scale"), [("sd1", 50, 7.5), ("lcm", 4, 8.5), ("turbo", 4, 0.0)], indirect=["family"]
-)
-def test_defaults_are_the_models(family: tuple[str, Path], steps: int, guidance_scale: float) -> None:
-    pipeline = load(family[1], "txt2img")["txt2img"]
-    found = model_defaults(family[1], pipeline)
-    assert (found.num_inference_steps, found.guidance_scale, found.width, found.height) == (
-        steps,
-        guidance_scale,
-        64,
-        64,
-    )
-    assert found.scheduler == type(pipeline.scheduler).__name__
-
-
-def test_the_embedded_models_own_defaults(pipelines: dict[str, Any]) -> None:
-    own = model_defaults(EMBEDDED, pipelines["txt2img"])
-    assert own == ModelDefaults(20, 3.5, SIDE, SIDE, drawn_size=SIDE, scheduler="DPMSolverMultistepScheduler")
 
 
 def test_the_three_pipelines_share_their_weights(pipelines: dict[str, Any]) -> None:

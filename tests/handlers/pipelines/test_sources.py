@@ -107,6 +107,6 @@ def test_a_local_model_is_not_downloaded() -> None:
     assert download(ModelSource(str(EMBEDDED), ""), Installation(HOME, {})) == EMBEDDED
 
 
-def test_who_only_looks_for_a_model_does_without_torch() -> None:
+def test_a_program_that_only_looks_for_a_model_does_without_torch() -> None:
     code = "import launch.serve, admin.reload, admin.placement, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=HOME).returncode == 0

@@ -188,6 +188,12 @@ def test_every_error_has_a_status_of_the_contract() -> None:
     [
         ("txt2img", {"guidance_scale": "7,5"}, "not '7,5': write it with a point, 7.5."),
         ("img2img", INIT | {"strength": "0,7"}, "write it with a point, 0.7."),
+        ("img2img", INIT | {"strength": "60%"}, "not '60%': write it as 0.6."),
+        ("img2img", INIT | {"strength": "62,5 %"}, "write it as 0.625."),
+        ("txt2img", {"num_inference_steps": "7,5"}, "from 1 to 250, not '7,5': write it in digits alone."),
+        ("txt2img", {"num_outputs": "60%"}, "from 1 to 8, not '60%': write it in digits alone."),
+        ("txt2img", {"width": "512,0"}, "from 64 to 1024, not '512,0': write it in digits alone."),
+        ("txt2img", {"seed": "1,5"}, "0 for a random one, not '1,5': write it in digits alone."),
         ("txt2img", {"seed": "x"}, "from 1 to 9007199254740991, or 0 for a random one, not 'x'."),
         ("txt2img", {"seed": -2}, "or 0 for a random one, not -2."),
         ("txt2img", {"preview": 2}, "preview must be true or false, not '2'."),

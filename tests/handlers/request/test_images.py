@@ -133,7 +133,7 @@ def test_an_opaque_mask_is_its_greyscale() -> None:
 def test_a_model_of_one_size_generates_the_shape_that_is_asked_for(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    assert images.drawn_size(*size, 128) == expected
+    assert images.fixed_model_size(*size, 128) == expected
 
 
 @pytest.mark.parametrize(

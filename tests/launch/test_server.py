@@ -128,19 +128,17 @@ def test_a_gpu_that_torch_cannot_use_is_told(
         assert "make serve TORCH_INDEX=" in notice
 
 
-@pytest.mark.parametrize(("os_name", "key"), [("posix", "start_new_session"), ("nt", "creationflags")])
-def test_children_get_a_process_group_of_their_own(monkeypatch: pytest.MonkeyPatch, os_name: str, key: str) -> None:
-    started: dict[str, Any] = {}
-    instance = processes.Server(serve.parse_options([]), proxy={}, combined=False, settings={})
-    (instance.run_directory / "logs").mkdir()
-    monkeypatch.setattr(processes.psutil, "Popen", lambda command, **options: started.update(options))
-    monkeypatch.setattr(processes.os, "name", os_name)
+@pytest.mark.parametrize(
+    ("os_name", "options"), [("posix", {"start_new_session": True}), ("nt", {"creationflags": 512})]
+)
+def test_children_get_a_process_group_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, os_name: str, options: dict[str, Any]
+) -> None:
     monkeypatch.setattr(processes.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    instance._commands["proxy"] = ["x"], {}, HOME
-    instance._spawn("proxy")
-    monkeypatch.undo()
-    assert started[key]
-    instance.remove_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.os, "name", os_name)
+        found = processes.own_group()
+    assert found == options
 
 
 @pytest.mark.parametrize(
