@@ -44,7 +44,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def zeros(count: int) -> bytes:
-    """So many zeros, compressed. Only the first million takes time: after a full flush, deflate's next block is alike."""
+    """So many zeros, compressed. After a full flush the next block is alike, so only the first million takes time."""
     packer = zlib.compressobj(9, wbits=-15)
     million = packer.compress(bytes(1_000_000)) + packer.flush(zlib.Z_FULL_FLUSH)
     checksum = struct.pack(">HH", count % 65_521, 1)  # Adler-32
