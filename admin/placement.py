@@ -1,4 +1,4 @@
-"""Whether a model fits on the accelerator three times, once, or only in low-memory mode. Imports no torch."""
+"""Whether a model fits on the accelerator, or only in low-memory mode. Imports no torch."""
 
 import json
 import math
@@ -21,9 +21,8 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class Placement:
-    """How the pipelines are served: `archives` is three or combined; `reason` is a sentence for the user, or empty."""
+    """How the model is served; `reason` is a sentence for the user, or empty."""
 
-    archives: str
     low_memory: bool
     reason: str = ""
 
@@ -70,13 +69,11 @@ def _parameters(file: Path) -> int:
 
 
 def choose_placement(device: Device, weights: int) -> Placement:
-    """Chooses for an accelerator by what fits. On a CPU, three workers share one copy of the weights."""
+    """Chooses for an accelerator by what fits in one worker."""
     if device.free_bytes is None:
-        return Placement("three", False)
+        return Placement(False)
     free = device.free_bytes
     about = f"{free / GIB:.1f} GiB are free on the {device.device} device, the weights take {weights / GIB:.1f} GiB"
-    if 3 * (weights + PROCESS_BYTES) + GENERATING_BYTES <= free:
-        return Placement("three", False, f"A worker for each pipeline: {about}.")
     if weights + PROCESS_BYTES + GENERATING_BYTES <= free:
-        return Placement("combined", False, f"One worker for all pipelines: {about}.")
-    return Placement("combined", True, f"One worker in low-memory mode: {about}.")
+        return Placement(False, f"The model fits: {about}.")
+    return Placement(True, f"Low-memory mode: {about}.")

@@ -113,24 +113,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m admin.reload", description="Replaces running archives without a failed request."
     )
-    parser.add_argument("archives", nargs="*", metavar="ARCHIVE", help=f"{', '.join(TASKS)} or {COMBINED}")
+    parser.add_argument(
+        "archives", nargs="*", metavar="ARCHIVE", help=f"{', '.join(TASKS)} or {COMBINED}; all that serve by default"
+    )
     parser.add_argument("--list", action="store_true", help="show what is registered")
     parser.add_argument("--model", help="another model: a hub id or the absolute path of a model folder")
     parser.add_argument("--device", help="another device")
     parser.add_argument("--dtype", help="another dtype")
     parser.add_argument("--port", type=int, help="which server, if several run, by the port that clients use")
     options = parser.parse_args(argv)
-    if bool(options.archives) == options.list:
-        parser.error("name the archives to reload, or give --list")
     changes = {key: value for key in ("model", "device", "dtype") if (value := getattr(options, key))}
     try:
         target = find_target(options.port)
         management = Management(target)
         if options.list:
             print(listing(management))
+            return 0
         if options.model:
             changes["model"] = prepare(changes, installation()).sources[0].location
-        for name in options.archives:
+        for name in options.archives or sorted({*TASKS, COMBINED}.intersection(management.models())):
             version = reload(name, target, changes, management, lambda text: print(f"  {text}", flush=True))
             print(f"{name} {version} serves.", flush=True)
     except OperatorError as error:

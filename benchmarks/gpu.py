@@ -237,7 +237,7 @@ class Bench:
         self.row(f"{name}: host waits, {images} images of {STEPS} steps", f"{sum(places.values())}: {shown}")
 
     def http(self) -> None:
-        options = ["--model", str(self.model), "--device", self.options.device, "--archives", "combined"]
+        options = ["--model", str(self.model), "--device", self.options.device]
         options += ["--cuda-graphs"] * self.on_gpu
         size = {"width": self.options.size, "height": self.options.size}
         with tempfile.TemporaryDirectory() as folder, running(Path(folder), *options) as server:

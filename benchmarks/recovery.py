@@ -50,7 +50,7 @@ def main() -> None:
     print("| killed | measured |\n|---|---|")
     with (
         tempfile.TemporaryDirectory(prefix="sd-bench-") as folder,
-        running(Path(folder), "--archives", "combined") as server,
+        running(Path(folder)) as server,
     ):
         for part in ("worker", "proxy", "java"):
             last, whole = zip(*(kill(server, part) for _ in range(TIMES if part == "worker" else 1)), strict=True)

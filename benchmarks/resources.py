@@ -40,7 +40,7 @@ def cold_start(model: Path, folder: Path, starts: int) -> None:
         own = folder / f"start-{number}"
         own.mkdir()
         begin = time.perf_counter()
-        with running(own, "--model", str(model)):
+        with running(own, "--model", str(model), "--archives", "three"):
             ready.append(time.perf_counter() - begin)
         imports.append(sum(_import_seconds(task) for task in TASKS))
         frontend.append(_frontend_seconds())

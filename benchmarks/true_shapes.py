@@ -150,8 +150,8 @@ def main() -> None:
         bench = Bench(folder, options.device, dtype, options.size, options.steps, options.rounds)
         bench.measure("three archives", "--archives", "three")
         if options.device != "cpu":
-            bench.measure("combined archive", "--archives", "combined")
-            bench.measure("combined, low memory", "--archives", "combined", "--low-memory")
+            bench.measure("combined archive")
+            bench.measure("combined, low memory", "--low-memory")
     finally:
         shutil.rmtree(folder)
 

@@ -38,14 +38,11 @@ class Server:
     """TorchServe and the proxy as child processes, and the run directory that they work in.
 
     Args:
-        combined: whether one archive serves all tasks.
         proxy: the proxy's settings, as variables.
         settings: of the archives' handler.
     """
 
-    def __init__(
-        self, options: argparse.Namespace, proxy: Mapping[str, str], combined: bool, settings: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, options: argparse.Namespace, proxy: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self._options = options
         self._proxy = proxy
         self._settings = settings
@@ -62,7 +59,7 @@ class Server:
         self._client = httpx.Client(
             trust_env=False, verify=False, headers={"X-API-Key": self._keys[0]} if self._keys else {}, timeout=60.0
         )
-        self._archive_of_task = {task: COMBINED if combined else task for task in TASKS}
+        self._archive_of_task = {task: task if options.archives == "three" else COMBINED for task in TASKS}
         self._commands: dict[str, tuple[Sequence[str], Mapping[str, str], Path]] = {}
         self._children: dict[str, psutil.Popen] = {}
         self._restarted: list[float] = []  # when, on the monotonic clock

@@ -30,9 +30,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add_handler_options(parser)
     parser.add_argument(
         "--archives",
-        choices=("auto", "three", "combined"),
-        default="auto",
-        help="three workers, one for each pipeline, or one combined worker (default: by free memory)",
+        choices=("combined", "three"),
+        default="combined",
+        help="one worker for all pipelines, or three workers, one for each (default: %(default)s)",
     )
     parser.add_argument("--api-key-file", help="a file with the keys that open the server, one per line")
     parser.add_argument("--api-key", help="one key; it is visible in this machine's process list")
@@ -74,8 +74,8 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement,
     prepared = prepare(settings, installation())
     device = prepared.device
     settings["dtype"] = device.dtype
-    if options.archives != "auto":
-        return Placement(options.archives, options.low_memory), settings
+    if options.archives == "three":
+        return Placement(options.low_memory), settings
     weights = sum(weight_bytes(path, device.dtype) for path in prepared.paths) if device.free_bytes is not None else 0
     chosen = choose_placement(device, weights)
     return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}
@@ -114,7 +114,7 @@ def serve(options: argparse.Namespace) -> None:
     chosen, settings = choose(options, source)
     if chosen.reason:
         print(chosen.reason, flush=True)
-    server = Server(options, proxy, chosen.archives == "combined", settings)
+    server = Server(options, proxy, settings)
     status, ending, failed = StatusLine(), threading.Event(), True
     try:
         print("Starting TorchServe; its workers load the model, which takes half a minute or more.", flush=True)

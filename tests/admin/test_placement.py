@@ -1,4 +1,4 @@
-"""Three archives, one, or low-memory mode: by what an accelerator has free."""
+"""With all of its weights on an accelerator, or in low-memory mode: by what is free there."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from tests.support.original_layout import count, save_single_file
 
 
 @pytest.mark.parametrize(
-    ("free", "archives", "low_memory"),
-    [(24, "three", False), (8, "combined", False), (4, "combined", True), (None, "three", False)],
+    ("free", "low_memory"),
+    [(24, False), (8, False), (4, True), (None, False)],
 )
-def test_what_fits_is_chosen(free: int | None, archives: str, low_memory: bool) -> None:
+def test_what_fits_is_chosen(free: int | None, low_memory: bool) -> None:
     chosen = choose_placement(Device("cuda" if free else "cpu", "float16", free and free * GIB), 2 * GIB)
-    assert (chosen.archives, chosen.low_memory) == (archives, low_memory)
+    assert chosen.low_memory == low_memory
     assert (f"{free}.0 GiB are free on the cuda device" in chosen.reason) == bool(free)
 
 

@@ -42,7 +42,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("browser"), "--archives", "combined", SD_API_KEY=KEY) as instance:
+    with running(tmp_path_factory.mktemp("browser"), SD_API_KEY=KEY) as instance:
         yield instance
 
 

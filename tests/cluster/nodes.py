@@ -37,7 +37,7 @@ class Node:
         self._folder.mkdir(exist_ok=True)
         # one thread each: three servers share this machine's cores
         variables = {"SD_LEAVE_S": "5", "OMP_NUM_THREADS": "1"}
-        arguments = ("--archives", "combined", "--model", str(self._model))
+        arguments = ("--model", str(self._model))
         self._instance = self._running.enter_context(running(self._folder, *arguments, port=self.port, **variables))
 
     def stop(self) -> None:

@@ -95,8 +95,10 @@ def test_only_the_proxy_listens_on_more_than_loopback(engine: Engine, container:
 
 
 def test_reload_inside_the_container(engine: Engine, container: tuple[str, str]) -> None:
-    assert "txt2img 2.0 serves" in engine("exec", container[0], "python", "-m", "admin.reload", "txt2img")
-    assert "txt2img 2.0 (default): READY" in engine("exec", container[0], "python", "-m", "admin.reload", "--list")
+    assert "stable-diffusion 2.0 serves" in engine("exec", container[0], "python", "-m", "admin.reload")
+    assert "stable-diffusion 2.0 (default): READY" in engine(
+        "exec", container[0], "python", "-m", "admin.reload", "--list"
+    )
     sample_image(container[1], "txt2img")
 
 
@@ -151,7 +153,7 @@ def test_two_services_the_second_waits_for_the_first(engine: Engine, monkeypatch
         assert _time(engine.inspect(proxy)["State"]["StartedAt"]) > _time(first_good)
         sample_image(url, "txt2img")
         assert engine.inspect(proxy)["HostConfig"]["NetworkMode"] == f"container:{torchserve}"
-        engine.compose("exec", "-T", "torchserve", "python", "-m", "admin.reload", "masking")
+        engine.compose("exec", "-T", "torchserve", "python", "-m", "admin.reload")
         init = b64(sample())
         sample_image(url, "masking", init_image=init, mask_image=init)
         engine.compose("stop")

@@ -16,10 +16,10 @@ BIN = HOME / ".venv" / "bin" / "python"
 
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Three archives, as `make serve` starts them; stopped like Ctrl-C does, and then nothing may be left."""
+    """Three archives, started by make; stopped like Ctrl-C does, and then nothing may be left."""
     folder = tmp_path_factory.mktemp("three")
     by_make = ["sh", "-c", 'exec make serve ARGS="$*"', "make"] if BIN.exists() else None
-    with running(folder, **({"command": by_make} if by_make else {})) as instance:
+    with running(folder, "--archives", "three", **({"command": by_make} if by_make else {})) as instance:
         yield instance
         processes = [instance.process, *instance.process.children(recursive=True)]
         assert len(processes) >= 7  # server.py, the launcher, Java, three workers, the proxy
@@ -44,7 +44,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
                    "-keyout", folder / "key.pem", "-out", folder / "cert.pem"]  # fmt: skip
     subprocess.run(certificate, check=True, capture_output=True)
     (folder / "keys").write_text("first-key\nsecond-key\n")
-    options = ["--host", "0.0.0.0", "--archives", "combined", "--model", tiny_model,
+    options = ["--host", "0.0.0.0", "--model", tiny_model,
                "--api-key-file", folder / "keys",
                "--tls-cert", folder / "cert.pem", "--tls-key", folder / "key.pem", "--log-level", "info"]  # fmt: skip
     with running(folder, *map(str, options), SD_LOG_FORMAT="json") as instance:

@@ -10,6 +10,6 @@ from tests.support.running import Running, running
 
 @pytest.fixture(scope="session")
 def combined(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
-    options = ("--archives", "combined", "--model", str(tiny_model))
+    options = ("--model", str(tiny_model))
     with running(tmp_path_factory.mktemp("combined"), *options) as instance:
         yield instance

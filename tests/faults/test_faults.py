@@ -97,7 +97,7 @@ def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_ba
     tmp_path: Path, tiny_model: Path
 ) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    with running(tmp_path, "--archives", "combined", "--model", str(model)) as instance:
+    with running(tmp_path, "--model", str(model)) as instance:
         model.rename(tmp_path / "away")
         assert instance.images("txt2img", num_inference_steps=2)  # its files are open
         before = instance.activity("txt2img")["unet_forwards"]
@@ -153,7 +153,7 @@ def test_a_full_disk_fails_no_request(tmp_path: Path, small: Path, tiny_model: P
     ]
     if subprocess.run([*within, "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a file system of his own")
-    options = ("--archives", "combined", "--model", str(tiny_model))
+    options = ("--model", str(tiny_model))
     with running(tmp_path, *options, within=within, TMPDIR=str(small)) as instance:
         full = Path(f"/proc/{instance.process.pid}/root{small}/full")
         with pytest.raises(OSError) as error, full.open("wb", buffering=0) as file:

@@ -38,7 +38,7 @@ INIT = b64(sample_image(96, 64))
 def instance(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
     keys = ",".join(f"key-{i}" for i in range(KEYS))
     variables = {"SD_API_KEY": keys, "SD_MAX_OPEN": "16", "SD_MAX_WAITING": "100", "SD_MAX_PER_CLIENT": "20"}
-    options = ("--archives", "combined", "--model", str(tiny_model))
+    options = ("--model", str(tiny_model))
     with running(tmp_path_factory.mktemp("load"), *options, **variables) as instance:
         yield replace(instance, url=f"{instance.url}/k/key-0")
 

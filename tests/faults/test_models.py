@@ -36,7 +36,7 @@ def instance(folder: Path) -> Iterator[Running]:
             "HF_HOME": str(folder / "cache"),
             "SD_CONFIG": str(folder / "config.json"),
         }
-        options = ("--model", "some/sdxl", "--inpainting-model", str(inpainting), "--archives", "combined")
+        options = ("--model", "some/sdxl", "--inpainting-model", str(inpainting))
         with running(folder, *options, **variables) as instance:
             yield instance
 
@@ -131,7 +131,7 @@ def test_three_workers_share_one_copy_of_large_weights(tmp_path: Path) -> None:
         tensor.nbytes for file in (tmp_path / "large").rglob("*.safetensors") for tensor in load_file(file).values()
     )
     assert weights > 500e6
-    with running(tmp_path, "--model", str(tmp_path / "large")) as instance:
+    with running(tmp_path, "--model", str(tmp_path / "large"), "--archives", "three") as instance:
         memory = [worker.memory_full_info() for worker in instance.workers()]
         one = max(info.rss for info in memory)
         imports = one - weights

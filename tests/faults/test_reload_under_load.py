@@ -54,32 +54,28 @@ def test_reloads_under_load_fail_no_request(instance: Running, folder: Path) -> 
     for thread in threads:
         thread.start()
     for i in range(RELOADS):
-        reloaded = reload(folder, "txt2img")
+        reloaded = reload(folder)
         assert reloaded.returncode == 0, reloaded.stderr
-        assert f"txt2img {i + 2}.0 serves." in reloaded.stdout
+        assert f"stable-diffusion {i + 2}.0 serves." in reloaded.stdout
     reloading = False
     for thread in threads:
         thread.join(HANG_S)
     assert not failures and done >= REQUESTS
     # nothing of the old versions is left
-    assert reload(folder, "--list").stdout.splitlines() == [
-        "img2img 1.0 (default): READY",
-        "masking 1.0 (default): READY",
-        f"txt2img {RELOADS + 1}.0 (default): READY",
-    ]
-    wait_for(lambda: len(instance.workers()) == 3)
+    assert reload(folder, "--list").stdout == f"stable-diffusion {RELOADS + 1}.0 (default): READY\n"
+    wait_for(lambda: len(instance.workers()) == 1)
 
 
 def test_a_model_that_does_not_load_leaves_the_old_one_serving(
     instance: Running, folder: Path, tiny_model: Path
 ) -> None:
-    refused = reload(folder, "img2img", "--model", str(folder))
+    refused = reload(folder, "--model", str(folder))
     assert refused.returncode == 1 and "has no model_index.json" in refused.stderr
     damaged = shutil.copytree(tiny_model, folder / "damaged")
     (damaged / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"rubbish")
-    failed = reload(folder, "img2img", "--model", str(damaged))
+    failed = reload(folder, "--model", str(damaged))
     assert failed.returncode == 1
-    assert "img2img 1.0 still serves" in failed.stderr
-    assert "img2img 1.0 (default): READY" in reload(folder, "--list").stdout
+    assert f"stable-diffusion {RELOADS + 1}.0 still serves" in failed.stderr
+    assert f"stable-diffusion {RELOADS + 1}.0 (default): READY" in reload(folder, "--list").stdout
     assert len(instance.images("txt2img", num_inference_steps=1)) == 1
-    wait_for(lambda: len(instance.workers()) == 3)
+    wait_for(lambda: len(instance.workers()) == 1)

@@ -17,7 +17,7 @@ LONG = {"prompt": "a red apple", "num_inference_steps": 250, "num_outputs": 8, "
 
 
 def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path, tiny_model: Path) -> None:
-    options = ("--archives", "combined", "--model", str(tiny_model))
+    options = ("--model", str(tiny_model))
     with running(tmp_path, *options, SD_DRAIN_S="120") as instance, ThreadPoolExecutor() as pool:
         generated = [pool.submit(instance.post, "txt2img", LONG) for _ in range(2)]
         wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > 15)
@@ -34,7 +34,7 @@ def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path, tiny_model: Pat
 @pytest.mark.parametrize("again", [True, False])
 def test_it_is_broken_off_by_a_second_signal_or_by_the_limit(tmp_path: Path, again: bool) -> None:
     limit = "120" if again else "2"
-    with running(tmp_path, "--archives", "combined", SD_DRAIN_S=limit) as instance, ThreadPoolExecutor() as pool:
+    with running(tmp_path, SD_DRAIN_S=limit) as instance, ThreadPoolExecutor() as pool:
         generated = pool.submit(instance.post, "txt2img", LONG)
         wait_for(lambda: instance.activity("txt2img")["unet_forwards"] > 5)
         workers = instance.workers()

@@ -39,7 +39,7 @@ def test_a_worker_that_dies_while_it_starts_ends_the_server_with_the_reason(tmp_
 
 
 def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None:
-    with running(tmp_path, "--archives", "combined", SD_FAILURES_AS_200="1") as instance:
+    with running(tmp_path, SD_FAILURES_AS_200="1") as instance:
         said = instance.output.read_text().splitlines()
         waits = (
             "Model: ",

@@ -142,22 +142,22 @@ def test_children_get_a_process_group_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("free", "arguments", "archives", "low_memory"),
+    ("free", "arguments", "low_memory"),
     [
-        (24, [], "three", False),
-        (0.5, [], "combined", True),
-        (0.5, ["--archives", "three"], "three", False),
-        (24, ["--archives", "combined", "--low-memory"], "combined", True),
-        (None, [], "three", False),
+        (24, [], False),
+        (0.5, [], True),
+        (0.5, ["--archives", "three"], False),
+        (24, ["--low-memory"], True),
+        (None, [], False),
     ],
 )
-def test_how_the_pipelines_are_served_follows_what_fits(
-    monkeypatch: pytest.MonkeyPatch, free: float | None, arguments: list[str], archives: str, low_memory: bool
+def test_low_memory_mode_follows_what_fits(
+    monkeypatch: pytest.MonkeyPatch, free: float | None, arguments: list[str], low_memory: bool
 ) -> None:
     device = probe.Device("cuda", "float16", int(free * GIB)) if free else probe.Device("cpu", "float32", None)
     monkeypatch.setattr("admin.download.find_device", lambda *_: device)
     chosen, settings = serve.choose(serve.parse_options(arguments), resolve_model("default", Installation(HOME, {})))
-    assert chosen.archives == archives and settings["low_memory"] == low_memory
+    assert settings["low_memory"] == low_memory
     assert settings["model"] == str(EMBEDDED)
     assert bool(chosen.reason) == (free is not None and "--archives" not in arguments)
 

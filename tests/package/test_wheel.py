@@ -103,7 +103,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def makes_an_image(command: Path, cwd: Path, folder: Path) -> None:
-    with running(folder, "--archives", "combined", command=[str(command)], cwd=cwd) as server:
+    with running(folder, command=[str(command)], cwd=cwd) as server:
         image = server.images("txt2img", seed=3, num_inference_steps=5)[0]
         generated = Image.open(io.BytesIO(base64.b64decode(image["base64"])))
         assert generated.size == (SIDE, SIDE) and np.ptp(np.asarray(generated)) > 50
