@@ -23,7 +23,13 @@ from handlers.pipelines.sources import resolve_model
 from handlers.wire import COMBINED, CUSTOM, TASKS
 
 RETRY_S = 60  # after which a failed model is tried again: its download may have been interrupted
-SHARED = ("device", "dtype", "low_memory", "allow_pickle")  # settings that custom models share with the main one
+SHARED = (
+    "device",
+    "dtype",
+    "engine",
+    "low_memory",
+    "allow_pickle",
+)  # settings that custom models share with the main one
 
 
 class CustomArchives:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from handlers.config import HandlerConfig
+from handlers.config import ENGINES, HandlerConfig
 from handlers.pipelines.sources import loras
 
 
@@ -26,7 +26,10 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--channels-last", action="store_true", help="keep the UNet and the VAE in the channels-last layout"
     )
-    parser.add_argument("--openvino", action="store_true", help="run the UNet in OpenVINO on a CPU")
+    parser.add_argument(
+        "--engine", default="auto", choices=ENGINES,
+        help="torch, openvino, or auto, which is OpenVINO on an x86-64 CPU (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--allow-pickle", action="store_true", help="also load weights that can run any program")
 
 

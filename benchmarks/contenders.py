@@ -19,8 +19,8 @@ from benchmarks.timing import row
 from launch.machine import free_ports
 from launch.processes import MALLOC
 
-OURS, ONE_BY_ONE = "this server", "Flask, 1 thread"
-IN_OPENVINO = "this server, --openvino"
+OURS, ONE_BY_ONE = "this server, --engine torch", "Flask, 1 thread"
+IN_OPENVINO = "this server, --engine openvino"
 START_SECONDS = 120
 # name: package, module with its options, path of a request
 PEERS = {

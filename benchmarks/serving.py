@@ -12,7 +12,6 @@ The whole run takes about forty minutes on two cores, `--quick` six.
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import platform
 import shutil
@@ -88,8 +87,8 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
 def serving(name: str, model: Path, folder: Path) -> Iterator[tuple[Running, Contender]]:
     """This server, by `name`."""
     folder.mkdir()
-    options = ["--openvino"] if name == IN_OPENVINO else []
-    with running(folder, "--model", str(model), *options) as server:
+    engine = "openvino" if name == IN_OPENVINO else "torch"
+    with running(folder, "--model", str(model), "--engine", engine) as server:
         yield server, Contender(name, server.url + "/{task}", server.process, sleeps=False)
 
 
@@ -97,7 +96,7 @@ def without_unet(folder: Path, rounds: int) -> None:
     """Another server, whose model's UNet costs next to nothing: everything but the model is seen alone."""
     folder.mkdir()
     model = null_unet(folder / "model")
-    with running(folder, "--model", str(model)) as server:
+    with running(folder, "--model", str(model), "--engine", "torch") as server:
         in_process = InProcess(model, server.models()[0]["threads"])
         overhead = Overhead(server.url, in_process, 3 * rounds, "overhead with a null UNet")
         for steps in (1, STEPS):
@@ -107,8 +106,6 @@ def without_unet(folder: Path, rounds: int) -> None:
 def openvino(model: Path, threads: int, rounds: int) -> None:
     """In a process of its own: its threads stay out of the other figures."""
     what = f"OpenVINO's UNet in the plain pipeline, {SIDE} px"
-    if importlib.util.find_spec("openvino") is None:
-        return row(what, "not measured: openvino is not installed")
     command = [sys.executable, "-m", "benchmarks.peers.openvino_unet", str(model), str(SIDE), str(rounds)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=HOME, env=environment, capture_output=True, text=True, check=False)

@@ -84,7 +84,9 @@ class Bench:
     def measure(self, name: str, *options: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             begin, before = time.perf_counter(), self._free()
-            with running(Path(scratch), "--model", str(self.model), *self.on, *options) as instance:
+            with running(
+                Path(scratch), "--model", str(self.model), *self.on, "--engine", "torch", *options
+            ) as instance:
                 print(f"| {name}: start to ready | {time.perf_counter() - begin:.1f} s |")
                 self._memory(name, instance, before)
                 served, plain = in_turns(self.rounds, lambda: self.served(instance), self.plain)

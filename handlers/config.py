@@ -9,6 +9,8 @@ from typing import Any
 
 from handlers.errors import ModelError
 
+ENGINES = ("auto", "torch", "openvino")
+
 
 def _key(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -28,14 +30,19 @@ class HandlerConfig:
     home: str = _key("", "The folder that holds `models`, unless `SD_HOME` names it. The builder records it.")
     device: str = _key("auto", "`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`.")
     dtype: str = _key(
-        "auto", "`auto` (float16 on GPUs that support it, float32 on a CPU), `float32`, `float16`, `bfloat16`."
+        "auto",
+        "`auto` (float16 on GPUs that support it; on a CPU float32, in OpenVINO bfloat16 if the processor has it), "
+        "`float32`, `float16`, `bfloat16`.",
     )
     low_memory: bool = _key(
         False, "Keep only the UNet on the GPU; text encoders and VAE are moved there for their calls, the VAE in tiles."
     )
     cuda_graphs: bool = _key(False, "On a GPU, run the UNet as CUDA graphs, and the VAE in a stream beside it.")
     channels_last: bool = _key(False, "Keep the UNet and the VAE in the channels-last layout.")
-    openvino: bool = _key(False, "On a CPU, run the UNet in OpenVINO, which is an additional package.")
+    engine: str = _key(
+        "auto",
+        "`torch`, `openvino` for the UNet and the VAE on a CPU, or `auto`: OpenVINO on an x86-64 CPU that has it.",
+    )
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")
     min_size: int = _key(64, "The shortest side, in pixels, that the model generates.")

@@ -89,6 +89,12 @@ class Installation:
         return "https" if self.environment.get("SD_TLS_CERT") else "http"
 
     @property
+    def conversions(self) -> Path:
+        """Where models that were converted for this machine are kept: below HF_HOME, else in the user's cache."""
+        cache = self.environment.get("HF_HOME") or self.environment.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(os.path.expanduser(cache), "sd-api-server")
+
+    @property
     def token_file(self) -> Path:
         return self.user_folder / "token.txt"
 

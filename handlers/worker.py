@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from handlers.config import HandlerConfig
+from handlers.config import ENGINES, HandlerConfig
 from handlers.engine.decoder import Decoder
 from handlers.engine.generation import Generation, IncomingRequest, Shared
 from handlers.engine.step_batcher import RowLimit, StepBatcher
@@ -18,7 +18,7 @@ from handlers.errors import InvalidRequest, ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward
-from handlers.forward.openvino import OpenVINOForward
+from handlers.forward.openvino import Converter, OpenVINOForward, convert_vae, pays
 from handlers.forward.side_stream import NoSideStream, SideStream
 from handlers.hardware.device import choose_device, choose_dtype
 from handlers.hardware.memory import Memory
@@ -37,6 +37,8 @@ class Worker:
     """Built once, in the engine's thread, by `load`.
 
     Attributes:
+        engine: `torch` or `openvino`.
+        dtype: by name, what the UNet computes in.
         threads: that a worker computes with while no other one generates.
         served: the pipeline of each task.
         measured: what the warm-up needed.
@@ -45,7 +47,8 @@ class Worker:
     tasks: Sequence[str]
     config: HandlerConfig
     device: torch.device
-    dtype: torch.dtype
+    engine: str
+    dtype: str
     threads: int
     served: Mapping[str, ServedPipeline]
     measured: Measured
@@ -62,14 +65,19 @@ class Worker:
         # 1. the settings, and the device that they mean
         config = HandlerConfig.from_mapping(settings)
         device = choose_device(config.device, gpu_id)
-        dtype = choose_dtype(config.dtype, device)
-        if config.openvino and (device.type, dtype) != ("cpu", torch.float32):
-            raise ModelError("--openvino is for a CPU in float32: leave it out, or add --device cpu --dtype float32.")
+        engine, installed = _engine(config, device), Installation.find(config.home)
+        converter = Converter(threads, config.dtype, installed.conversions) if engine == "openvino" else None
+        dtype = torch.float32 if converter else choose_dtype(config.dtype, device)
         # 2. the models
         timings = Timings()
-        served = _load_models(tasks, config, device, dtype, timings)
-        # 3. a first image with each pipeline, which tells what one needs
-        measured = warm_up(served, device)
+        served = _load_models(tasks, config, device, dtype, timings, installed)
+        # 3. a first image with each pipeline, which tells what one needs, and has OpenVINO convert it
+        run: Callable[[UNetCall], Any] = forward
+        if converter:
+            run = OpenVINOForward(converter)
+            for vae in {id(one.pipeline.vae): one.pipeline.vae for one in served.values()}.values():
+                convert_vae(vae, converter)
+        measured = warm_up(served, device, run)
         timings.reset()
         # 4. what runs a forward, within which limits
         limit = RowLimit(measured.seconds_per_row, device.type == "cpu", config.max_batch_rows)
@@ -79,10 +87,13 @@ class Worker:
         memory = Memory(
             device, measured.native_area, measured.row_bytes, measured.image_bytes, isinstance(stream, SideStream)
         )
-        run = _forward(measured.call, graphed, config, limit, threads)
+        if graphed and measured.call is not None:
+            run = graphs = GraphedForward()
+            graphs.prepare(measured.call, limit.rows)
         pool = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         return cls(
-            tasks, config, device, dtype, threads, served, measured,
+            tasks, config, device, engine, converter.dtype if converter else str(dtype).removeprefix("torch."), threads,
+            served, measured,
             shared=Shared(config, memory, pool, timings),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
@@ -109,7 +120,8 @@ class Worker:
             "model": served.model,
             "tasks": tasks,
             "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "engine": self.engine,
+            "dtype": self.dtype,
             "threads": self.threads,
             "safety_checker": getattr(served.pipeline, "safety_checker", None) is not None,
             "schedulers": served.schedulers,
@@ -124,15 +136,30 @@ class Worker:
         }
 
 
+def _engine(config: HandlerConfig, device: torch.device) -> str:
+    """`torch` or `openvino`. Raises ModelError."""
+    if config.engine not in ENGINES:
+        raise ModelError(f"There is no engine {config.engine!r}: use {', '.join(ENGINES)}.")
+    if config.engine == "openvino" and device.type != "cpu":
+        raise ModelError("OpenVINO computes on a CPU: add --device cpu, or use --engine auto.")
+    if config.engine == "auto":
+        return "openvino" if device.type == "cpu" and config.dtype != "float16" and pays() else "torch"
+    return config.engine
+
+
 def _load_models(
-    tasks: Sequence[str], config: HandlerConfig, device: torch.device, dtype: torch.dtype, timings: Timings
+    tasks: Sequence[str],
+    config: HandlerConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    timings: Timings,
+    installed: Installation,
 ) -> dict[str, ServedPipeline]:
     """The pipeline of each task; a model for inpainting takes over masking."""
     tasks_of: dict[str, list[str]] = {}
     for task in tasks:
         inpaints = task == "masking" and config.inpainting_model
         tasks_of.setdefault(config.inpainting_model if inpaints else config.model, []).append(task)
-    installed = Installation.find(config.home)
     served: dict[str, ServedPipeline] = {}
     for model, own in tasks_of.items():
         source = resolve_model(model, installed)
@@ -141,21 +168,6 @@ def _load_models(
         timings.watch(next(iter(pipelines.values())))  # they share their modules
         served |= prepare_pipelines(source, path, pipelines)
     return served
-
-
-def _forward(
-    first: UNetCall | None, graphed: bool, config: HandlerConfig, limit: RowLimit, threads: int
-) -> Callable[[UNetCall], Any]:
-    """What runs a UNet call, made ready with the warm-up's `first` one before anybody waits for it."""
-    if graphed and first is not None:
-        graphs = GraphedForward()
-        graphs.prepare(first, limit.rows)
-        return graphs
-    if config.openvino and first is not None:
-        converted = OpenVINOForward(threads)
-        converted(first)  # this converts it
-        return converted
-    return forward
 
 
 def _timed(timings: Timings, run: Callable[[UNetCall], Any], call: UNetCall) -> Any:

@@ -203,7 +203,7 @@ class Server:
         text = (
             f"Ready: {place} — open it in a browser, or paste it into the plugin's settings.\n"
             f"Serving {' and '.join(names)} on {models[0]['device']} in {models[0]['dtype']}"
-            f"{', with OpenVINO' if self._settings.get('openvino') else ''}. "
+            f"{', by OpenVINO' if models[0]['engine'] == 'openvino' else ''}. "
             "Another model: --model, or SD_MODEL; see README.md."
         )
         for name in names:

@@ -73,7 +73,8 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement,
     settings = settings_of(options) | {"model": source.location}
     prepared = prepare(settings, installation())
     device = prepared.device
-    settings["dtype"] = device.dtype
+    if device.free_bytes is not None:
+        settings["dtype"] = device.dtype  # so that the workers need not find out
     if options.archives == "three":
         return Placement(options.low_memory), settings
     weights = sum(weight_bytes(path, device.dtype) for path in prepared.paths) if device.free_bytes is not None else 0

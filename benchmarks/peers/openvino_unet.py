@@ -1,6 +1,7 @@
-"""The plain pipeline with its UNet in OpenVINO, as `--openvino` has it, beside torch's; prints one line."""
+"""The plain pipeline with its UNet in OpenVINO, as `--engine openvino` has it, beside torch's; prints one line."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import torch
 from diffusers import AutoPipelineForText2Image
 
+from admin.paths import HOME
 from benchmarks.timing import in_turns, ratio
 from handlers.forward.calls import UNetCall
-from handlers.forward.openvino import OpenVINOForward
+from handlers.forward.openvino import Converter, OpenVINOForward
+from handlers.installation import Installation
 
 FEW, MANY = 5, 25  # steps: their difference leaves out what is done once an image
 
@@ -20,7 +23,8 @@ class Through:
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
-        self._run = OpenVINOForward(torch.get_num_threads())
+        folder = Installation(HOME, os.environ).conversions
+        self._run = OpenVINOForward(Converter(torch.get_num_threads(), "float32", folder))
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **kwargs: Any) -> Any:
         return self._run(UNetCall(self._unet, sample, timestep, kwargs))

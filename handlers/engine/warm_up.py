@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,8 +35,12 @@ class Measured:
     image_bytes: int = 0
 
 
-def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measured:
+def warm_up(
+    served: Mapping[str, ServedPipeline], device: torch.device, run: Callable[[UNetCall], Any] = forward
+) -> Measured:
     """Runs each task's pipeline for a few steps, at its native size if the device is fast enough for that.
+
+    `run` is what will run the UNet's calls.
 
     Returns the largest needs, for an image of the first task's native size. Raises ModelError if a model loads but
     cannot generate.
@@ -51,7 +56,7 @@ def warm_up(served: Mapping[str, ServedPipeline], device: torch.device) -> Measu
         while (call := job.call) is not None:
             begin = time.perf_counter()
             with Peak(device) as peak:
-                output = forward(call)
+                output = run(call) if isinstance(call, UNetCall) else forward(call)
                 output[0].cpu()  # this waits for the device
             if isinstance(call, UNetCall):
                 measured.call = measured.call or call

@@ -1,7 +1,20 @@
-"""The merged UNet forward in OpenVINO, by option: faster than torch on a CPU (docs/performance.md)."""
+"""OpenVINO in place of torch on a CPU: the merged UNet calls, and both halves of the VAE (docs/performance.md).
 
+Its numbers differ from torch's in the last digits, or with bfloat16 in more of them, so images are not bit-identical to
+the plain pipeline's. Whatever cannot be converted runs in torch.
+"""
+
+import hashlib
+import importlib.util
 import logging
+import os
+import platform
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,61 +26,152 @@ from handlers.forward.signature import CallSignature
 
 logger = logging.getLogger(__name__)
 
+SAMPLES = 16  # values of each weight that tell two models apart
+KEPT = 12  # conversions; a model has three
+_INSTALL = "--engine openvino needs another package: .venv/bin/pip install openvino"
 
-class OpenVINOForward:
-    """Stands in for `merging.forward`. A call that cannot be converted runs in torch.
 
-    Its numbers differ from torch's in the last digits, so images are not bit-identical to the plain pipeline's.
+def pays() -> bool:
+    """Whether OpenVINO is there for a processor that it was made for."""
+    return platform.machine().lower() in ("x86_64", "amd64") and importlib.util.find_spec("openvino") is not None
+
+
+def _load() -> Any:
+    # Without this package OpenVINO sends no reports of its use; with it, it does so even when it is imported, and
+    # starts a process for each.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError:
+        raise ModelError(_INSTALL) from None
+    return openvino
+
+
+class Converter:
+    """Converts torch modules, and keeps the conversions in a folder, so that the next start need not.
 
     Args:
         threads: the number of threads that a forward uses.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor computes in it.
+        folder: where conversions are kept.
 
-    Raises ModelError if OpenVINO is not installed.
+    Attributes:
+        dtype: what it computes in.
+
+    Raises ModelError if OpenVINO is not installed, or cannot compute in the dtype.
     """
 
-    def __init__(self, threads: int) -> None:
-        # Without this package OpenVINO sends no reports of its use; with it, it does so even when it is imported, and
-        # starts a process for each.
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        try:
-            import openvino
-        except ImportError:
-            raise ModelError("--openvino needs another package: .venv/bin/pip install openvino") from None
-        self._openvino = openvino
+    def __init__(self, threads: int, dtype: str, folder: Path) -> None:
+        self._openvino = _load()
+        self._core = self._openvino.Core()
+        self._folder = folder
+        has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise ModelError(f"OpenVINO does not compute in {dtype} here: use --dtype auto, or --engine torch.")
+        self.dtype = ("bfloat16" if has_bfloat16 else "float32") if dtype == "auto" else dtype
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self.dtype],
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # several workers would pin their threads to the same cores
         }
+
+    def compile(self, module: torch.nn.Module, weights: torch.nn.Module, about: str, tensors: Sequence[Any]) -> Any:
+        """`module` for arguments like `tensors`, of any sizes, as a function; None if it cannot be converted.
+
+        Args:
+            weights: the module that has the weights.
+            about: what else tells two conversions apart.
+        """
+        try:
+            key, is_half = _identify(self._openvino.__version__, weights, about)
+            kept = self._folder / key
+            if not (kept / "model.xml").is_file():
+                with torch.no_grad():
+                    model = self._openvino.convert_model(module, example_input=tuple(tensors))
+                if not self._keep(model, kept, is_half):
+                    return self._core.compile_model(model, "CPU", self._settings)
+            os.utime(kept)  # the least recently used are removed
+            return self._core.compile_model(self._core.read_model(kept / "model.xml"), "CPU", self._settings)
+        except Exception:  # a model that cannot be converted runs all the same
+            logger.exception("A %s could not be converted for OpenVINO: it runs in torch.", type(weights).__name__)
+            return None
+
+    def _keep(self, model: Any, folder: Path, is_half: bool) -> bool:
+        """Saves a conversion, whole or not at all. Returns whether there was room for it.
+
+        Args:
+            is_half: whether 16 bits are enough for its weights, as those of most published models.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+                self._openvino.save_model(model, Path(scratch, "new", "model.xml"), compress_to_fp16=is_half)
+                shutil.rmtree(folder, ignore_errors=True)
+                Path(scratch, "new").rename(folder)
+            for old in sorted(self._folder.glob("*/model.xml"), key=lambda file: file.parent.stat().st_mtime)[:-KEPT]:
+                shutil.rmtree(old.parent, ignore_errors=True)
+        except (OSError, RuntimeError) as error:
+            logger.warning("The conversion for OpenVINO is not kept, so each start makes it anew: %s", error)
+            return False
+        return True
+
+
+def _identify(version: str, weights: torch.nn.Module, about: str) -> tuple[str, bool]:
+    """A name for a conversion, by OpenVINO's version and the module's configuration and weights.
+
+    Also whether 16 bits are enough for the weights: both by SAMPLES values of each of them.
+    """
+    is_half = True
+    digest = hashlib.sha256(f"{version} {type(weights).__name__} {getattr(weights, 'config', '')} {about}".encode())
+    for name, tensor in weights.state_dict().items():
+        values = tensor.flatten()
+        some = values[:: max(1, len(values) // SAMPLES)].to(torch.float32)
+        is_half = is_half and bool((some == some.half().float()).all())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:32], is_half
+
+
+class OpenVINOForward:
+    """Stands in for `merging.forward` for UNet calls."""
+
+    def __init__(self, converter: Converter) -> None:
+        self._converter = converter
         self._compiled: dict[CallSignature, Any] = {}  # None: it could not be converted
 
     def __call__(self, call: UNetCall) -> Any:
-        signature = CallSignature.of(call).without_sizes()  # a conversion takes every size
+        plain = _plain(call)
+        signature = CallSignature.of(plain).without_sizes()  # a conversion takes every size
         if not signature.is_by_value or not _is_even(call):
             return forward(call)
         if signature not in self._compiled:
-            self._compiled[signature] = self._compile(call)
+            about = str(replace(signature, module=None))  # type: ignore[arg-type]
+            self._compiled[signature] = self._converter.compile(
+                _Positional(plain), call.unet, about, list(plain.tensors())
+            )
         compiled = self._compiled[signature]
         if compiled is None:
             return forward(call)
-        output = compiled([tensor.numpy() for tensor in call.with_timesteps().tensors()])[0]
-        sample = torch.from_numpy(output).clone()  # the next call overwrites it
+        sample = _run(compiled, list(plain.tensors()))
         if call.kwargs.get("return_dict", True):
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
             return UNet2DConditionOutput(sample=sample)
         return (sample,)
 
-    def _compile(self, call: UNetCall) -> Any:
-        call = call.with_timesteps()
-        try:
-            with torch.no_grad():
-                model = self._openvino.convert_model(_Positional(call), example_input=tuple(call.tensors()))
-            return self._openvino.compile_model(model, "CPU", self._settings)
-        except Exception:  # a model that cannot be converted runs all the same
-            logger.exception("The UNet could not be converted for OpenVINO: it runs in torch.")
-            return None
+
+def _run(compiled: Any, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.from_numpy(compiled([tensor.numpy() for tensor in tensors])[0]).clone()  # the next call overwrites it
+
+
+def _plain(call: UNetCall) -> UNetCall:
+    """The call in the one form that all callers share, so that a UNet is converted once.
+
+    Arguments that are None are absent, the result is a tuple, and timesteps are float32, as the UNet makes them itself.
+    """
+    given = {name: value for name, value in call.kwargs.items() if value is not None and name != "return_dict"}
+    rows = call.with_timesteps()
+    return replace(rows, timestep=rows.timestep.float(), kwargs=given | {"return_dict": False})
 
 
 class _Positional(torch.nn.Module):
@@ -80,10 +184,39 @@ class _Positional(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         call = self._call.with_tensors(tensors)
-        output: torch.Tensor = self.unet(call.sample, call.timestep, **{**call.kwargs, "return_dict": False})[0]
+        output: torch.Tensor = self.unet(call.sample, call.timestep, **call.kwargs)[0]
         return output
 
 
 def _is_even(call: UNetCall) -> bool:
     """Whether the latents can be halved as often as the UNet halves them; if not, a conversion would fix their size."""
     return not any(side % 2**call.unet.num_upsamplers for side in call.sample.shape[-2:])
+
+
+def convert_vae(vae: Any, converter: Converter) -> None:
+    """Has both halves of a VAE run in OpenVINO from their first calls on, inside the stock `encode` and `decode`."""
+    for half in (vae.encoder, vae.decoder):
+        half.forward = _Half(half, converter)
+
+
+@dataclass
+class _Half:
+    """The forward of a VAE's encoder or decoder: (rows, channels, height, width) to another tensor of four sizes."""
+
+    module: torch.nn.Module
+    converter: Converter
+
+    def __post_init__(self) -> None:
+        self._in_torch: Callable[..., torch.Tensor] = self.module.forward
+        self._compiled: Any = None
+        self._is_converted = False
+
+    def __call__(self, sample: torch.Tensor, *others: Any) -> torch.Tensor:
+        if any(other is not None for other in others) or sample.dtype != torch.float32:
+            return self._in_torch(sample, *others)
+        if not self._is_converted:
+            self.module.forward = self._in_torch
+            self._compiled = self.converter.compile(self.module, self.module, "", [sample])
+            self.module.forward = self
+            self._is_converted = True
+        return self._in_torch(sample, *others) if self._compiled is None else _run(self._compiled, [sample])

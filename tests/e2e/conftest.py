@@ -16,10 +16,12 @@ BIN = HOME / ".venv" / "bin" / "python"
 
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Three archives, started by make; stopped like Ctrl-C does, and then nothing may be left."""
+    """Three archives in torch, started by make; stopped like Ctrl-C does, and then nothing may be left."""
     folder = tmp_path_factory.mktemp("three")
     by_make = ["sh", "-c", 'exec make serve ARGS="$*"', "make"] if BIN.exists() else None
-    with running(folder, "--archives", "three", **({"command": by_make} if by_make else {})) as instance:
+    with running(
+        folder, "--archives", "three", "--engine", "torch", **({"command": by_make} if by_make else {})
+    ) as instance:
         yield instance
         processes = [instance.process, *instance.process.children(recursive=True)]
         assert len(processes) >= 7  # server.py, the launcher, Java, three workers, the proxy

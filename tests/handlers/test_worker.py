@@ -17,7 +17,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     folders = {family: tiny_models.save(family, tmp_path_factory.mktemp(family)) for family in ("sd1", "inpainting")}
     settings = {
         "model": str(folders["sd1"]), "inpainting_model": str(folders["inpainting"]), "home": str(HOME),
-        "device": "cpu", "max_num_outputs": 3,
+        "device": "cpu", "engine": "torch", "max_num_outputs": 3,
     }  # fmt: skip
     worker = Worker.load(TASKS, settings, None, threads=1)
     yield worker
@@ -28,7 +28,7 @@ def test_each_model_is_described_with_its_tasks(worker: Worker) -> None:
     first, second = worker.describe(open_requests=2)["models"]
     assert (first["tasks"], second["tasks"]) == (["txt2img", "img2img"], ["masking"])
     assert first["model"] != second["model"]
-    assert (first["device"], first["dtype"], first["threads"]) == ("cpu", "float32", 1)
+    assert (first["device"], first["engine"], first["dtype"], first["threads"]) == ("cpu", "torch", "float32", 1)
     assert first["limits"].keys() == set(LIMITS) and first["limits"]["max_num_outputs"] == 3
     assert first["defaults"]["width"] == 64 and not first["safety_checker"]
     assert first["activity"]["open_requests"] == 2 and first["activity"]["max_batch_rows"] >= 2
@@ -51,7 +51,9 @@ def test_a_task_that_is_not_served_is_refused_with_those_that_are(worker: Worker
 
 
 def test_settings_that_contradict_each_other_are_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ModelError, match="for a CPU in float32"):
-        Worker.load(TASKS, {"openvino": True, "device": "cpu", "dtype": "bfloat16"}, None, 1)
+    with pytest.raises(ModelError, match=r"does not compute in float16 here: use --dtype auto, or --engine torch"):
+        Worker.load(TASKS, {"engine": "openvino", "device": "cpu", "dtype": "float16"}, None, 1)
+    with pytest.raises(ModelError, match=r"There is no engine 'steam': use auto, torch, openvino\."):
+        Worker.load(TASKS, {"engine": "steam"}, None, 1)
     with pytest.raises(ModelError, match=r"handler\.colour is not a known key"):
         Worker.load(TASKS, {"colour": "red"}, None, 1)

@@ -15,7 +15,7 @@ class Context:
     """TorchServe's context, as far as the handler sees it."""
 
     def __init__(self, **handler: Any) -> None:
-        self.model_yaml_config = {"handler": handler}
+        self.model_yaml_config = {"handler": {"engine": "torch"} | handler}
         self.system_properties = {"gpu_id": None}
         self.stopping_criteria: list[Any] = []
         self.requests: list[tuple[str, dict[str, str]]] = []

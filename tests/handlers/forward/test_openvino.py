@@ -1,5 +1,6 @@
-"""The UNet in OpenVINO: the same images but for the last digits, with every form of call."""
+"""OpenVINO on a CPU: the same images but for the last digits, with every form of call, converted once."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from handlers.errors import ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
-from handlers.forward.openvino import OpenVINOForward
+from handlers.forward.openvino import KEPT, Converter, OpenVINOForward, convert_vae, pays
+from handlers.stable_diffusion import CombinedHandler
 from tests.support import tiny_models
 from tests.support.frontend import Context, Frontend
 from tests.support.jobs import a_request, generated_alone, generated_together, load
 from tests.support.paths import HOME
+from tests.support.samples import b64, decode, sample_image
 
 
 def call(unet: Any, rows: int, size: tuple[int, int], **kwargs: Any) -> UNetCall:
@@ -31,8 +34,13 @@ def unet() -> Any:
 
 
 @pytest.fixture
-def run() -> OpenVINOForward:
-    return OpenVINOForward(threads=2)
+def converter(tmp_path: Path) -> Converter:
+    return Converter(threads=2, dtype="float32", folder=tmp_path / "conversions")
+
+
+@pytest.fixture
+def run(converter: Converter) -> OpenVINOForward:
+    return OpenVINOForward(converter)
 
 
 @pytest.fixture
@@ -41,13 +49,13 @@ def compiled(run: OpenVINOForward, monkeypatch: pytest.MonkeyPatch) -> list[Any]
     import openvino  # which `run` has kept from sending reports
 
     models: list[Any] = []
-    compile_model = openvino.compile_model
+    compile_model = openvino.Core.compile_model
 
     def kept(*arguments: Any) -> Any:
         models.append(compile_model(*arguments))
         return models[-1]
 
-    monkeypatch.setattr(openvino, "compile_model", kept)
+    monkeypatch.setattr(openvino.Core, "compile_model", kept)
     return models
 
 
@@ -100,36 +108,129 @@ def test_images_are_the_same(
         assert np.abs(np.asarray(image, dtype=int) - alone).max() <= 2
 
 
-def test_a_worker_generates_with_it() -> None:
-    from handlers.txt2img import Txt2ImgHandler
-
-    handler = Txt2ImgHandler()
-    handler.initialize(Context(openvino=True))
-    frontend = Frontend(handler)
-    names = [frontend.send(seed=7, num_inference_steps=2) for _ in range(2)]
-    frontend.run()
-    first, second = (frontend.result(name)["images"][0] for name in names)
-    assert first["seed"] == second["seed"] == 7
-
-
-@pytest.mark.parametrize(("config", "why"), [({"dtype": "bfloat16"}, "for a CPU in float32")])
-def test_what_it_cannot_do_is_said_at_the_start(config: dict[str, Any], why: str) -> None:
-    from handlers.txt2img import Txt2ImgHandler
-
-    with pytest.raises(RuntimeError, match=why):
-        Txt2ImgHandler().initialize(Context(openvino=True, **config))
+def test_a_vae_codes_both_ways_as_torch_does(converter: Converter, compiled: list[Any]) -> None:
+    vae = tiny_models.make("sd1").vae
+    images = [torch.rand(rows, 3, 64, width) * 2 - 1 for rows, width in ((1, 64), (3, 96))]
+    with torch.no_grad():
+        expected = [(vae.encode(image).latent_dist.mean, vae.decode(vae.encode(image).latent_dist.mean).sample)
+                    for image in images]  # fmt: skip
+        convert_vae(vae, converter)
+        for image, (latents, decoded) in zip(images, expected, strict=True):
+            assert vae.encode(image).latent_dist.mean.numpy() == pytest.approx(latents.numpy(), abs=1e-3)
+            assert vae.decode(latents).sample.numpy() == pytest.approx(decoded.numpy(), abs=1e-3)
+    assert len(compiled) == 2
 
 
-def test_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_layer(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Linear(64, 64)
+
+
+def test_the_next_start_takes_the_conversion_from_the_disk(
+    converter: Converter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    layer, values = a_layer(), torch.randn(2, 64)
+    first = converter.compile(layer, layer, "", [values])
+    monkeypatch.setattr(openvino, "convert_model", None)
+    again = Converter(threads=2, dtype="float32", folder=tmp_path / "conversions").compile(layer, layer, "", [values])
+    assert (first([values.numpy()])[0] == again([values.numpy()])[0]).all()
+
+
+def test_callers_that_write_their_calls_in_other_ways_share_a_conversion(
+    unet: Any, run: OpenVINOForward, compiled: list[Any]
+) -> None:
+    one = call(unet, 2, (8, 8))
+    expected = forward(one).sample.numpy()
+    timesteps = torch.tensor([500.0, 500.0], dtype=torch.float64)
+    for other in (one, call_like(one, timestep=timesteps), call_like(one, kwargs=one.kwargs | {"timestep_cond": None})):
+        assert run(other).sample.numpy() == pytest.approx(expected, abs=1e-3)
+    assert len(compiled) == 1
+
+
+def call_like(one: UNetCall, **changes: Any) -> UNetCall:
+    return dataclasses.replace(one, **changes)
+
+
+def test_another_model_is_another_conversion_and_the_oldest_are_removed(converter: Converter, tmp_path: Path) -> None:
+    values = torch.randn(1, 64)
+    for seed in range(KEPT + 2):
+        layer = a_layer(seed)
+        run = converter.compile(layer, layer, "", [values])
+        assert run([values.numpy()])[0] == pytest.approx(layer(values).detach().numpy(), abs=1e-4)
+    assert len(list((tmp_path / "conversions").iterdir())) == KEPT
+
+
+def test_a_half_of_the_room_is_enough_for_weights_of_16_bits(tmp_path: Path) -> None:
+    sizes = []
+    for layer in (a_layer(), a_layer().half().float()):
+        folder = tmp_path / str(len(sizes))
+        Converter(2, "float32", folder).compile(layer, layer, "", [torch.randn(1, 64)])
+        sizes.append(next(folder.glob("*/model.bin")).stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_without_room_for_it_a_conversion_is_used_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    layer, values = a_layer(), torch.randn(1, 64)
+    run = Converter(2, "float32", tmp_path / "file").compile(layer, layer, "", [values])
+    assert run([values.numpy()])[0] == pytest.approx(layer(values).detach().numpy(), abs=1e-4)
+    assert "is not kept" in caplog.text
+
+
+def test_a_worker_generates_with_it(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    images = {}
+    for engine in ("torch", "openvino"):
+        handler = CombinedHandler()
+        handler.initialize(Context(model=str(tiny_model), engine=engine, dtype="float32"))
+        (described,) = handler.worker.describe(0)["models"]
+        assert (described["engine"], described["dtype"]) == (engine, "float32")
+        frontend = Frontend(handler)
+        init = {"init_image": b64(sample_image()), "seed": 7, "num_inference_steps": 3}
+        names = [frontend.send(**init), frontend.send("img2img", **init)]
+        frontend.run()
+        images[engine] = [decode(frontend.result(name)["images"][0]) for name in names]
+    for one, other in zip(images["torch"], images["openvino"], strict=True):
+        assert np.abs(one - other).max() <= 2
+
+
+def test_the_dtype_is_what_the_processor_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    for capabilities, dtype in ((["FP32", "BF16"], "bfloat16"), (["FP32"], "float32")):
+        monkeypatch.setattr(openvino.Core, "get_property", lambda *_, has=capabilities: has)
+        assert Converter(1, "auto", tmp_path).dtype == dtype
+        assert Converter(1, "float32", tmp_path).dtype == "float32"
+        assert Converter(1, "bfloat16", tmp_path).dtype == "bfloat16"
+
+
+def test_bfloat16_is_near(tmp_path: Path) -> None:
+    layer, values = a_layer(), torch.randn(1, 64)
+    expected = layer(values).detach().numpy()
+    computed = Converter(2, "bfloat16", tmp_path).compile(layer, layer, "", [values])([values.numpy()])[0]
+    assert np.linalg.norm(computed - expected) < 0.05 * np.linalg.norm(expected)
+
+
+def test_it_is_not_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for machine, expected in (("AMD64", True), ("x86_64", True), ("arm64", False)):
+        monkeypatch.setattr("platform.machine", lambda name=machine: name)
+        assert pays() is expected
+
+
+def test_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ModelError, match="pip install openvino"):
-        OpenVINOForward(threads=2)
+        Converter(2, "auto", tmp_path)
 
 
 def test_it_reports_its_use_to_nobody() -> None:
     code = (
-        "import sys, threading; from handlers.forward.openvino import OpenVINOForward; OpenVINOForward(1);"
-        "import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
+        "import sys; from pathlib import Path; from handlers.forward.openvino import Converter;"
+        "Converter(1, 'auto', Path('x')); import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
