@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from handlers.errors import RequestError
-from handlers.request.images import MAX_SCANS, open_image
+from handlers.imaging.files import open_image
+from handlers.imaging.jpeg import MAX_SCANS
 from tests.support.paths import HOME
 from tests.support.running import HANG_S
 from tests.support.samples import file_bytes, sample_image
@@ -22,12 +23,14 @@ MEMORY = 1_500_000_000  # of a process's address space, in which Python and NumP
 DECODE = f"""
 import resource, sys
 from handlers.errors import RequestError
-from handlers.request.images import open_image, to_mask, to_rgb
+from handlers.imaging.documents import read_document
+from handlers.imaging.files import open_image
+from handlers.imaging.masks import read_mask
 resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
 try:
-    image = open_image(sys.stdin.buffer.read(), "init_image", {MAX_PIXELS})
-    to_rgb(image), to_mask(image)
-    print(image.size)
+    file = open_image(sys.stdin.buffer.read(), "init_image", {MAX_PIXELS})
+    read_mask(file.image, "auto", "mask_image")
+    print(read_document(file, "init_image")[0].size)
 except RequestError as error:
     print(error.status, error)
 """
@@ -120,4 +123,4 @@ def test_a_jpeg_has_not_more_scans_than_anybody_needs() -> None:
         open_image(file[:at] + scan * (MAX_SCANS + 1) + b"\xff\xd9", "init_image", MAX_PIXELS)
     buffer = io.BytesIO()
     sample_image(64, 64).convert("RGB").save(buffer, "JPEG", progressive=True)
-    assert open_image(buffer.getvalue(), "init_image", MAX_PIXELS).size == (64, 64)
+    assert open_image(buffer.getvalue(), "init_image", MAX_PIXELS).image.size == (64, 64)
