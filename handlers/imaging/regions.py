@@ -112,7 +112,7 @@ def _joined(regions: Sequence[Box], crop: Callable[[Box], Crop]) -> list[Box]:
         return not sharper or _overlap(*pair)
 
     while len(boxes) > 1:
-        pairs = sorted(combinations(boxes, 2), key=lambda pair: _area(_union(*pair)) - _area(pair[0]) - _area(pair[1]))
+        pairs = sorted(combinations(boxes, 2), key=lambda pair: _length(_union(*pair)) - max(map(_length, pair)))
         pair = pairs[0] if len(boxes) > MAX_CROPS else next(filter(must_join, pairs), None)
         if pair is None:
             break
@@ -126,6 +126,10 @@ def _union(one: Box, other: Box) -> Box:
 
 def _overlap(one: Box, other: Box) -> bool:
     return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+
+
+def _length(box: Box) -> int:
+    return max(box[2] - box[0], box[3] - box[1])
 
 
 def _area(box: Box) -> int:
