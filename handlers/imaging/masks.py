@@ -106,8 +106,15 @@ def pipeline_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     above = mask.point([0] + [255] * 255)
     if mask.size == size and mask.histogram()[1:255] == [0] * 254:
         return above
-    columns, rows = size[0] // SIZE_MULTIPLE, size[1] // SIZE_MULTIPLE
-    values = np.asarray(above)  # (height, width)
-    values = np.maximum.reduceat(values, np.arange(rows) * mask.height // rows, axis=0)  # (rows, width)
-    values = np.maximum.reduceat(values, np.arange(columns) * mask.width // columns, axis=1)  # (rows, columns)
+    values = _any_in_blocks(np.asarray(above), size[1] // SIZE_MULTIPLE, 0)
+    values = _any_in_blocks(values, size[0] // SIZE_MULTIPLE, 1)
     return Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+
+
+def _any_in_blocks(values: np.ndarray, blocks: int, axis: int) -> np.ndarray:
+    """The largest value within each of so many equal blocks along an axis; one that two blocks share is in both."""
+    length = values.shape[axis]
+    starts = np.arange(blocks) * length // blocks
+    lasts = -(-np.arange(1, blocks + 1) * length // blocks) - 1
+    largest: np.ndarray = np.maximum(np.maximum.reduceat(values, starts, axis=axis), values.take(lasts, axis=axis))
+    return largest
