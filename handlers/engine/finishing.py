@@ -71,7 +71,7 @@ def _composed(
         return redrawn(document, images[0]), None
     generated = zip(request.crops, images, strict=True)
     if request.patch:
-        patch, box = patch_of(document, mask, generated)
+        patch, box = patch_of(document, mask, generated, request.fills_holes)
         return (Image.new("RGB", patch.size) if flagged else patch), box
     if flagged:
         return Image.new("RGB", document.size), None

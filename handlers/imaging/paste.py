@@ -34,12 +34,17 @@ def paste(document: Document, mask: Image.Image, generated: Generated, behind: b
     return result
 
 
-def patch_of(document: Document, mask: Image.Image, generated: Generated) -> tuple[Image.Image, Box]:
-    """What was generated alone, RGBA with the mask as its alpha; and its place in the document.
+def patch_of(document: Document, mask: Image.Image, generated: Generated, behind: bool) -> tuple[Image.Image, Box]:
+    """What was generated alone, RGBA, and its place in the document. Laid over the document, it is what `paste` gives.
 
-    A mask that selects nothing gives one transparent pixel.
+    Its alpha is the mask; where it fills holes (`behind`), it has the document's soft edges and is opaque. A mask that
+    selects nothing gives one transparent pixel.
     """
     box = mask.getbbox() or (0, 0, 1, 1)
+    if behind:
+        result = paste(document, mask, generated, behind).crop(box)
+        result.putalpha(_above_black(mask.crop(box)))
+        return result, box
     result = Image.new("RGBA", (box[2] - box[0], box[3] - box[1]))
     for crop, image in generated:
         patch = _in_region(document, crop, image)

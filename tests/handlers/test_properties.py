@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
-from handlers.imaging.files import decode_base64
+from handlers.imaging.files import FORMATS, decode_base64
 from handlers.imaging.sizes import SIZE_MULTIPLE
 from handlers.request import forms
 from handlers.request.fields import GenerationRequest, ModelDefaults, parse_request
@@ -23,9 +23,15 @@ from tests.support.samples import file_bytes, half_mask, sample_image
 
 CONFIG = HandlerConfig(max_image_pixels=100_000, max_prompt_chars=200)
 DEFAULTS = ModelDefaults()
-FILES = [file_bytes(sample_image(24, 16), kind) for kind in ("PNG", "JPEG", "WEBP")] + [file_bytes(half_mask(24, 16))]
+CUT_OUT = sample_image(24, 16)
+CUT_OUT.putalpha(half_mask(24, 16))
+FILES = [file_bytes(sample_image(24, 16), kind) for kind in FORMATS] + [
+    file_bytes(half_mask(24, 16)),
+    file_bytes(CUT_OUT),
+]
 NAMES = ("prompt", "negative_prompt", "seed", "num_outputs", "num_inference_steps", "guidance_scale", "eta", "width",
-         "height", "strength", "scheduler", "init_image", "mask_image")  # fmt: skip
+         "height", "strength", "scheduler", "init_image", "mask_image", "mask_mode", "mask_padding", "mask_grow",
+         "mask_blur", "mask_fill", "patch", "output_format", "output_quality")  # fmt: skip
 TYPES = (forms.FORM, forms.JSON, "", "multipart/form-data; boundary=b", "multipart/form-data", "text/plain", "\x00;=")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF

@@ -105,7 +105,7 @@ def test_a_patch_over_the_document_is_the_pasted_image() -> None:
     mask = refine(mask, 0, 3)
     crops = plan(mask, None, SIZES)
     assert len(crops) == 2
-    patch, box = patch_of(init, mask, generated(crops))
+    patch, box = patch_of(init, mask, generated(crops), behind=False)
     assert box == mask.getbbox() and patch.size == (box[2] - box[0], box[3] - box[1]) and patch.mode == "RGBA"
     over = init.image.convert("RGBA")
     over.alpha_composite(patch, box[:2])
@@ -115,7 +115,7 @@ def test_a_patch_over_the_document_is_the_pasted_image() -> None:
 
 
 def test_a_patch_of_nothing_is_a_transparent_pixel() -> None:
-    patch, box = patch_of(Document(sample_image()), Image.new("L", (64, 64)), [])
+    patch, box = patch_of(Document(sample_image()), Image.new("L", (64, 64)), [], behind=False)
     assert (patch.size, patch.getpixel((0, 0)), box) == ((1, 1), (0, 0, 0, 0), (0, 0, 1, 1))
 
 
@@ -157,10 +157,13 @@ def test_black_stays_to_the_bit_and_white_is_opaque(
     if pasted.mode == "RGBA":
         alpha = np.asarray(pasted)[..., 3]
         assert (alpha[white] == 255).all() and (not holes or (alpha == 255).all())
-    patch, box = patch_of(document, mask, pairs)
+    patch, box = patch_of(document, mask, pairs, behind=holes)
     assert 0 <= box[0] < box[2] <= document.size[0] and 0 <= box[1] < box[3] <= document.size[1]
-    if mask.getbbox():
+    if mask.getbbox() and not holes:
         assert np.array_equal(patch.getchannel("A"), mask.crop(box))
+    over = document.image.convert("RGBA")
+    over.alpha_composite(patch, box[:2])
+    assert np.abs(np.asarray(over).astype(int) - np.asarray(pasted.convert("RGBA"))).max() <= 1
 
 
 def test_two_cut_outs_that_differ_under_alpha_0_give_the_same_image() -> None:
