@@ -1,6 +1,5 @@
 """Profiles of every kind of document. A colour may differ by the rounding of two conversions, JPEG's edges aside."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from handlers.imaging.documents import Document, model_image, read_document
 from handlers.imaging.files import open_image
 from handlers.imaging.paste import redrawn
 from tests.support.cases import as_seen, case, case_image, profile_of
+from tests.support.profiles import linear_grey, swapped_rgb
 from tests.support.samples import file_bytes, sample_image
 
 P3, CMYK = profile_of("icc_p3.jpg"), profile_of("icc_cmyk.jpg")
@@ -49,38 +49,24 @@ def test_cmyk_is_converted_by_its_profile_and_comes_back_in_srgb() -> None:
 
 
 def test_grey_is_converted_by_its_profile() -> None:
-    linear = grey_profile()
-    document, warnings = read(file_bytes(Image.new("L", (8, 8), 55), icc_profile=linear))
+    document, warnings = read(file_bytes(Image.new("L", (8, 8), 55), icc_profile=linear_grey()))
     assert document.profile is None and not warnings
     assert np.abs(np.asarray(document.image).astype(int) - 128).max() <= 3  # 55 / 255 of the light
 
 
-def grey_profile() -> bytes:
-    """An ICC profile of linear grey, version 2: a header, and four tags."""
-
-    def s15(value: float) -> bytes:
-        return round(value * 65536).to_bytes(4, "big")
-
-    white = b"XYZ \0\0\0\0" + s15(0.9642) + s15(1) + s15(0.8249)
-    curve = b"curv\0\0\0\0" + (1).to_bytes(4, "big") + b"\x01\x00\0\0"  # gamma 1
-    text = b"desc\0\0\0\0" + (5).to_bytes(4, "big") + b"grey\0" + bytes(78)
-    tags = {
-        b"wtpt": white,
-        b"kTRC": curve,
-        b"desc": text + b"\0" * (-len(text) % 4),
-        b"cprt": b"text\0\0\0\0none\0\0\0\0",
-    }
-    table, data = len(tags).to_bytes(4, "big"), b""
-    for name, content in tags.items():
-        at = 128 + 4 + 12 * len(tags) + len(data)
-        table, data = table + name + at.to_bytes(4, "big") + len(content).to_bytes(4, "big"), data + content
-    head = bytes(4) + b"lcms\x02\x10\0\0mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(28) + white[8:] + bytes(48)
-    profile = head + table + data
-    return len(profile).to_bytes(4, "big") + profile[4:]
+def test_a_profile_of_look_up_tables_works_in_both_directions() -> None:
+    document, warnings = read(file_bytes(sample_image(), icc_profile=swapped_rgb()))
+    assert document.profile == swapped_rgb() and not warnings
+    seen = model_image(document, (0, 0, 64, 64), (64, 64))
+    assert difference(seen, np.asarray(sample_image())[..., ::-1])[1] < 3  # a table of 17 points
+    assert difference(redrawn(document, seen), sample_image())[1] < 6
 
 
-def test_the_profile_of_the_sample_is_one() -> None:
-    assert ImageCms.ImageCmsProfile(io.BytesIO(grey_profile())).profile.xcolor_space == "GRAY"
+def test_a_profile_of_one_direction_gives_srgb_and_a_warning() -> None:
+    document, warnings = read(file_bytes(sample_image(), icc_profile=swapped_rgb(both_ways=False)))
+    assert document.profile is None
+    assert warnings == ["The colour profile of init_image works in one direction only: the answer is in sRGB."]
+    assert difference(document.image, np.asarray(sample_image())[..., ::-1])[1] < 3
 
 
 @pytest.mark.parametrize(
@@ -89,7 +75,7 @@ def test_the_profile_of_the_sample_is_one() -> None:
         (b"not a profile", "The colour profile of init_image cannot be read: its colours are taken as sRGB."),
         (P3[:200], "The colour profile of init_image cannot be read"),
         (CMYK, "init_image has a colour profile for CMYK, but its colours are RGB: the profile is ignored."),
-        (grey_profile(), "init_image has a colour profile for GRAY, but its colours are RGB"),
+        (linear_grey(), "init_image has a colour profile for GRAY, but its colours are RGB"),
     ],
 )
 def test_a_broken_or_foreign_profile_is_ignored_with_a_warning(profile: bytes, warning: str) -> None:
