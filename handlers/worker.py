@@ -10,6 +10,7 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.engine.decoder import Decoder
+from handlers.engine.finishing import Provenance
 from handlers.engine.generation import Generation, IncomingRequest, Shared
 from handlers.engine.step_batcher import RowLimit, StepBatcher
 from handlers.engine.timings import Timings
@@ -80,10 +81,12 @@ class Worker:
             device, measured.native_area, measured.row_bytes, measured.image_bytes, isinstance(stream, SideStream)
         )
         run = _forward(measured.call, graphed, config, limit, threads)
+        installed = Installation.find(config.home)
+        provenance = Provenance(installed.writes_parameters, installed.writes_mark)
         pool = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         return cls(
             tasks, config, device, dtype, threads, served, measured,
-            shared=Shared(config, memory, pool, timings),
+            shared=Shared(config, memory, pool, timings, provenance=provenance),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
         )  # fmt: skip
