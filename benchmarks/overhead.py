@@ -12,7 +12,7 @@ import httpx
 from benchmarks.in_process import InProcess
 from benchmarks.timing import difference, in_turns, ratio, row, seconds
 from benchmarks.workload import text_to_image
-from handlers.request.images import open_image
+from handlers.imaging.files import open_image
 from tests.support.samples import file_bytes, sample_image
 
 

@@ -48,10 +48,10 @@ class HandlerConfig:
     min_size: int = _key(64, "The shortest side, in pixels, that the model generates.")
     max_size: int = _key(1024, "The longest side, in pixels, that the model generates.")
     max_image_bytes: int = _key(33_554_432, "The largest image file of a request, in bytes before base64.")
-    max_image_pixels: int = _key(16_000_000, "The most pixels of an image of a request (4000 x 4000).")
+    max_image_pixels: int = _key(50_000_000, "The most pixels of an image of a request.")
     max_prompt_chars: int = _key(10_000, "The longest prompt or negative prompt, in characters.")
     max_fields: int = _key(100, "The most fields of a request.")
-    max_response_bytes: int = _key(67_108_864, "TorchServe's `max_response_size`: no answer may be larger.")
+    max_response_bytes: int = _key(100_663_296, "TorchServe's `max_response_size`: no answer may be larger.")
     max_batch_rows: int = _key(
         0,
         "The most rows of one UNet forward, of native size; 0 = as many as take a quarter of a second.",

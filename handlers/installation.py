@@ -95,6 +95,26 @@ class Installation:
         return Path(os.path.expanduser(cache), "sd-api-server")
 
     @property
+    def writes_parameters(self) -> bool:
+        """Whether images carry the parameters they were generated with: unless SD_METADATA is `none`.
+
+        Raises ModelError for another value.
+        """
+        return not self._one_of("SD_METADATA", ("parameters", "none"))
+
+    @property
+    def writes_mark(self) -> bool:
+        """Whether images carry the mark of generated ones: unless SD_MARK is 0. Raises ModelError for another value."""
+        return not self._one_of("SD_MARK", ("1", "0"))
+
+    def _one_of(self, name: str, choices: tuple[str, ...]) -> int:
+        """The place of the variable's value among `choices`; 0 if it is not set."""
+        value = self.environment.get(name, "").strip().lower() or choices[0]
+        if value not in choices:
+            raise ModelError(f"{name} must be {' or '.join(choices)}, not {value!r}.")
+        return choices.index(value)
+
+    @property
     def token_file(self) -> Path:
         return self.user_folder / "token.txt"
 

@@ -102,9 +102,10 @@ class Result:
     body: bytes
 
     @classmethod
-    def of_images(cls, images: Sequence[bytes]) -> "Result":
-        """The answer to a generation, from its images as `image_entry` writes them."""
-        return cls(b'{"status": "success", "images": [' + b", ".join(images) + b"]}")
+    def of_images(cls, images: Sequence[bytes], warnings: Sequence[str] = ()) -> "Result":
+        """The answer to a generation, from its images as `image_entry` writes them. No `warnings`: no such member."""
+        end = b', "warnings": ' + json.dumps(warnings).encode() + b"}" if warnings else b"}"
+        return cls(b'{"status": "success", "images": [' + b", ".join(images) + b"]" + end)
 
     def line(self) -> bytes:
         return _RESULT_PREFIX + self.body + _RESULT_END + b"\n"
@@ -140,11 +141,16 @@ def read_line(line: bytes) -> Progress | Result | Failed | None:
         raise ValueError(f"Not a line of a handler's: {line[:100]!r}") from error
 
 
-def image_entry(png_base64: str, seed: int, nsfw: bool) -> bytes:
-    """One image of the contract's answer, as JSON. It has both spellings of the MIME type: clients read either."""
-    mime_type = "image/png"
-    entry = {"base64": png_base64, "seed": seed, "mimetype": mime_type, "mime_type": mime_type, "nsfw": nsfw}
-    return json.dumps(entry).encode()
+def image_entry(
+    base64: str, seed: int, nsfw: bool, mime_type: str = "image/png", box: tuple[int, int, int, int] | None = None
+) -> bytes:
+    """One image of the contract's answer, as JSON. It has both spellings of the MIME type: clients read either.
+
+    Args:
+        box: where a patch belongs: left, top, width and height, in the init image's pixels.
+    """
+    entry: dict[str, object] = {"base64": base64, "seed": seed, "mimetype": mime_type, "mime_type": mime_type}
+    return json.dumps(entry | {"nsfw": nsfw} | ({} if box is None else {"box": box})).encode()
 
 
 def start_failure_line(sentence: str) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from handlers.config import ENGINES, HandlerConfig
 from handlers.engine.decoder import Decoder
+from handlers.engine.finishing import Provenance
 from handlers.engine.generation import Generation, IncomingRequest, Shared
 from handlers.engine.step_batcher import RowLimit, StepBatcher
 from handlers.engine.timings import Timings
@@ -90,11 +91,12 @@ class Worker:
         if graphed and measured.call is not None:
             run = graphs = GraphedForward()
             graphs.prepare(measured.call, limit.rows)
+        provenance = Provenance(installed.writes_parameters, installed.writes_mark)
         pool = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         return cls(
             tasks, config, device, engine, converter.dtype if converter else str(dtype).removeprefix("torch."), threads,
             served, measured,
-            shared=Shared(config, memory, pool, timings),
+            shared=Shared(config, memory, pool, timings, provenance=provenance),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
         )  # fmt: skip

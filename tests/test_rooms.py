@@ -22,6 +22,7 @@ ROOMS = [
     ["handlers.engine"],
     ["handlers.pipelines", "handlers.hardware"],
     ["handlers.request"],
+    ["handlers.imaging"],
     ["handlers.forward", "handlers.installation"],
     ["handlers.config", "handlers.custom_models"],
     ["handlers.wire"],
@@ -82,7 +83,14 @@ def test_imports_run_one_way(file: Path) -> None:
 
 
 def test_what_needs_no_torch_loads_none() -> None:
-    light = ("proxy", "handlers.request", "handlers.wire", "handlers.config", "handlers.custom_models")
+    light = (
+        "proxy",
+        "handlers.request",
+        "handlers.imaging",
+        "handlers.wire",
+        "handlers.config",
+        "handlers.custom_models",
+    )
     names = [name for name in map(name_of, modules()) if name.startswith(light) and not name.endswith("__main__")]
     code = f"import sys, {', '.join(names)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=True).stdout

@@ -7,13 +7,14 @@ of TorchServe's calls reads `ending`, `error` and `progress` alone.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from handlers.config import HandlerConfig
+from handlers.engine.finishing import FinishedImage, Provenance, check_answer, finish_image
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
 from handlers.engine.timings import Timings
@@ -25,9 +26,9 @@ from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
 from handlers.pipelines.schedulers import scheduler
-from handlers.request import images
 from handlers.request.fields import GenerationRequest, parse_request, read_fields
-from handlers.wire import Failed, Progress, RequestHead, Result, image_entry
+from handlers.request.parameters import parameters_text
+from handlers.wire import Failed, Progress, RequestHead, Result
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Shared:
         pool: for what must not hold up the step: parsing and encoding.
         timings: told how long parsing and encoding take.
         clock: seconds since the epoch, as deadlines are.
+        provenance: what an answer's file says about its origin.
     """
 
     config: HandlerConfig
@@ -63,6 +65,7 @@ class Shared:
     pool: ThreadPoolExecutor
     timings: Timings
     clock: Callable[[], float] = time.time
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 class Generation:
@@ -87,10 +90,10 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[tuple[GenerationRequest, Mapping[str, Any]]] | None = None
+        self._parsing: Future[tuple[GenerationRequest, list[dict[str, Any]]]] | None = None
         self._request: GenerationRequest | None = None
-        self._encoding: dict[Slot, Future[None]] = {}
-        self._encoded: dict[int, bytes] = {}  # by the number of the image
+        self._encoding: dict[int, Future[None]] = {}  # by the number of the image
+        self._encoded: dict[int, FinishedImage] = {}
         self._progress = 0, 0  # steps done, steps in all
         self._reported = 0
         self._previewing: Future[str] | None = None
@@ -111,12 +114,13 @@ class Generation:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
 
-    def _parse(self) -> tuple[GenerationRequest, Mapping[str, Any]]:
+    def _parse(self) -> tuple[GenerationRequest, list[dict[str, Any]]]:
+        """The request, and the pipeline's arguments for each crop of an image."""
         incoming, served, config = self._incoming, self._served, self._shared.config
         with self._shared.timings.timed("parse"):
             fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
             request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers)
-            return request, pipeline_arguments(request, served.pipeline)
+            return request, [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
 
     def wait_until_parsed(self, timeout_s: float) -> None:
         """Returns once the pool has parsed it, or has failed to."""
@@ -137,33 +141,39 @@ class Generation:
             # 2. a request that was parsed gets its jobs
             if self._parsing is not None and self._parsing.done():
                 (self._request, arguments), self._parsing = self._parsing.result(), None
-                self._shared.memory.admit(self._request, self._served.pipeline.vae_scale_factor, self._has_fixed_size)
+                if self._request.crops:
+                    scale = self._served.pipeline.vae_scale_factor
+                    self._shared.memory.admit(self._request, scale, self._has_fixed_size)
                 self._create_jobs(self._request, arguments)
                 self._enter(GenerationState.RUNNING)
             # 3. the progress is that of the image that is furthest behind
             counts = [(slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps]
             self._progress = min(counts, default=(0, 0))
-            # 4. a job that has ended hands its image to the pool
-            for index, slot in enumerate(self.slots):
-                self._collect_job(index, slot)
+            # 4. an image whose jobs have ended goes to the pool
+            self._collect_jobs()
             # 5. what the pool raised ends the request
             for future in self._encoding.values():
                 if future.done():
                     future.result()
-            if self.state is GenerationState.RUNNING and len(self._encoding) == len(self.slots):
+            if self._request is not None and len(self._encoding) == self._request.num_outputs:
                 self._enter(GenerationState.ENCODING)
         except BaseException as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
             self.fail(error)
 
-    def _collect_job(self, index: int, slot: Slot) -> None:
-        job = slot.job
-        if isinstance(job.error, ValueError) and not job.total_steps:
-            # what the pipeline checks before its first step: a combination that this model cannot do
-            raise InvalidRequest(f"The model cannot generate with these values: {job.error}")
-        if job.error is not None:
-            raise job.error
-        if job.ended and slot not in self._encoding:
-            self._encoding[slot] = self._in_pool(self._finish_image, index, job.result)
+    def _collect_jobs(self) -> None:
+        if self._request is None:
+            return
+        for job in (slot.job for slot in self.slots):
+            if isinstance(job.error, ValueError) and not job.total_steps:
+                # what the pipeline checks before its first step: a combination that this model cannot do
+                raise InvalidRequest(f"The model cannot generate with these values: {job.error}")
+            if job.error is not None:
+                raise job.error
+        crops = len(self._request.crops)
+        for index in range(self._request.num_outputs):
+            jobs = [slot.job for slot in self.slots[index * crops : (index + 1) * crops]]
+            if index not in self._encoding and all(job.ended for job in jobs):
+                self._encoding[index] = self._in_pool(self._finish_image, index, [job.result for job in jobs])
 
     def _enter(self, state: GenerationState) -> None:
         with self._conclusion:  # the pool may end the request at the same time
@@ -228,30 +238,29 @@ class Generation:
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None
 
-    def _create_jobs(self, request: GenerationRequest, arguments: Mapping[str, Any]) -> None:
+    def _create_jobs(self, request: GenerationRequest, crops: Sequence[Mapping[str, Any]]) -> None:
+        """A job for each crop of each image, an image's crops one after the other."""
         pipeline = self._served.pipeline
         for i in range(request.num_outputs):
-            own = scheduler(pipeline, request.scheduler) if request.scheduler else None
-            job = PipelineJob(pipeline, {**arguments, "generator": generator(request.seed + i)}, own)
-            self.slots.append(Slot(job, owner=self))
+            for arguments in crops:
+                own = scheduler(pipeline, request.scheduler) if request.scheduler else None
+                job = PipelineJob(pipeline, {**arguments, "generator": generator(request.seed + i)}, own)
+                self.slots.append(Slot(job, owner=self))
 
-    def _finish_image(self, index: int, output: Any) -> None:
-        """Encodes image `index`; the last one ends the request."""
-        assert self._request is not None
-        self._encoded[index] = self._encode(self._request, index, output)
-        if len(self._encoded) == self._request.num_outputs:
-            self._conclude(Result.of_images([image for _, image in sorted(self._encoded.items())]).line())
-
-    def _encode(self, request: GenerationRequest, index: int, output: Any) -> bytes:
-        """Image `index` of the contract's answer as JSON, from the pipeline's output."""
-        # pipelines without a checker of their own (SDXL) have no such attribute
-        flagged = bool((getattr(output, "nsfw_content_detected", None) or [False])[0])
-        image = images.resize_to(output.images[0], request.answer_size)
-        if request.init_image is not None and request.mask_image is not None and not flagged:
-            image = images.paste_back(request.init_image, image, request.mask_image)
+    def _finish_image(self, index: int, outputs: Sequence[Any]) -> None:
+        """Encodes image `index`, from the pipeline's output for each crop; the last one ends the request."""
+        request, served = self._request, self._served
+        assert request is not None
+        parameters = None
+        if self._shared.provenance.parameters:
+            parameters = parameters_text(request, index, served.model, served.defaults.scheduler)
         with self._shared.timings.timed("encode"):
-            png = images.encode_png(image)
-        return image_entry(png, request.seed + index, flagged)
+            self._encoded[index] = finish_image(request, index, outputs, parameters, self._shared.provenance.mark)
+        check_answer(self._encoded.values(), self._shared.config.max_response_bytes)
+        if len(self._encoded) == request.num_outputs:
+            images = [image for _, image in sorted(self._encoded.items())]
+            warnings = dict.fromkeys((*request.warnings, *(text for image in images for text in image.warnings)))
+            self._conclude(Result.of_images([image.entry for image in images], list(warnings)).line())
 
     def _as_request_error(self, error: BaseException) -> RequestError:
         """The request's failure for what the pool or a pipeline raised; details go to the log, not to the client."""

@@ -14,6 +14,8 @@ from handlers.errors import ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.hardware.device import Peak, first_size
+from handlers.imaging.documents import Document
+from handlers.imaging.regions import Crop
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
 from handlers.request.fields import GenerationRequest
@@ -50,7 +52,8 @@ def warm_up(
         pipeline, defaults = one.pipeline, one.defaults
         size = first_size(device, defaults.width, defaults.height)
         share = size[0] * size[1] / pipeline.vae_scale_factor**2 / measured.native_area
-        arguments = pipeline_arguments(_request(task, size, defaults.guidance_scale), pipeline)
+        request = _request(task, size, defaults.guidance_scale)
+        arguments = pipeline_arguments(request, pipeline, Crop.whole(size, size))
         job = PipelineJob(pipeline, {**arguments, "generator": generator(1)})
         job.start()
         while (call := job.call) is not None:
@@ -78,6 +81,6 @@ def _request(task: str, size: tuple[int, int], guidance_scale: float) -> Generat
     return GenerationRequest(
         task=task, prompt="", negative_prompt="", seed=1, num_outputs=1, num_inference_steps=STEPS,
         guidance_scale=guidance_scale, eta=0.0, width=size[0], height=size[1], answer_size=size,
-        init_image=None if task == "txt2img" else Image.new("RGB", size, "grey"),
+        init_image=None if task == "txt2img" else Document(Image.new("RGB", size, "grey")),
         mask_image=Image.new("L", size, 255) if task == "masking" else None,
     )  # fmt: skip

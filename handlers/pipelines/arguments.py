@@ -4,9 +4,10 @@ from inspect import signature
 from typing import Any
 
 import torch
-from PIL import Image
 
-from handlers.request import images
+from handlers.imaging.documents import fill_masked, model_image
+from handlers.imaging.masks import pipeline_mask
+from handlers.imaging.regions import Crop
 from handlers.request.fields import GenerationRequest
 
 
@@ -15,8 +16,8 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def pipeline_arguments(request: GenerationRequest, pipeline: Any) -> dict[str, Any]:
-    """The arguments of the stock pipeline's `__call__` for any image of `request`, except the generator.
+def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) -> dict[str, Any]:
+    """The arguments of the stock pipeline's `__call__` for a crop of any image of `request`, except the generator.
 
     Arguments that this family's pipeline does not take are left out: latent consistency models take no negative prompt.
     """
@@ -27,12 +28,13 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any) -> dict[str, A
         "guidance_scale": request.guidance_scale,
         "eta": request.eta,
     }
-    size = request.width, request.height
     if request.task in ("txt2img", "masking"):
-        arguments |= {"width": size[0], "height": size[1]}
+        arguments |= {"width": crop.size[0], "height": crop.size[1]}
     if request.init_image is not None:
-        arguments |= {"image": images.resize_to(request.init_image, size), "strength": request.strength}
-    if request.mask_image is not None:
-        arguments["mask_image"] = request.mask_image.resize(size, Image.Resampling.BILINEAR)
+        image = model_image(request.init_image, crop.box, crop.size)
+        arguments |= {"image": image, "strength": request.strength}
+        if request.mask_image is not None:
+            mask = pipeline_mask(request.mask_image.crop(crop.box), crop.size)
+            arguments |= {"image": fill_masked(image, mask, request.mask_fill), "mask_image": mask}
     taken = signature(pipeline.__call__).parameters
     return {name: value for name, value in arguments.items() if name in taken}

@@ -81,5 +81,5 @@ def test_bodies_over_the_limit_alone_and_together(combined: Running, neighbour: 
 
 def test_an_answer_that_could_be_too_large_is_refused(combined: Running) -> None:
     big = b64(sample_image(4000, 4000), "JPEG")
-    answer = combined.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 2})
-    assert answer.status_code == 400 and "ask for at most 1" in answer.json()["message"]
+    answer = combined.post("img2img", {"prompt": "x", "init_image": big, "num_outputs": 4})
+    assert answer.status_code == 400 and "ask for at most 3" in answer.json()["message"]

@@ -19,7 +19,8 @@ from schemathesis.specs.openapi.checks import (
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
-from handlers.request.fields import MAX_SEED, ModelDefaults, parse_request
+from handlers.request.fields import ModelDefaults, parse_request
+from handlers.request.reader import MAX_SEED
 from handlers.wire import TASKS
 from proxy.routes import routes
 from proxy.web.page import FOLDER
@@ -35,7 +36,7 @@ PAGES = ("/", "/docs", "/openapi.json", "/static/{name}")
 
 
 def parse(task: str, **fields: Any) -> Any:
-    images = {name: IMAGES[name] for name in SCHEMAS[task]["required"] if name in IMAGES}
+    images = {name: IMAGES[name] for name in SCHEMAS[task]["properties"] if name in IMAGES}
     return parse_request(task, {"prompt": "x", **images, **fields}, HandlerConfig(), ModelDefaults(), ["DDIMScheduler"])
 
 
@@ -55,7 +56,7 @@ def test_the_fields_are_those_that_are_read(task: str) -> None:
             return super().get(name, default)
 
     names: set[str] = set()
-    images = {name: IMAGES[name] for name in SCHEMAS[task]["required"] if name in IMAGES}
+    images = {name: IMAGES[name] for name in SCHEMAS[task]["properties"] if name in IMAGES}
     parse_request(task, Asked({"prompt": "x", **images}), HandlerConfig(), ModelDefaults())
     assert names == known
     for name in SCHEMAS[task]["required"]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers.errors import ModelError
 from handlers.installation import Installation
 from tests.support.paths import HOME
 
@@ -45,3 +46,14 @@ def test_no_other_module_looks_up_a_variable_of_ours(room: str) -> None:
     look_up = re.compile(r"""environ(ment)?(\.get\(|\[)["']SD_|getenv""")
     readers = [file.name for file in (HOME / room).rglob("*.py") if look_up.search(file.read_text(encoding="utf-8"))]
     assert readers == (["installation.py"] if room == "handlers" else [])
+
+
+def test_what_images_say_about_their_origin_can_be_turned_off() -> None:
+    usual = Installation(Path(), {"SD_METADATA": "", "SD_MARK": " "})
+    assert usual.writes_parameters and usual.writes_mark
+    silent = Installation(Path(), {"SD_METADATA": "none", "SD_MARK": "0"})
+    assert not silent.writes_parameters and not silent.writes_mark
+    with pytest.raises(ModelError, match="SD_METADATA must be parameters or none, not 'off'"):
+        _ = Installation(Path(), {"SD_METADATA": "Off"}).writes_parameters
+    with pytest.raises(ModelError, match="SD_MARK must be 1 or 0, not 'no'"):
+        _ = Installation(Path(), {"SD_MARK": "no"}).writes_mark

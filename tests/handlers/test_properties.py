@@ -13,16 +13,25 @@ from hypothesis import strategies as st
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
-from handlers.request import forms, images
-from handlers.request.fields import MAX_SEED, GenerationRequest, ModelDefaults, parse_request
+from handlers.imaging.files import FORMATS, decode_base64
+from handlers.imaging.sizes import SIZE_MULTIPLE
+from handlers.request import forms
+from handlers.request.fields import GenerationRequest, ModelDefaults, parse_request
+from handlers.request.reader import MAX_SEED
 from handlers.wire import TASKS
 from tests.support.samples import file_bytes, half_mask, sample_image
 
 CONFIG = HandlerConfig(max_image_pixels=100_000, max_prompt_chars=200)
 DEFAULTS = ModelDefaults()
-FILES = [file_bytes(sample_image(24, 16), kind) for kind in ("PNG", "JPEG", "WEBP")] + [file_bytes(half_mask(24, 16))]
+CUT_OUT = sample_image(24, 16)
+CUT_OUT.putalpha(half_mask(24, 16))
+FILES = [file_bytes(sample_image(24, 16), kind) for kind in FORMATS] + [
+    file_bytes(half_mask(24, 16)),
+    file_bytes(CUT_OUT),
+]
 NAMES = ("prompt", "negative_prompt", "seed", "num_outputs", "num_inference_steps", "guidance_scale", "eta", "width",
-         "height", "strength", "scheduler", "init_image", "mask_image")  # fmt: skip
+         "height", "strength", "scheduler", "init_image", "mask_image", "mask_mode", "mask_padding", "mask_grow",
+         "mask_blur", "mask_fill", "patch", "output_format", "output_quality")  # fmt: skip
 TYPES = (forms.FORM, forms.JSON, "", "multipart/form-data; boundary=b", "multipart/form-data", "text/plain", "\x00;=")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF
@@ -86,7 +95,7 @@ def test_base64_as_clients_send_it(data: bytes, kind: int) -> None:
         plain, plain.rstrip(b"=") + b"\r\n", base64.urlsafe_b64encode(data), b"data:image/png;base64," + plain,
     )[kind]  # fmt: skip
     escaped = forms.parse_body(b"a=" + quote_from_bytes(sent).encode(), forms.FORM, 1)["a"]
-    assert images.decode_base64(escaped, "a") == data
+    assert decode_base64(escaped, "a") == data
 
 
 @often
@@ -111,7 +120,7 @@ def test_any_image_file_is_a_image_or_a_sentence(init: bytes, mask: bytes, task:
         assert 400 <= error.status < 500 and str(error).endswith(".")
         return
     _check(request)
-    assert request.init_image is not None and request.init_image.mode == "RGB"
+    assert request.init_image is not None and request.init_image.image.mode in ("RGB", "RGBA")
 
 
 def _check(request: GenerationRequest) -> None:
@@ -121,5 +130,5 @@ def _check(request: GenerationRequest) -> None:
     assert math.isfinite(request.guidance_scale) and request.guidance_scale >= 0
     assert 0 <= request.eta <= 1 and 0 < request.strength <= 1
     assert len(request.prompt) <= CONFIG.max_prompt_chars
-    for side in (request.width, request.height):
-        assert side % images.SIZE_MULTIPLE == 0 and CONFIG.min_size <= side <= CONFIG.max_size
+    for side in (side for crop in request.crops for side in crop.size):
+        assert side % SIZE_MULTIPLE == 0 and CONFIG.min_size <= side <= CONFIG.max_size

@@ -56,6 +56,10 @@ def test_a_result_is_the_contracts_answer() -> None:
     answer = json.loads(Result.of_images([image_entry("aW1hZ2U=", 3, True)]).body)
     image = {"base64": "aW1hZ2U=", "seed": 3, "mimetype": "image/png", "mime_type": "image/png", "nsfw": True}
     assert answer == {"status": "success", "images": [image]}
+    patch = image_entry("aW1hZ2U=", 3, True, "image/webp", (1, 2, 30, 40))
+    answer = json.loads(Result.of_images([patch], ['a "sentence".']).body)
+    image |= {"mimetype": "image/webp", "mime_type": "image/webp", "box": [1, 2, 30, 40]}
+    assert answer == {"status": "success", "images": [image], "warnings": ['a "sentence".']}
 
 
 def test_a_blank_line_says_nothing() -> None:

@@ -17,6 +17,8 @@ from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.forward.side_stream import NoSideStream
 from handlers.hardware.memory import Memory
+from handlers.imaging.documents import Document
+from handlers.imaging.regions import Crop
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import load_pipelines
 from handlers.request.fields import GenerationRequest
@@ -35,8 +37,9 @@ def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: flo
     return GenerationRequest(
         task=task, prompt=prompt, negative_prompt="blurred", seed=seed, num_outputs=1, num_inference_steps=steps,
         guidance_scale=guidance_scale, eta=0.0, width=64, height=64, answer_size=(64, 64), strength=0.8,
-        init_image=sample_image(64, 64).convert("RGB") if task != "txt2img" else None,
+        init_image=Document(sample_image(64, 64)) if task != "txt2img" else None,
         mask_image=Image.linear_gradient("L").resize((64, 64)) if task == "masking" else None,
+        crops=(Crop.whole((64, 64), (64, 64)),),
     )  # fmt: skip
 
 
@@ -48,7 +51,7 @@ def generated_together(
     slots = []
     for request in requests:
         pipeline = pipelines[request.task]
-        arguments = pipeline_arguments(request, pipeline) | {"generator": generator(request.seed)}
+        arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
         slots.append(Slot(PipelineJob(pipeline, arguments), owner=SimpleNamespace(last_step=0)))
         slots[-1].job.start()
     decoder = Decoder(batcher.memory, NoSideStream())
@@ -64,6 +67,6 @@ def generated_together(
 def generated_alone(pipelines: Mapping[str, Any], request: GenerationRequest) -> Image.Image:
     """What the stock pipeline generates, called plainly."""
     pipeline = pipelines[request.task]
-    arguments = pipeline_arguments(request, pipeline) | {"generator": generator(request.seed)}
+    arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
     image: Image.Image = pipeline(**arguments).images[0]
     return image

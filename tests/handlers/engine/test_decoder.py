@@ -188,7 +188,9 @@ def test_the_vae_of_sdxl_serves_a_start_while_another_waits_for_it(dtype: torch.
     jobs = []
     for request in requests:
         pipeline = pipelines[request.task]
-        jobs.append(PipelineJob(pipeline, pipeline_arguments(request, pipeline) | {"generator": generator(1)}))
+        jobs.append(
+            PipelineJob(pipeline, pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(1)})
+        )
         jobs[-1].start()
         while jobs[-1].call is not None and not isinstance(jobs[-1].call, DecodeCall):
             jobs[-1].advance(forward(jobs[-1].call))

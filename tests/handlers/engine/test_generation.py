@@ -189,10 +189,10 @@ def test_an_image_that_does_not_fit_gets_no_jobs(bench: Bench, monkeypatch: pyte
 def test_an_image_that_cannot_be_encoded_ends_the_request(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException, kind: type[Exception]
 ) -> None:
-    def fail(image: Image.Image) -> str:
+    def fail(image: Image.Image, *_: Any) -> str:
         raise error
 
-    monkeypatch.setattr("handlers.request.images.encode_png", fail)
+    monkeypatch.setattr("handlers.engine.finishing.encode", fail)
     generation = bench.opened_in(ENCODING)
     bench.pool.run_all()
     assert generation.state is ENCODING  # the pool's announcement wakes the engine, which ends it

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from handlers.imaging.regions import Crop
 from handlers.pipelines.low_memory import OffloadSlot, offload
 from tests.support import tiny_models
 from tests.support.jobs import a_request, generated_alone, generated_together, load
@@ -36,7 +37,7 @@ def test_overlapping_jobs_share_one_slot(family: str, tmp_path: Path, monkeypatc
     folder = tiny_models.save(family, tmp_path)
     requests = [
         # larger than the VAE's own size, so that it is generated in tiles
-        replace(a_request("txt2img", "a red apple", 1, 3, 7.5), width=128, height=96, answer_size=(128, 96)),
+        replace(a_request("txt2img", "a red apple", 1, 3, 7.5), crops=(Crop.whole((128, 96), (128, 96)),)),
         a_request("img2img", "a house", 2, 5, 7.5),
         a_request("masking", "a cat", 3, 4, 7.5),
     ]

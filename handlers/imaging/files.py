@@ -1,0 +1,162 @@
+"""Files in: base64, kinds of files, limits, decoding.
+
+Each limit is checked before the step that it protects: the length of the base64, then the header (format and number
+of pixels), then the decoding.
+"""
+
+import binascii
+import io
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from handlers.errors import InvalidRequest, RequestError, TooLarge
+from handlers.imaging.jpeg import still_image
+from handlers.imaging.png import bits_of, needed_chunks
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")  # Pillow's names
+FEW = 8  # a JPEG that misses more than one in FEW of its rows is refused
+_NOT_BASE64 = b"\r\n\t"
+
+# kinds of files by a pattern of their first bytes; those of FORMATS are taken, the others are named in the refusal
+KINDS = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{4}\0\0\0\0",
+    "PSD": rb"8BPS\0",
+    "AVIF": rb".{4}ftyp(avi[fs]|mif1.{4,40}avif)",
+    "HEIC": rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+    "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "SVG": rb"\s*<(\?xml|svg|!DOCTYPE svg)",
+    "PDF": rb"%PDF-",
+    "OpenEXR": rb"\x76\x2f\x31\x01",
+    "ZIP": rb"PK\x03\x04",
+}
+TAKEN = "a PNG, JPEG or WebP file"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A decoded file, upright.
+
+    Attributes:
+        image: in any mode of Pillow's; its `info` has nothing but `transparency`.
+        profile: the embedded ICC profile.
+        dpi: pixels per inch, across and down.
+        warnings: sentences about what was mended.
+    """
+
+    image: Image.Image
+    profile: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def kind_of(data: bytes) -> str | None:
+    """The kind of file that the bytes begin as, by KINDS."""
+    return next((kind for kind, start in KINDS.items() if re.match(start, data[:64], re.DOTALL)), None)
+
+
+def is_file(data: bytes) -> bool:
+    """Whether the bytes are a file's own, and not base64 text: of a known kind, or of any that is not ASCII."""
+    return kind_of(data) is not None or not data[:64].isascii()
+
+
+def decode_base64(text: bytes, field: str) -> bytes:
+    """Decodes base64 as real clients send it.
+
+    Accepts a `data:…;base64,` prefix, line breaks, missing padding, the URL-safe alphabet, and spaces from clients that
+    do not escape `+` in a form. Raises InvalidRequest for anything else.
+    """
+    text = text.strip()
+    if text[:5].lower() == b"data:":
+        _, comma, text = text.partition(b",")
+        if not comma:
+            raise InvalidRequest(f"{field} starts with 'data:' but has no comma before its base64 text.")
+        text = text.strip()
+    text = text.translate(bytes.maketrans(b" -_", b"++/"), _NOT_BASE64).rstrip(b"=")
+    if not text:
+        raise InvalidRequest(f"{field} is empty: send {TAKEN} as base64.")
+    try:
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+    except binascii.Error:
+        raise InvalidRequest(f"{field} is not valid base64: send {TAKEN} as base64.") from None
+
+
+def open_image(data: bytes, field: str, max_pixels: int) -> ImageFile:
+    """Decodes the first frame of an image file.
+
+    Raises InvalidRequest for other kinds and broken files, TooLarge for more than `max_pixels`.
+    """
+    kind = kind_of(data)
+    if kind not in FORMATS:
+        found = "not an image file that is known here"
+        if kind:
+            found = f"{'an' if kind[0] in 'AEIO' or kind == 'SVG' else 'a'} {kind} file"
+        raise InvalidRequest(f"{field} is {found}: save it as PNG.")
+    notes: list[str] = []
+    complete = True
+    try:
+        if kind == "PNG":
+            data = needed_chunks(data, field, notes)
+        elif kind == "JPEG":
+            data, complete = still_image(data, field)
+        image = _load(data, kind, field, max_pixels)
+        if not complete:
+            _refuse_half(image)
+            notes.append(f"{field} lost the end of its file: its last rows may be grey.")
+        return _described(image, kind == "PNG" and bits_of(data) == 16, tuple(notes))
+    except (RequestError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise TooLarge(f"{field} has far more pixels than the {max_pixels} that this server takes.") from None
+    except Exception:  # for damaged files, Pillow's decoders raise a dozen kinds, struct.error and TypeError among them
+        raise InvalidRequest(f"{field} is damaged or incomplete: it cannot be decoded.") from None
+
+
+def _load(data: bytes, kind: str, field: str, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=(kind,))
+    if image.width * image.height > max_pixels:
+        raise TooLarge(
+            f"{field} has {image.width} x {image.height} pixels; this server takes at most {max_pixels} in all. "
+            "Send a smaller image."
+        )
+    image.load()
+    return image
+
+
+def _refuse_half(image: Image.Image) -> None:
+    """Raises ValueError if a decoder found nothing for the image's last rows, which it fills with one grey."""
+    rows = image.crop((0, image.height - math.ceil(image.height / FEW), *image.size))
+    if rows.convert("RGB").getextrema() == ((128, 128),) * 3:
+        raise ValueError("half of the image is missing")
+
+
+def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -> ImageFile:
+    """The image upright, with what its file says about it and nothing else."""
+    info: dict[Any, Any] = image.info
+    dpi = _dpi(info.get("dpi"))
+    upright = ImageOps.exif_transpose(image)
+    if dpi and upright.size != image.size:
+        dpi = dpi[1], dpi[0]
+    transparency = info.get("transparency")
+    if sixteen_bits and isinstance(transparency, tuple):  # Pillow decodes such an image to 8 bits, but not this colour
+        transparency = tuple(value >> 8 for value in transparency)
+    upright.info = {} if transparency is None else {"transparency": transparency}
+    profile = info.get("icc_profile")
+    return ImageFile(upright, profile if isinstance(profile, bytes) and profile else None, dpi, notes)
+
+
+def _dpi(value: Any) -> tuple[float, float] | None:
+    try:
+        across, down = float(value[0]), float(value[1])
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None
+    return (across, down) if 0 < across < 65536 and 0 < down < 65536 else None

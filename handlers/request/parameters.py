@@ -1,0 +1,49 @@
+"""What an image was generated with, as the text that AUTOMATIC1111's web UI writes into its files and reads again."""
+
+import json
+
+from handlers.request.fields import GenerationRequest
+
+SAMPLERS = {  # the web UI's names for diffusers' schedulers; others keep theirs
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "EulerDiscreteScheduler": "Euler",
+    "HeunDiscreteScheduler": "Heun",
+    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
+    "KDPM2DiscreteScheduler": "DPM2",
+    "LCMScheduler": "LCM",
+    "LMSDiscreteScheduler": "LMS",
+    "PNDMScheduler": "PLMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+def parameters_text(request: GenerationRequest, index: int, model: str, own_scheduler: str) -> str:
+    """The parameters of output `index`, of at least two lines.
+
+    Args:
+        own_scheduler: what the model uses if the request names no scheduler.
+    """
+    scheduler = request.scheduler or own_scheduler
+    values: dict[str, object] = {
+        "Steps": request.num_inference_steps,
+        "Sampler": SAMPLERS.get(scheduler, scheduler),
+        "CFG scale": request.guidance_scale,
+        "Seed": request.seed + index,
+        "Size": "{}x{}".format(*request.answer_size),
+        "Model": model,
+    }
+    if request.init_image is not None:
+        values["Denoising strength"] = request.strength
+    if request.mask_blur:
+        values["Mask blur"] = request.mask_blur
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(sign in value for sign in ",:\n") else value
