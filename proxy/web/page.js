@@ -52,7 +52,8 @@ async function run() {
     const sent = await form.collect();
     begin();
     for await (const { name, data } of generate(path, sent, controller.signal)) {
-      if (name === "progress") progress(data);
+      if (name === "queued") $("steps").textContent = `Queued, place ${data.place} …`;
+      else if (name === "progress") progress(data);
       else await results(data.images, path, form.texts(sent));
     }
     connectedModels(path);
