@@ -13,13 +13,15 @@ export let task = "";
 
 export const mask = new Mask($("mask"), $("brush"), $("cursor"), () => $("error").toggleAttribute("hidden", true));
 
-/** Where a request is sent: the task, or a custom model's path. */
+/** Where a request is sent: the task, or a custom model's path for it. */
 export function path() {
-  return task === "txt2img" && $("model").value ? `custom/${encodeURIComponent($("model").value)}` : task;
+  const custom = $("model").value && `custom/${encodeURIComponent($("model").value)}`;
+  if (!custom) return task;
+  return task === "txt2img" ? custom : `${custom}/${task}`;
 }
 
 function served() {
-  const custom = task === "txt2img" && $("model").value;
+  const custom = $("model").value;
   return described.find((one) => (custom ? one.archive === `custom-${custom}` : one.tasks.includes(task) && !one.archive.startsWith("custom-")));
 }
 
@@ -80,7 +82,7 @@ export function choose(wanted) {
   }
   $("source").hidden = task === "txt2img";
   $("size").hidden = task !== "txt2img";
-  $("model-field").hidden = task !== "txt2img" || $("model").options.length < 2;
+  $("model-field").hidden = $("model").options.length < 2;
   $("mask").hidden = task !== "masking";
   $("brushes").hidden = task !== "masking" || !init;
   clearError();
@@ -142,9 +144,9 @@ export function texts(form) {
 /** Restores the fields of an earlier request. */
 export function restore(earlier) {
   touched = new Set(Object.keys(earlier.fields));
-  const custom = earlier.task.startsWith("custom/");
-  $("model").value = custom ? decodeURIComponent(earlier.task.slice("custom/".length)) : "";
-  choose(custom ? "txt2img" : earlier.task);
+  const [, model = "", customTask = "txt2img"] = earlier.task.match(/^custom\/([^/]+)\/?(\w+)?/) ?? [];
+  $("model").value = decodeURIComponent(model);
+  choose(model ? customTask : earlier.task);
   for (const field of fields) {
     if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? (field.name === "eta" ? 0 : ""));
   }

@@ -285,7 +285,7 @@ def test_axe_finds_nothing_and_nothing_sticks_out(page: Page, scheme: Any, size:
             upload(page, sample_image())
         check(page)
     page.goto(f"{page.url.rstrip('/')}/docs")
-    expect(page.locator("section")).to_have_count(10)
+    expect(page.locator("section")).to_have_count(12)
     check(page)
 
 
