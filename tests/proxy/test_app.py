@@ -24,6 +24,14 @@ async def test_the_result_goes_to_the_client_as_it_is() -> None:
     assert answer.content == b'{"status": "success", "images": []}'
 
 
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_warnings_reach_the_client(accept: str) -> None:
+    result = b'{"status": "success", "images": [], "warnings": ["The mask is black."]}'
+    async with client(serving(b'{"result": ' + result + b"}\n")) as http:
+        answer = await http.post("/masking", data={"prompt": "x"}, headers={"Accept": accept})
+    assert result in answer.content
+
+
 async def test_the_body_goes_through_unchanged_with_its_type_in_a_header() -> None:
     seen: list[httpx.Request] = []
 
