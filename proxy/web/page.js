@@ -235,8 +235,15 @@ $("erase").addEventListener("click", () => {
   form.mask.erasing = !form.mask.erasing;
   $("erase").setAttribute("aria-pressed", form.mask.erasing);
 });
+$("move").addEventListener("click", () => {
+  form.mask.moving = !form.mask.moving;
+  $("move").setAttribute("aria-pressed", form.mask.moving);
+});
 $("undo").addEventListener("click", () => form.mask.undo());
 $("clear").addEventListener("click", () => form.mask.clear());
+$("zoom-in").addEventListener("click", () => form.mask.magnify());
+$("zoom-out").addEventListener("click", () => form.mask.shrink());
+$("reuse-file").addEventListener("click", form.reuseFile);
 
 for (const id of ["reuse", "image-button"]) $(id).addEventListener("click", () => startFrom(shown.blob));
 $("result-seed").addEventListener("click", () => form.keepSeed(shown.seed));
