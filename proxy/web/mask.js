@@ -56,7 +56,7 @@ export class Mask {
   /** The mask as the server takes it: a PNG, white = replace, black = keep. */
   blob() {
     const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (this.width * this.height)));
-    const [width, height] = [Math.round(this.width * scale), Math.round(this.height * scale)];
+    const [width, height] = [Math.floor(this.width * scale), Math.floor(this.height * scale)];
     const copy = new OffscreenCanvas(width, height);
     const context = copy.getContext("2d");
     draw(context, this.strokes, scale);

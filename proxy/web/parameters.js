@@ -35,7 +35,7 @@ function parse(text) {
   if (pairs.size < 3) pairs.clear(); // it belongs to the prompt
   else lines.pop();
   const [prompt, negative] = lines.join("\n").split(/^Negative prompt: ?/m);
-  const found = { prompt: prompt.trim(), negative_prompt: negative?.trim() ?? "" };
+  const found = { prompt: prompt.trim(), negative_prompt: (negative ?? "").trim().replaceAll("\n", " ") };
   for (const [name, field] of Object.entries(NUMBERS)) {
     if (/^\d+(\.\d+)?$/.test(pairs.get(name))) found[field] = pairs.get(name);
   }
