@@ -43,9 +43,13 @@ def pixels(page: Page, selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
 
 
-def upload(page: Page, image: Image.Image) -> None:
-    page.locator("#file").set_input_files({"name": "image.png", "mimeType": "image/png", "buffer": file_bytes(image)})
+def choose_file(page: Page, data: bytes, mime_type: str) -> None:
+    page.locator("#file").set_input_files({"name": "image", "mimeType": mime_type, "buffer": data})
     expect(page.locator("#init")).to_be_visible()
+
+
+def upload(page: Page, image: Image.Image) -> None:
+    choose_file(page, file_bytes(image), "image/png")
 
 
 def check(page: Page) -> None:
