@@ -39,10 +39,8 @@ FRONTEND = {
 
 
 def tasks_of(name: str) -> tuple[str, ...]:
-    """The tasks of an archive of this name: its one task, all of them, or txt2img for a custom model."""
-    if name == COMBINED:
-        return TASKS
-    return ("txt2img",) if name.startswith(CUSTOM) else (name,)
+    """The tasks of an archive of this name: its one task, or all of them for the combined one and custom models."""
+    return TASKS if name == COMBINED or name.startswith(CUSTOM) else (name,)
 
 
 def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VERSION) -> Path:
@@ -57,7 +55,7 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
     settings = {"home": str(HOME), **handler}
     HandlerConfig.from_mapping(settings)
     store.mkdir(parents=True, exist_ok=True)
-    entry_point = (name if name == COMBINED else tasks_of(name)[0]).replace("-", "_")
+    entry_point = (COMBINED if tasks_of(name) == TASKS else name).replace("-", "_")
     stem = name if version == VERSION else f"{name}-{version}"
     with tempfile.TemporaryDirectory(prefix="sd-archive-") as scratch:
         # --extra-files copies a folder's contents, so the package gets a parent folder

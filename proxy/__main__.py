@@ -9,7 +9,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from proxy.app import create_app
-from proxy.connections import Protocol
+from proxy.connections import KEEP_ALIVE_S, Protocol
 from proxy.settings import Settings, SettingsError
 from proxy.shutdown import DrainingServer
 from proxy.telemetry import JsonFormatter
@@ -37,7 +37,7 @@ def configuration(app: Starlette, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app, host=settings.host, port=settings.port, log_level=settings.log_level, log_config=None, access_log=False,
         ssl_certfile=settings.tls_cert or None, ssl_keyfile=settings.tls_key or None, server_header=False,
-        http=Protocol, h11_max_incomplete_event_size=MAX_HEAD_BYTES, ws="none",
+        http=Protocol, h11_max_incomplete_event_size=MAX_HEAD_BYTES, ws="none", timeout_keep_alive=KEEP_ALIVE_S,
     )  # fmt: skip
 
 

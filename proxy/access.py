@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.errors import Failure
@@ -18,6 +20,26 @@ OPEN_FILES = "/static/"  # the page's own files
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _KEY_ALONE = re.compile(r"/k/([^/]+)")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class Cors(CORSMiddleware):
+    """Tells browsers that pages of `origins` may use this server, and pages of others why not."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=["*"],  # a wrong one gets the sentence that names the right ones
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        origin = request_headers["origin"]
+        if self.is_allowed_origin(origin):
+            return super().preflight_response(request_headers)
+        return _foreign(origin).response()
 
 
 class Access:
@@ -31,7 +53,7 @@ class Access:
     Args:
         keys: any of them gives access; without keys, access is open.
         hosts: names of this server, besides addresses and the local names; `*` is any.
-        origins: pages that may send requests, as `https://example.com`.
+        origins: pages that may send requests, as `https://example.com`; `*` is any, `null` pages without an origin.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], hosts: Sequence[str], origins: Sequence[str]) -> None:
@@ -64,8 +86,8 @@ class Access:
                 f"This server does not know the name {host[:100]!r}: use its address, or add it to SD_ALLOWED_HOSTS.",
             )
         origin = request.headers.get("origin")
-        if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
-            raise Failure(403, f"Pages of {origin[:100]!r} may not use this server: add them to SD_ALLOWED_ORIGINS.")
+        if origin is not None and not self._allows(origin) and origin.partition("://")[2] != host:
+            raise _foreign(origin)
         # the scope's path, since request.url contains the Host that the client sends
         path, given = request.scope["path"], _key_in_headers(request) or key
         is_open = path in OPEN_PATHS or path.startswith(OPEN_FILES)
@@ -91,6 +113,9 @@ class Access:
             return False
         return True
 
+    def _allows(self, origin: str) -> bool:
+        return "*" in self._origins or origin in self._origins
+
     def _opens(self, given: bytes) -> bool:
         # every key is compared, in constant time, so that the time says nothing about any of them
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
@@ -102,6 +127,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _foreign(origin: str) -> Failure:
+    return Failure(403, f"Pages of {origin[:100]!r} may not use this server: add them to SD_ALLOWED_ORIGINS.")
 
 
 def _key_in_headers(request: Request) -> bytes:

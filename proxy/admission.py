@@ -3,19 +3,30 @@
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
 
-from handlers.wire import Result
+from handlers.wire import Progress, Result
 from proxy.errors import Failure
 from proxy.frontend_failures import BUSY_RETRY_S, busy
 from proxy.telemetry import Counts
 from proxy.upstream import Events
 
 LEARNING = 0.2  # the weight of the last request's seconds in the usual ones
+PLACE_S = 1  # how often a waiting request is told its place, at most
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A request waits for its turn; 1 is the next place."""
+
+    place: int
+
+    def fields(self) -> dict[str, int]:
+        return {"place": self.place}
 
 
 class Admission:
@@ -39,13 +50,20 @@ class Admission:
     def _queue(self, archive: str) -> "Queue":
         return self._queues.setdefault(archive, self._make_queue())
 
-    async def generate(self, archive: str, client: str, events: Events) -> Events:
+    async def generate(
+        self, archive: str, client: str, events: Events
+    ) -> AsyncGenerator[Queued | Progress | Result, None]:
         """`events` of a request to this archive, which begin when it is the client's turn. Raises as `Queue.turn`.
 
-        The turn ends with the result, however long the client takes to read it.
+        The request's places in the queue come before. The turn ends with the result, however long the client takes to
+        read it.
         """
+        queue = self._queue(archive)
         async with aclosing(events):
-            async with self._queue(archive).turn(client):
+            async with queue.turn(client) as turn:
+                async with aclosing(queue.places(turn)) as places:
+                    async for place in places:
+                        yield Queued(place)
                 async for event in events:
                     if isinstance(event, Result):
                         break
@@ -75,20 +93,17 @@ class Queue:
         self._promised: list[tuple[str, float]] = []  # client ("" for all) and the time it was told to come back at
 
     @asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
-        """Waits for the client's turn, which lasts as long as the context.
+    async def turn(self, client: str) -> AsyncIterator[_Turn]:
+        """A place in the queue, and then a turn, as long as the context lasts; `places` waits for the turn.
 
         Raises Failure 429 for a client with too many requests, 503 when too many requests wait.
         """
         self.check(client)
-        turn, asked = _Turn(client), time.monotonic()
+        turn = _Turn(client)
         self._waiting.setdefault(client, deque()).append(turn)
         self._admit()
         try:
-            with self._counts.waiting.track_inprogress():
-                await turn.came.wait()
-            self._counts.waited_seconds.inc(time.monotonic() - asked)
-            yield
+            yield turn
             self._learn(time.monotonic() - turn.began)
         finally:
             if turn in self._open:
@@ -98,6 +113,19 @@ class Queue:
                 if not self._waiting[client]:
                     del self._waiting[client]
             self._admit()
+
+    async def places(self, turn: _Turn) -> AsyncGenerator[int, None]:
+        """Waits until the turn comes. Yields its place at once, and each new one, at most every PLACE_S seconds."""
+        asked, told = time.monotonic(), 0
+        with self._counts.waiting.track_inprogress():
+            while not turn.came.is_set():
+                place = self._place(turn)
+                if place != told:
+                    yield place
+                told = place
+                with anyio.move_on_after(PLACE_S):
+                    await turn.came.wait()
+        self._counts.waited_seconds.inc(time.monotonic() - asked)
 
     def check(self, client: str) -> None:
         """Raises as `turn`."""
@@ -109,6 +137,17 @@ class Queue:
         if not at_once and sum(map(len, self._waiting.values())) >= self._max_waiting:
             again = self._room_in("", self._open)
             raise busy(again)
+
+    def _place(self, turn: _Turn) -> int:
+        """1 + the requests that are admitted before, round-robin by client, if no client's share holds it up."""
+        rounds = self._waiting[turn.client].index(turn)
+        place, is_before = 1 + rounds, True
+        for client, waiting in self._waiting.items():
+            if client == turn.client:
+                is_before = False
+            else:
+                place += min(len(waiting), rounds + is_before)
+        return place
 
     def _open_of(self, client: str) -> set[_Turn]:
         return {turn for turn in self._open if turn.client == client}

@@ -9,11 +9,10 @@ import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proxy.access import Access
+from proxy.access import Access, Cors
 from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
@@ -45,22 +44,16 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         yield
         await upstream.aclose()
 
-    counts, origins = Counts(), listed(settings.allowed_origins)
-    middleware = [Middleware(Paths), Middleware(Telemetry, counts)]
-    if origins:
-        methods = ["GET", "POST"]
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_methods=methods,
-                allow_headers=["*"],
-                expose_headers=["Retry-After", "X-Request-Id"],
-            )
-        )
-    middleware.append(
-        Middleware(Access, settings.api_keys(), [settings.host, *listed(settings.allowed_hosts)], origins)
-    )
+    counts = Counts()
+    # browsers name an origin in small letters and without a slash
+    origins = [origin.lower().rstrip("/") for origin in listed(settings.allowed_origins)]
+    hosts = [settings.host, *listed(settings.allowed_hosts)]
+    middleware = [
+        Middleware(Paths),
+        Middleware(Telemetry, counts),
+        Middleware(Cors, origins),
+        Middleware(Access, settings.api_keys(), hosts, origins),
+    ]
     app = Starlette(
         routes=routes,
         middleware=middleware,

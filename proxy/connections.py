@@ -14,6 +14,7 @@ HEAD_S = 30  # from a connection, or the first byte of a request, to the end of 
 READ_S = 60  # within which a client must read MIN_READ of an answer
 MIN_READ = 65_536  # bytes
 MAX_CONNECTIONS = 1000
+KEEP_ALIVE_S = 75  # for an idle connection; longer than the 60 s after which most load balancers close theirs
 RETRY_S = 5
 
 

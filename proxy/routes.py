@@ -69,7 +69,10 @@ async def custom_models(request: Request) -> Response:
 
 
 class Generate:
-    """A task, or txt2img with a custom model, by the path. It is an ASGI app, since it holds the body until the end."""
+    """A task, with a custom model if the path names one. It is an ASGI app, since it holds the body until the end."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -80,12 +83,11 @@ class Generate:
         admission: Admission = request.app.state.admission
         drain: Drain = request.app.state.drain
         url_path: str | None = request.path_params.get("url_path")
-        task = request.scope["path"].removeprefix("/")
         as_events = wants_events(request.headers.get("accept", ""))
         limit = settings.deadline_s or math.inf
         deadline = anyio.current_time() + limit
         head = RequestHead(
-            task="txt2img" if url_path else task,
+            task=self._task,
             form_type=request.headers.get("content-type", ""),
             request_id=request.state.request_id.decode("latin-1"),
             deadline=time.time() + limit,
@@ -93,7 +95,7 @@ class Generate:
         )
         if url_path:
             custom.check(url_path)
-        archive = CUSTOM + url_path if url_path else upstream.archive_of(task)
+        archive = CUSTOM + url_path if url_path else upstream.archive_of(self._task)
         try:
             with drain.request():
                 admission.check(archive, request.state.client)
@@ -102,8 +104,8 @@ class Generate:
                         events = custom.generate(url_path, head, body)
                     else:
                         events = upstream.generate(archive, head, body)
-                    events = admission.generate(archive, request.state.client, events)
-                    await Generated(events, as_events, drain, deadline, answers_200(request))(scope, receive, send)
+                    in_turn = admission.generate(archive, request.state.client, events)
+                    await Generated(in_turn, as_events, drain, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:
             pass  # the client disconnected before its request was complete
 
@@ -119,6 +121,8 @@ routes = [
     Route("/metrics", metrics, methods=["GET"]),
     Route("/models", models, methods=["GET"]),
     Route("/custom_models", custom_models, methods=["GET"]),
-    *(Route(f"/{task}", Generate(), methods=["POST"]) for task in TASKS),
-    Route("/custom/{url_path}", Generate(), methods=["POST"]),
+    *(Route(f"/{task}", Generate(task), methods=["POST"]) for task in TASKS),
+    Route("/custom/{url_path}", Generate("txt2img"), methods=["POST"]),
+    Route("/custom/{url_path}/img2img", Generate("img2img"), methods=["POST"]),
+    Route("/custom/{url_path}/masking", Generate("masking"), methods=["POST"]),
 ]

@@ -65,7 +65,8 @@ class Settings:
     no_auth: bool = _setting(False, "Listen on addresses other than loopback without a key.")
     allowed_hosts: str = _setting("", "Names of this server that clients may use, separated by commas; `*` for any.")
     allowed_origins: str = _setting(
-        "", "Web pages that may use the server, such as `https://example.com`, separated by commas."
+        "",
+        "Web pages that may use the server, as `https://example.com`, separated by commas; `*` for any (SECURITY.md).",
     )
     tls_cert: str = _setting("", "The certificate file, for HTTPS.")
     tls_key: str = _setting("", "The certificate's key file.")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 import anyio
@@ -10,9 +10,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from handlers.wire import Progress, Result
+from proxy.admission import Queued
 from proxy.errors import Failure
 from proxy.shutdown import Drain
-from proxy.upstream import Events
+
+COMMENT_S = 15  # seconds of silence after which a stream gets a comment: some proxies cut connections that say nothing
 
 
 def wants_events(accept: str) -> bool:
@@ -41,33 +43,40 @@ async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]
 class Generated:
     """The contract's answer to a generation, as an ASGI app: one JSON body, or server-sent events.
 
-    Events are `progress` ({"step": 3, "of": 50}), then `result` (the JSON body) or `error` (the failure body). A
-    failure before the first event is plain JSON with its own status, even if events were asked for.
+    Events are `queued` ({"place": 3}), `progress` ({"step": 3, "of": 50}), then `result` (the JSON body) or `error`
+    (the failure body). The stream's head is sent at once, so each failure is an event.
 
     Args:
-        events: as `Upstream.generate` yields them.
+        events: as `Admission.generate` yields them.
         as_events: whether the client asked for `text/event-stream`.
         drain: bounds the wait for each event.
         deadline: when to answer 504, on the event loop's clock, plus a second, so the handler's own answer comes first.
         always_200: answer failures with status 200.
     """
 
-    def __init__(self, events: Events, as_events: bool, drain: Drain, deadline: float, always_200: bool) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[Queued | Progress | Result, None],
+        as_events: bool,
+        drain: Drain,
+        deadline: float,
+        always_200: bool,
+    ) -> None:
         self._events = events
         self._as_events = as_events
         self._drain = drain
         self._deadline = deadline + 1
         self._always_200 = always_200
+        self._said = 0.0  # when the stream's last bytes were sent, on the event loop's clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def work() -> None:
+            if self._as_events:
+                await self._send_events(send)
+                return
             try:
-                event = await self._next()
-                if self._as_events:
-                    await self._send_events(event, send)
-                    return
-                while isinstance(event, Progress):
-                    event = await self._next()
+                while not isinstance(event := await self._next(), Result):
+                    pass
                 response = Response(event.body, media_type="application/json")
             except Failure as failure:
                 response = failure.response(self._always_200)
@@ -76,27 +85,43 @@ class Generated:
         async with aclosing(self._events):
             await until_disconnect(receive, work)
 
-    async def _next(self) -> Progress | Result:
+    async def _next(self) -> Queued | Progress | Result:
         with self._drain.wait_until(self._deadline):
             event = await anext(self._events)
         return event
 
-    async def _send_events(self, event: Progress | Result, send: Send) -> None:
+    async def _send_events(self, send: Send) -> None:
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        try:
-            while isinstance(event, Progress):
-                progress = json.dumps(event.fields()).encode()
-                await send({"type": "http.response.body", "body": _event(b"progress", progress), "more_body": True})
-                event = await self._next()
-            last = _event(b"result", event.body)
-        except Failure as failure:
-            last = _event(b"error", json.dumps(failure.body).encode())
+        self._said = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._break_silence, send)
+            try:
+                while not isinstance(event := await self._next(), Result):
+                    name = b"queued" if isinstance(event, Queued) else b"progress"
+                    await self._say(_event(name, json.dumps(event.fields()).encode()), send)
+                last = _event(b"result", event.body)
+            except Failure as failure:
+                last = _event(b"error", json.dumps(failure.body).encode())
+            tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": last})
+
+    async def _say(self, data: bytes, send: Send) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._said = anyio.current_time()
+
+    async def _break_silence(self, send: Send) -> None:
+        """Sends a comment whenever nothing was sent for COMMENT_S; clients skip it."""
+        while True:
+            due = self._said + COMMENT_S
+            if anyio.current_time() < due:
+                await anyio.sleep_until(due)
+            else:
+                await self._say(b": still here\n\n", send)
 
 
 def _event(name: bytes, data: bytes) -> bytes:

@@ -1,25 +1,28 @@
 // The form: the fields that a task takes, with the server's own defaults and limits, and the init image.
 
 import { Mask } from "./mask.js";
+import { readParameters } from "./parameters.js";
 
 export const $ = (id) => document.getElementById(id);
 
 const ABBREVIATED = /Scheduler$/;
 const fields = [...document.querySelectorAll("#fields [name]")];
 let described = []; // what GET /models says
-let init = null; // {blob, width, height}
+let init = null; // the file of the init image, whose bytes are sent as they are
 let touched = new Set(); // fields that the user has changed: another model's defaults leave them alone
 export let task = "";
 
 export const mask = new Mask($("mask"), $("brush"), $("cursor"), () => $("error").toggleAttribute("hidden", true));
 
-/** Where a request is sent: the task, or a custom model's path. */
+/** Where a request is sent: the task, or a custom model's path for it. */
 export function path() {
-  return task === "txt2img" && $("model").value ? `custom/${encodeURIComponent($("model").value)}` : task;
+  const custom = $("model").value && `custom/${encodeURIComponent($("model").value)}`;
+  if (!custom) return task;
+  return task === "txt2img" ? custom : `${custom}/${task}`;
 }
 
 function served() {
-  const custom = task === "txt2img" && $("model").value;
+  const custom = $("model").value;
   return described.find((one) => (custom ? one.archive === `custom-${custom}` : one.tasks.includes(task) && !one.archive.startsWith("custom-")));
 }
 
@@ -69,6 +72,10 @@ function showEta() {
   $("eta-field").hidden = !name.startsWith("DDIM");
 }
 
+function showQuality() {
+  $("quality-field").hidden = $("output_format").value === "png";
+}
+
 /** Chooses a tab. */
 export function choose(wanted) {
   task = wanted;
@@ -80,37 +87,40 @@ export function choose(wanted) {
   }
   $("source").hidden = task === "txt2img";
   $("size").hidden = task !== "txt2img";
-  $("model-field").hidden = task !== "txt2img" || $("model").options.length < 2;
+  $("model-field").hidden = $("model").options.length < 2;
   $("mask").hidden = task !== "masking";
+  $("mask-settings").hidden = task !== "masking";
   $("brushes").hidden = task !== "masking" || !init;
+  if (task !== "masking") mask.fit();
   clearError();
   fill();
 }
 
 /** Takes `blob` as the init image. Throws if it is no image. */
 export async function start(blob) {
-  let bitmap;
+  const image = Object.assign(new Image(), { src: URL.createObjectURL(blob) });
   try {
-    bitmap = await createImageBitmap(blob);
+    await image.decode();
   } catch {
+    URL.revokeObjectURL(image.src);
     throw new Error("This file cannot be read as an image: save it as PNG, JPEG or WebP, and choose that.");
   }
-  init = { blob, width: bitmap.width, height: bitmap.height };
-  bitmap.close();
+  init = blob;
   URL.revokeObjectURL($("init").src);
-  $("init").src = URL.createObjectURL(blob);
-  mask.reset(init.width, init.height);
-  $("easel").hidden = $("other").hidden = false;
+  $("init").src = image.src;
+  mask.reset(image.naturalWidth, image.naturalHeight);
+  $("easel").hidden = $("about-init").hidden = false;
   $("drop").hidden = true;
+  $("note").textContent = "";
   choose(task === "txt2img" ? "img2img" : task);
 }
 
 /** Back to the field where an image is chosen. */
 export function another() {
   init = null;
-  $("easel").hidden = $("other").hidden = true;
+  $("easel").hidden = $("about-init").hidden = true;
   $("drop").hidden = false;
-  $("file").value = "";
+  $("note").textContent = $("file").value = "";
   choose(task);
   $("file").focus();
 }
@@ -125,7 +135,7 @@ export async function collect() {
   }
   if (task !== "txt2img") {
     if (!init) throw new Error("Choose an init image.");
-    form.append("init_image", init.blob, "init_image.png");
+    form.append("init_image", init, "init_image");
   }
   if (task === "masking") {
     if (mask.empty) throw new Error("Paint over the part that you want to replace.");
@@ -142,16 +152,40 @@ export function texts(form) {
 /** Restores the fields of an earlier request. */
 export function restore(earlier) {
   touched = new Set(Object.keys(earlier.fields));
-  const custom = earlier.task.startsWith("custom/");
-  $("model").value = custom ? decodeURIComponent(earlier.task.slice("custom/".length)) : "";
-  choose(custom ? "txt2img" : earlier.task);
+  const [, model = "", customTask = "txt2img"] = earlier.task.match(/^custom\/([^/]+)\/?(\w+)?/) ?? [];
+  $("model").value = decodeURIComponent(model);
+  choose(model ? customTask : earlier.task);
   for (const field of fields) {
-    if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? (field.name === "eta" ? 0 : ""));
+    if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? initial(field));
   }
   touched = new Set(Object.keys(earlier.fields).filter((name) => name !== "prompt"));
   set("seed", earlier.seed);
   set("num_outputs", 1);
   showEta();
+  showQuality();
+}
+
+/** What a field has when the page is loaded. */
+function initial(field) {
+  return field.defaultValue ?? field.options[0].value;
+}
+
+/** Takes over the prompt and the settings that are stored in the init image's file. Shows what became of it. */
+export async function reuseFile() {
+  const found = await readParameters(init);
+  if (!found) {
+    $("note").textContent = "This file has no settings in it: it was not generated, or it was saved without them.";
+    return;
+  }
+  const { scheduler, ...values } = found;
+  for (const [name, value] of Object.entries(values)) set(name, value);
+  const known = !scheduler || [...$("scheduler").options].some((option) => option.value === scheduler);
+  if (known) set("scheduler", scheduler ?? "");
+  for (const name of Object.keys(found)) touched.add(name);
+  showEta();
+  $("note").textContent = known
+    ? "The file's settings are in the form."
+    : `The file's settings are in the form, but not its scheduler ${scheduler}, which this model does not have.`;
 }
 
 /** Uses this seed for the next request. */
@@ -168,8 +202,8 @@ export function showError(message) {
   const field = fields.find((one) => one.name === message.split(" ")[0]);
   if (!field) return;
   field.setAttribute("aria-invalid", "true");
-  field.setAttribute("aria-describedby", "error");
-  if ($("settings").contains(field)) $("settings").open = true;
+  explain(field, "error");
+  field.closest("details")?.setAttribute("open", "");
   field.focus();
 }
 
@@ -177,8 +211,15 @@ export function clearError() {
   $("error").hidden = true;
   for (const field of fields) {
     field.removeAttribute("aria-invalid");
-    field.removeAttribute("aria-describedby");
+    explain(field);
   }
+}
+
+/** Names the elements that explain a field: these, and its hint. */
+function explain(field, ...ids) {
+  if ($(`${field.id}-hint`)) ids.push(`${field.id}-hint`);
+  if (ids.length) field.setAttribute("aria-describedby", ids.join(" "));
+  else field.removeAttribute("aria-describedby");
 }
 
 for (const field of fields) {
@@ -193,4 +234,5 @@ for (const field of fields) {
   });
 }
 $("scheduler").addEventListener("change", showEta);
+$("output_format").addEventListener("change", showQuality);
 $("model").addEventListener("change", fill);

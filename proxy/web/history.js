@@ -26,7 +26,7 @@ async function transact(mode, work) {
   });
 }
 
-/** Keeps {blob, seed, nsfw, task, fields}. Beyond KEPT, the oldest are deleted. */
+/** Keeps {blob, seed, nsfw, warnings, task, fields}. Beyond KEPT, the oldest are deleted. */
 export async function keep(image) {
   await transact("readwrite", (store) => store.add(image));
   const ids = (await transact("readonly", (store) => store.getAllKeys())) ?? [];

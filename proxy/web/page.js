@@ -7,7 +7,7 @@ import { Failure, curl, generate, get, key, withoutKey } from "./server.js";
 
 const RETRY_MS = 2000;
 let running = null; // the AbortController of the running request
-let shown = null; // the image on the stage: {blob, url, seed, nsfw, task, fields}
+let shown = null; // the image on the stage: {blob, url, seed, nsfw, warnings, task, fields}
 
 // --- the server ---
 
@@ -52,8 +52,9 @@ async function run() {
     const sent = await form.collect();
     begin();
     for await (const { name, data } of generate(path, sent, controller.signal)) {
-      if (name === "progress") progress(data);
-      else await results(data.images, path, form.texts(sent));
+      if (name === "queued") $("steps").textContent = `Queued, place ${data.place} …`;
+      else if (name === "progress") progress(data);
+      else await results(data, path, form.texts(sent));
     }
     connectedModels(path);
   } catch (error) {
@@ -90,9 +91,10 @@ function progress({ step, of, preview }) {
 
 async function results(answer, task, fields) {
   const images = [];
-  for (const { base64, seed, nsfw, mimetype } of answer) {
+  for (const { base64, seed, nsfw, mimetype } of answer.images) {
     const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-    images.push({ blob: new Blob([bytes], { type: mimetype }), seed, nsfw, task, fields, time: Date.now() });
+    const blob = new Blob([bytes], { type: mimetype });
+    images.push({ blob, seed, nsfw, warnings: answer.warnings ?? [], task, fields, time: Date.now() });
   }
   for (const image of images) await history.keep(image).catch(() => {});
   list($("results"), images.length > 1 ? images : []);
@@ -118,8 +120,9 @@ function show(image) {
   $("caption").textContent = prompt;
   $("result-seed").textContent = image.seed;
   $("nsfw").hidden = !image.nsfw;
+  $("warnings").replaceChildren(...(image.warnings ?? []).map((warning) => Object.assign(document.createElement("li"), { textContent: warning })));
   $("download").href = shown.url;
-  $("download").download = `${(prompt || "image").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60)}-${image.seed}.png`;
+  $("download").download = `${(prompt || "image").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60)}-${image.seed}.${image.blob.type.split("/")[1]}`;
   for (const button of document.querySelectorAll("li button")) {
     button.setAttribute("aria-current", button.image.seed === image.seed && button.image.time === image.time);
   }
@@ -232,8 +235,15 @@ $("erase").addEventListener("click", () => {
   form.mask.erasing = !form.mask.erasing;
   $("erase").setAttribute("aria-pressed", form.mask.erasing);
 });
+$("move").addEventListener("click", () => {
+  form.mask.moving = !form.mask.moving;
+  $("move").setAttribute("aria-pressed", form.mask.moving);
+});
 $("undo").addEventListener("click", () => form.mask.undo());
 $("clear").addEventListener("click", () => form.mask.clear());
+$("zoom-in").addEventListener("click", () => form.mask.magnify());
+$("zoom-out").addEventListener("click", () => form.mask.shrink());
+$("reuse-file").addEventListener("click", form.reuseFile);
 
 for (const id of ["reuse", "image-button"]) $(id).addEventListener("click", () => startFrom(shown.blob));
 $("result-seed").addEventListener("click", () => form.keepSeed(shown.seed));

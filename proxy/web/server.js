@@ -35,7 +35,7 @@ export async function get(path) {
   return response.json();
 }
 
-/** Sends a form; yields {name: "progress" | "result", data}. Throws Failure; aborting `signal` cancels the request. */
+/** Sends a form; yields {name: "queued" | "progress" | "result", data}. Throws Failure; aborting `signal` cancels the request. */
 export async function* generate(path, form, signal) {
   const response = await fetch(path, {
     method: "POST", body: form, signal, headers: headers({ Accept: "text/event-stream" }),
@@ -60,10 +60,10 @@ async function* events(stream) {
     text += value;
     let end;
     while ((end = text.indexOf("\n\n", searched)) >= 0) {
-      const [, name, data] = text.slice(0, end).match(/^event: (\w+)\ndata: ([^]*)$/);
+      const event = text.slice(0, end).match(/^event: (\w+)\ndata: ([^]*)$/); // null for a comment
       text = text.slice(end + 2);
       searched = 0;
-      yield { name, data: JSON.parse(data) };
+      if (event) yield { name: event[1], data: JSON.parse(event[2]) };
     }
     searched = Math.max(0, text.length - 1);
   }

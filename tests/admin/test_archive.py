@@ -50,6 +50,12 @@ def test_other_versions_and_the_combined_archive_are_staged(tmp_path: Path) -> N
     assert (model["modelVersion"], model["handler"]) == ("1.1", "txt2img.py")
 
 
+def test_a_custom_models_archive_serves_every_task(tmp_path: Path) -> None:
+    path = archive.build("custom-mine", tmp_path, {})
+    assert archive.tasks_of("custom-mine") == ("txt2img", "img2img", "masking")
+    assert json.loads(_read(path, "MAR-INF/MANIFEST.json"))["model"]["handler"] == "stable_diffusion.py"
+
+
 def test_an_unknown_task_or_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         archive.main(["sketch", "--model-store", str(tmp_path)])

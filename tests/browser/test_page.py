@@ -1,104 +1,20 @@
 """The page in a real browser, in front of the real server."""
 
 import base64
-import io
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.support.browser import DESKTOP, KEY, PHONE, check, generate, pixels, settings, upload
 from tests.support.paths import HOME
-from tests.support.running import Running, running
+from tests.support.running import Running
 from tests.support.samples import file_bytes, sample_image
 
 pytestmark = pytest.mark.browser
-
-# it would ask hosts of its maker's
-QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
-         "--disable-quic", "--disable-gpu"]  # fmt: skip
-MINUTE = 60_000  # milliseconds; a bound that only a hang reaches
-DESKTOP, PHONE = (1280, 900), (390, 844)
-KEY = "a-key"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium: `SD_CHROMIUM`, the system's, or else Playwright's own."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = os.environ.get("SD_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("browser"), SD_API_KEY=KEY) as instance:
-        yield instance
-
-
-@pytest.fixture
-def page(browser: Browser, server: Running, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The page, open and connected. What the browser complains of, such as the content policy, fails the test."""
-    context = browser.new_context(viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
-    context.set_default_timeout(MINUTE)
-    expect.set_options(timeout=MINUTE)
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    foreign: list[str] = []
-    page.on("request", lambda sent: foreign.append(sent.url) if not sent.url.startswith((server.url, "blob:", "data:"))
-            else None)  # fmt: skip
-    page.goto(f"{server.url}/k/{KEY}")
-    expect(page.locator("#state")).to_contain_text("embedded")
-    yield page
-    # a refusal is told to the console as well
-    assert not [complaint for complaint in complaints if "Failed to load resource" not in complaint]
-    assert not foreign
-    context.close()
-
-
-def settings(page: Page, **fields: Any) -> None:
-    page.locator("#settings").evaluate("it => it.open = true")
-    for name, value in fields.items():
-        page.locator(f"#{name}").fill(str(value))
-
-
-def generate(page: Page, prompt: str, **fields: Any) -> None:
-    """Generates, and waits until it is done."""
-    page.locator("#prompt").fill(prompt)
-    settings(page, **fields)
-    page.locator("#prompt").press("Control+Enter")
-    expect(page.locator("#caption")).to_have_text(prompt)
-    expect(page.locator("#progress")).to_be_hidden()
-
-
-def pixels(page: Page, selector: str) -> np.ndarray:
-    """An image of the page, as (height, width, 3) whole numbers."""
-    data = page.locator(selector).evaluate(
-        """image => {
-             const canvas = document.createElement("canvas");
-             [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-             canvas.getContext("2d").drawImage(image, 0, 0);
-             return canvas.toDataURL("image/png").split(",")[1];
-           }"""
-    )
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
-
-
-def upload(page: Page, image: Image.Image) -> None:
-    page.locator("#file").set_input_files({"name": "image.png", "mimeType": "image/png", "buffer": file_bytes(image)})
-    expect(page.locator("#init")).to_be_visible()
 
 
 def test_words_become_an_image_that_the_seed_brings_back(page: Page, server: Running) -> None:
@@ -285,14 +201,8 @@ def test_axe_finds_nothing_and_nothing_sticks_out(page: Page, scheme: Any, size:
             upload(page, sample_image())
         check(page)
     page.goto(f"{page.url.rstrip('/')}/docs")
-    expect(page.locator("section")).to_have_count(10)
+    expect(page.locator("section")).to_have_count(12)
     check(page)
-
-
-def check(page: Page) -> None:
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def test_the_readmes_images_are_small() -> None:

@@ -81,14 +81,41 @@ async def test_foreign_pages_may_not(origin: str | None, status: int) -> None:
     assert allowed == (origin if origin == "https://app.example" else None)
 
 
-async def test_an_allowed_page_may_ask_beforehand() -> None:
-    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST",
-               "Access-Control-Request-Headers": "x-api-key"}  # fmt: skip
-    async with client(serving(RESULT), allowed_origins="https://app.example", api_key="secret") as http:
-        answer = await http.options("/txt2img", headers=headers)
-        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://app.example"
-        refused = await http.options("/txt2img", headers=headers | {"Origin": "https://evil.example"})
-        assert refused.status_code == 400
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key",
+             "Access-Control-Request-Private-Network": "true"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "origin", "allowed"),
+    [
+        ("https://app.example", "https://app.example", "https://app.example"),
+        ("https://App.example/, null", "https://app.example", "https://app.example"),
+        ("https://app.example/,null", "null", "null"),
+        ("*", "https://any.example", "*"),
+        ("*", "null", "*"),
+    ],
+)
+async def test_an_allowed_page_may_ask_beforehand(setting: str, origin: str, allowed: str) -> None:
+    async with client(serving(RESULT), allowed_origins=setting, api_key="secret") as http:
+        asked = await http.options("/txt2img", headers={**PREFLIGHT, "Origin": origin})
+        assert asked.status_code == 200 and asked.headers["access-control-allow-headers"] == "x-api-key"
+        assert asked.headers["access-control-allow-private-network"] == "true"
+        for key, status in (("secret", 200), ("wrong", 401)):
+            headers = {"Origin": origin, "X-API-Key": key}
+            answer = await http.post("/txt2img", data={"prompt": "x"}, headers=headers)
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == allowed
+        assert asked.headers["access-control-allow-origin"] == allowed
+
+
+@pytest.mark.parametrize("setting", ["", "https://app.example"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+async def test_another_page_is_told_the_setting(setting: str, origin: str) -> None:
+    async with client(serving(RESULT), allowed_origins=setting) as http:
+        refused = await http.options("/txt2img", headers={**PREFLIGHT, "Origin": origin})
+    assert refused.status_code == 403 and "SD_ALLOWED_ORIGINS" in refused.json()["message"]
+    assert "access-control-allow-origin" not in refused.headers
+    assert "access-control-allow-private-network" not in refused.headers
 
 
 async def test_the_log_has_an_id_and_neither_key_nor_prompt(caplog: pytest.LogCaptureFixture) -> None:

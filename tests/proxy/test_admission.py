@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
@@ -31,6 +32,7 @@ class Clients:
         self.max_open = limits["max_open"]
         self.queue = Queue(**limits, counts=self.counts)
         self.order: list[str] = []
+        self.places: dict[Any, list[int]] = {}  # that each request was told, the requests in the order they came
         self._tasks = tasks
         self._ends: dict[str, list[anyio.Event]] = {}
 
@@ -44,7 +46,10 @@ class Clients:
         await anyio.wait_all_tasks_blocked()
 
     async def _request(self, client: str) -> None:
-        async with self.queue.turn(client):
+        async with self.queue.turn(client) as turn:
+            self.places[turn] = []
+            async for place in self.queue.places(turn):
+                self.places[turn].append(place)
             self.order.append(client)
             end = anyio.Event()
             self._ends.setdefault(client, []).append(end)
@@ -60,7 +65,8 @@ async def clients(**limits: int) -> AsyncIterator[Clients]:
     async with AsyncExitStack() as turns:
         with anyio.fail_after(HANGS_S):  # as many have their turns at once as at the start
             for client in range(there.max_open):
-                await turns.enter_async_context(there.queue.turn(f"later {client}"))
+                turn = await turns.enter_async_context(there.queue.turn(f"later {client}"))
+                assert [place async for place in there.queue.places(turn)] == []
     assert there.counts.registry.get_sample_value("sd_requests_waiting") == 0
 
 
@@ -82,6 +88,24 @@ async def test_clients_have_their_turns_one_after_the_other() -> None:
         for client in ("a", "b", "a", "c", "b"):
             await there.end(client)
         assert there.order == ["a", "b", "a", "b", "c", "a", "b"]
+
+
+async def test_a_waiting_request_is_told_its_place_and_each_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "PLACE_S", 0.01)
+    async with clients(max_open=2, max_waiting=10, max_per_client=10) as there:
+
+        async def told(*last: int) -> None:
+            with anyio.fail_after(HANGS_S):
+                while [places[-1] for places in there.places.values() if places] != list(last):
+                    await anyio.sleep(0.01)
+
+        for client in "aaabbc":
+            await there.ask(client)
+        assert there.order == ["a", "b"]
+        await told(1, 4, 2, 3)  # the second and the third of a, the second of b, and c
+        await there.end("a")
+        await told(1, 3, 1, 2)
+        assert there.order == ["a", "b", "a"]
 
 
 async def test_there_are_limits_for_one_client_and_for_all() -> None:

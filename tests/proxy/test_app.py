@@ -24,6 +24,14 @@ async def test_the_result_goes_to_the_client_as_it_is() -> None:
     assert answer.content == b'{"status": "success", "images": []}'
 
 
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_warnings_reach_the_client(accept: str) -> None:
+    result = b'{"status": "success", "images": [], "warnings": ["The mask is black."]}'
+    async with client(serving(b'{"result": ' + result + b"}\n")) as http:
+        answer = await http.post("/masking", data={"prompt": "x"}, headers={"Accept": accept})
+    assert result in answer.content
+
+
 async def test_the_body_goes_through_unchanged_with_its_type_in_a_header() -> None:
     seen: list[httpx.Request] = []
 
@@ -63,16 +71,17 @@ async def test_events_for_a_client_that_asks_for_them() -> None:
     )
 
 
-async def test_a_failure_before_the_first_event_has_its_status_and_a_later_one_is_an_event() -> None:
+async def test_a_failure_after_a_streams_head_is_an_event_and_one_before_has_its_status() -> None:
     error = b'{"error": {"status": 507, "message": "no room"}}\n'
     events = {"Accept": "text/event-stream"}
-    async with client(serving(error)) as http:
+    for lines in ((error,), (b'{"progress": {"step": 1, "of": 2}}\n', error)):
+        async with client(serving(*lines)) as http:
+            answer = await http.post("/txt2img", data={"prompt": "x"}, headers=events)
+            assert answer.status_code == 200
+            assert answer.text.endswith('event: error\ndata: {"status": "failure", "message": "no room"}\n\n')
+    async with client(serving(RESULT), max_body_bytes=3) as http:
         answer = await http.post("/txt2img", data={"prompt": "x"}, headers=events)
-        assert answer.status_code == 507 and answer.json() == {"status": "failure", "message": "no room"}
-    async with client(serving(b'{"progress": {"step": 1, "of": 2}}\n', error)) as http:
-        answer = await http.post("/txt2img", data={"prompt": "x"}, headers=events)
-        assert answer.status_code == 200
-        assert answer.text.endswith('event: error\ndata: {"status": "failure", "message": "no room"}\n\n')
+        assert answer.status_code == 413 and answer.json()["status"] == "failure"
 
 
 async def test_a_deadline_is_a_504_though_the_worker_says_nothing() -> None:

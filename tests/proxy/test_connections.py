@@ -17,6 +17,7 @@ from proxy import connections
 from proxy.__main__ import configuration
 from proxy.app import create_app
 from proxy.settings import Settings
+from tests.support.paths import HOME
 from tests.support.torchserve import RESULT, serving
 
 pytestmark = pytest.mark.anyio
@@ -201,6 +202,19 @@ async def test_a_body_that_nobody_wants_holds_no_connection(monkeypatch: pytest.
         assert (await stream.receive()).startswith(b"HTTP/1.1 404")
         await stream.send(b"x")
         assert await everything(stream) == b""
+
+
+async def test_a_whole_address_is_served() -> None:
+    async with listening() as server:
+        for target in (b"http://127.0.0.1:1337/ping", b"http://127.0.0.1:1337//ping/"):
+            answer = await server.say(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b'{"status":"success"}')
+
+
+def test_haproxy_keeps_idle_connections_as_long_as_a_node() -> None:
+    seconds = configuration(Starlette(), Settings()).timeout_keep_alive
+    assert seconds >= 65
+    assert f"timeout http-keep-alive {seconds}s\n" in (HOME / "deploy/haproxy/haproxy.cfg").read_text()
 
 
 async def test_there_are_not_more_connections_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

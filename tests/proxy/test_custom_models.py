@@ -75,6 +75,19 @@ async def test_a_custom_model_is_loaded_once_with_its_first_requests(config: Pat
     assert predictions == [("/predictions/custom-mine", "txt2img")] * 3
 
 
+@pytest.mark.parametrize(("path", "task"), [("", "txt2img"), ("/img2img", "img2img"), ("/masking/", "masking")])
+async def test_a_custom_model_does_each_task(tmp_path: Path, path: str, task: str) -> None:
+    management, file = Management(), tmp_path / "config.json"
+    # a model may have a task's name
+    file.write_text(json.dumps({"custom_models": [MINE, {"model_path": "a", "url_path": "masking"}]}))
+    async with client(management, config=str(file)) as http:
+        for name in ("mine", "masking"):
+            assert (await http.post(f"/custom/{name}{path}", data={"prompt": "x"})).status_code == 200
+            assert management.requests[-1] == (f"/predictions/custom-{name}", task)
+        assert (await http.post("/custom/other" + path)).status_code == 404
+        assert (await http.post("/custom/mine/sketch")).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [(404, "still being prepared, or cannot be served"), (500, "cannot be loaded: the server's output says why")],
