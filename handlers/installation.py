@@ -90,9 +90,10 @@ class Installation:
 
     @property
     def conversions(self) -> Path:
-        """Where models that were converted for this machine are kept: below HF_HOME, else in the user's cache."""
-        cache = self.environment.get("HF_HOME") or self.environment.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(os.path.expanduser(cache), "sd-api-server")
+        """Where models that were converted for this machine are kept: SD_CACHE_DIR, else beside the hub's models."""
+        if chosen := self.environment.get("SD_CACHE_DIR"):
+            return Path(chosen)
+        return Path(os.path.expanduser(self.environment.get("HF_HOME") or "~/.cache"), "sd-api-server")
 
     @property
     def writes_parameters(self) -> bool:

@@ -1,15 +1,18 @@
 """What all tests share."""
 
 import os
+import tempfile
+from pathlib import Path
 
 # One thread for each process. On a busy machine, OpenMP's threads wait for each other at every small operation, and
 # those that wait awake take the cores from those that work. Beside three busy programs, the same images took 247 s with
 # two threads and 29 s with one. Set before torch is imported; the servers that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# the conversions of test models, which one run leaves for the next
+os.environ["SD_CACHE_DIR"] = str(Path(tempfile.gettempdir(), "sd-test-conversions"))
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

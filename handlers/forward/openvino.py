@@ -4,6 +4,7 @@ Its numbers differ from torch's in the last digits, or with bfloat16 in more of 
 the plain pipeline's. Whatever cannot be converted runs in torch.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -83,6 +84,8 @@ class Converter:
             weights: the module that has the weights.
             about: what else tells two conversions apart.
         """
+        root = logging.getLogger()
+        level, filters, log_handlers = root.level, root.filters[:], root.handlers[:]
         try:
             key, is_half = _identify(self._openvino.__version__, weights, about)
             kept = self._folder / key
@@ -94,6 +97,9 @@ class Converter:
             os.utime(kept)  # the least recently used are removed
             return self._core.compile_model(self._core.read_model(kept / "model.xml"), "CPU", self._settings)
         except Exception:  # a model that cannot be converted runs all the same
+            # a conversion that fails leaves the log to errors alone
+            root.setLevel(level)
+            root.filters, root.handlers = filters, log_handlers
             logger.exception("A %s could not be converted for OpenVINO: it runs in torch.", type(weights).__name__)
             return None
 
@@ -107,14 +113,14 @@ class Converter:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
                 self._openvino.save_model(model, Path(scratch, "new", "model.xml"), compress_to_fp16=is_half)
-                shutil.rmtree(folder, ignore_errors=True)
-                Path(scratch, "new").rename(folder)
+                with contextlib.suppress(OSError):  # another worker was first
+                    Path(scratch, "new").rename(folder)
             for old in sorted(self._folder.glob("*/model.xml"), key=lambda file: file.parent.stat().st_mtime)[:-KEPT]:
                 shutil.rmtree(old.parent, ignore_errors=True)
         except (OSError, RuntimeError) as error:
             logger.warning("The conversion for OpenVINO is not kept, so each start makes it anew: %s", error)
             return False
-        return True
+        return (folder / "model.xml").is_file()
 
 
 def _identify(version: str, weights: torch.nn.Module, about: str) -> tuple[str, bool]:

@@ -182,7 +182,7 @@ def test_without_room_for_it_a_conversion_is_used_all_the_same(
 
 
 def test_a_worker_generates_with_it(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("SD_CACHE_DIR", str(tmp_path))
     images = {}
     for engine in ("torch", "openvino"):
         handler = CombinedHandler()
