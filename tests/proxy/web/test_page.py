@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from handlers.request.parameters import SAMPLERS
 from proxy.web.page import FOLDER, TYPES
 from tests.support.torchserve import RESULT, client, serving
 
@@ -49,3 +50,10 @@ def test_a_document_has_no_script_or_style_inside_and_relative_addresses(file: s
 
 def test_it_is_small() -> None:
     assert sum(file.stat().st_size for file in FILES) < 150_000
+
+
+def test_the_page_reads_the_samplers_that_the_files_name() -> None:
+    script = (FOLDER / "parameters.js").read_text(encoding="utf-8")
+    table = script[script.index("SAMPLERS = {") : script.index("};")]
+    read = {name.strip('"'): scheduler for name, scheduler in re.findall(r'("[^"]+"|\w+): "(\w+)"', table)}
+    assert read == {name: scheduler for scheduler, name in SAMPLERS.items()}
