@@ -6,10 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from handlers.imaging.documents import Document
+from handlers.imaging.regions import Crop
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.request.fields import GenerationRequest
 from tests.support.samples import sample_image
 
+CROP = Crop.whole((64, 32), (32, 16))
 COMMON = {"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "eta"}
 
 
@@ -18,7 +21,7 @@ def a_request(task: str) -> GenerationRequest:
     return GenerationRequest(
         task=task, prompt="a house", negative_prompt="blurred", seed=1, num_outputs=1, num_inference_steps=5,
         guidance_scale=7.5, eta=0.5, width=32, height=16, answer_size=(64, 32), strength=0.8,
-        init_image=sample_image(64, 32).convert("RGB") if task != "txt2img" else None,
+        init_image=Document(sample_image(64, 32)) if task != "txt2img" else None,
         mask_image=Image.linear_gradient("L").resize((64, 32)) if task == "masking" else None,
     )  # fmt: skip
 
@@ -58,7 +61,7 @@ class TakesLittle:
     ],
 )
 def test_each_task_has_its_arguments_at_the_models_size(task: str, more: set[str]) -> None:
-    arguments = pipeline_arguments(a_request(task), Takes())
+    arguments = pipeline_arguments(a_request(task), Takes(), CROP)
     assert arguments.keys() == COMMON | more
     assert (arguments["prompt"], arguments["negative_prompt"], arguments["eta"]) == ("a house", "blurred", 0.5)
     for name in more & {"image", "mask_image"}:
@@ -68,7 +71,7 @@ def test_each_task_has_its_arguments_at_the_models_size(task: str, more: set[str
 
 
 def test_arguments_that_a_family_does_not_take_are_left_out() -> None:
-    arguments = pipeline_arguments(a_request("masking"), TakesLittle())
+    arguments = pipeline_arguments(a_request("masking"), TakesLittle(), CROP)
     assert arguments == {"prompt": "a house", "num_inference_steps": 5, "guidance_scale": 7.5}
 
 
