@@ -6,13 +6,13 @@ the plain pipeline's. Whatever cannot be converted runs in torch.
 
 import contextlib
 import hashlib
-import importlib.util
 import logging
 import os
 import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +29,18 @@ logger = logging.getLogger(__name__)
 
 SAMPLES = 16  # values of each weight that tell two models apart
 KEPT = 12  # conversions; a model has three
-_INSTALL = "--engine openvino needs another package: .venv/bin/pip install openvino"
+ABANDONED_S = 3600  # after which nobody still saves a conversion
 
 
 def pays() -> bool:
-    """Whether OpenVINO is there for a processor that it was made for."""
-    return platform.machine().lower() in ("x86_64", "amd64") and importlib.util.find_spec("openvino") is not None
+    """Whether OpenVINO is there, and works, for a processor that it was made for."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        _load()
+    except ModelError:
+        return False
+    return True
 
 
 def _load() -> Any:
@@ -43,8 +49,8 @@ def _load() -> Any:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         import openvino
-    except ImportError:
-        raise ModelError(_INSTALL) from None
+    except (ImportError, OSError) as error:
+        raise ModelError(f"--engine openvino needs the package openvino, which cannot be imported: {error}") from None
     return openvino
 
 
@@ -67,7 +73,7 @@ class Converter:
         self._core = self._openvino.Core()
         self._folder = folder
         has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if dtype not in ("auto", "float32", "bfloat16"):
+        if dtype not in ("auto", "float32", *(["bfloat16"] if has_bfloat16 else [])):
             raise ModelError(f"OpenVINO does not compute in {dtype} here: use --dtype auto, or --engine torch.")
         self.dtype = ("bfloat16" if has_bfloat16 else "float32") if dtype == "auto" else dtype
         self._settings = {
@@ -94,7 +100,8 @@ class Converter:
                     model = self._openvino.convert_model(module, example_input=tuple(tensors))
                 if not self._keep(model, kept, is_half):
                     return self._core.compile_model(model, "CPU", self._settings)
-            os.utime(kept)  # the least recently used are removed
+            with contextlib.suppress(OSError):  # a folder that others may only read
+                os.utime(kept)  # the least recently used are removed
             return self._core.compile_model(self._core.read_model(kept / "model.xml"), "CPU", self._settings)
         except Exception:  # a model that cannot be converted runs all the same
             # a conversion that fails leaves the log to errors alone
@@ -111,7 +118,10 @@ class Converter:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            for left in self._folder.glob("new-*"):  # by a worker that was killed
+                if left.stat().st_mtime < time.time() - ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix="new-") as scratch:
                 self._openvino.save_model(model, Path(scratch, "new", "model.xml"), compress_to_fp16=is_half)
                 with contextlib.suppress(OSError):  # another worker was first
                     Path(scratch, "new").rename(folder)
@@ -148,12 +158,13 @@ class OpenVINOForward:
     def __call__(self, call: UNetCall) -> Any:
         plain = _plain(call)
         signature = CallSignature.of(plain).without_sizes()  # a conversion takes every size
-        if not signature.is_by_value or not _is_even(call):
+        if not signature.is_by_value:
             return forward(call)
         if signature not in self._compiled:
             about = str(replace(signature, module=None))  # type: ignore[arg-type]
+            example = _odd(plain)
             self._compiled[signature] = self._converter.compile(
-                _Positional(plain), call.unet, about, list(plain.tensors())
+                _Positional(example), call.unet, about, list(example.tensors())
             )
         compiled = self._compiled[signature]
         if compiled is None:
@@ -194,9 +205,14 @@ class _Positional(torch.nn.Module):
         return output
 
 
-def _is_even(call: UNetCall) -> bool:
-    """Whether the latents can be halved as often as the UNet halves them; if not, a conversion would fix their size."""
-    return not any(side % 2**call.unet.num_upsamplers for side in call.sample.shape[-2:])
+def _odd(call: UNetCall) -> UNetCall:
+    """The call with latents of odd sides, as the example for a conversion.
+
+    With those, a UNet enlarges to the sizes that it came from, whatever they are; with others it doubles, which is
+    right for even sides alone.
+    """
+    height, width = call.sample.shape[-2:]
+    return replace(call, sample=torch.nn.functional.pad(call.sample, (0, 1 - width % 2, 0, 1 - height % 2)))
 
 
 def convert_vae(vae: Any, converter: Converter) -> None:

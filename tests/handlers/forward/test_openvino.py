@@ -1,6 +1,7 @@
 """OpenVINO on a CPU: the same images but for the last digits, with every form of call, converted once."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def compiled(run: OpenVINOForward, monkeypatch: pytest.MonkeyPatch) -> list[Any]
 def test_one_conversion_is_for_all_sizes(unet: Any, run: OpenVINOForward, compiled: list[Any]) -> None:
     kept = run(call(unet, 1, (8, 8))).sample
     before = kept.clone()
-    for rows, size in ((2, (8, 8)), (5, (16, 8))):
+    for rows, size in ((2, (8, 8)), (5, (16, 8)), (2, (9, 8)), (1, (7, 13))):
         one = call(unet, rows, size)
         assert run(one).sample.numpy() == pytest.approx(forward(one).sample.numpy(), abs=1e-3)
     assert (kept == before).all()
@@ -73,11 +74,7 @@ def test_one_conversion_is_for_all_sizes(unet: Any, run: OpenVINOForward, compil
 
 
 def test_what_a_conversion_would_fix_runs_in_torch(unet: Any, run: OpenVINOForward) -> None:
-    odd = call(unet, 2, (9, 8))
     opaque = call(unet, 2, (8, 8), cross_attention_kwargs={"scale": object()})
-    for one in (odd, call(unet, 2, (8, 8), attention_mask=None, return_dict=True), odd):
-        assert run(one).sample.shape == one.sample.shape
-    assert (run(odd).sample == forward(odd).sample).all()
     assert (run(opaque).sample == forward(opaque).sample).all()
 
 
@@ -205,25 +202,43 @@ def test_the_dtype_is_what_the_processor_has(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(openvino.Core, "get_property", lambda *_, has=capabilities: has)
         assert Converter(1, "auto", tmp_path).dtype == dtype
         assert Converter(1, "float32", tmp_path).dtype == "float32"
-        assert Converter(1, "bfloat16", tmp_path).dtype == "bfloat16"
+    with pytest.raises(ModelError, match="does not compute in bfloat16 here"):
+        Converter(1, "bfloat16", tmp_path)
 
 
 def test_bfloat16_is_near(tmp_path: Path) -> None:
     layer, values = a_layer(), torch.randn(1, 64)
     expected = layer(values).detach().numpy()
-    computed = Converter(2, "bfloat16", tmp_path).compile(layer, layer, "", [values])([values.numpy()])[0]
+    try:
+        converter = Converter(2, "bfloat16", tmp_path)
+    except ModelError as error:
+        pytest.skip(str(error))
+    computed = converter.compile(layer, layer, "", [values])([values.numpy()])[0]
     assert np.linalg.norm(computed - expected) < 0.05 * np.linalg.norm(expected)
+
+
+def test_what_a_killed_worker_left_is_removed(converter: Converter, tmp_path: Path) -> None:
+    left, recent = (tmp_path / "conversions" / name for name in ("new-left", "new-recent"))
+    for folder in (left, recent):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    layer = a_layer()
+    converter.compile(layer, layer, "", [torch.randn(1, 64)])
+    assert recent.exists() and not left.exists()
 
 
 def test_it_is_not_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for machine, expected in (("AMD64", True), ("x86_64", True), ("arm64", False)):
         monkeypatch.setattr("platform.machine", lambda name=machine: name)
         assert pays() is expected
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not pays()
 
 
 def test_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ModelError, match="pip install openvino"):
+    with pytest.raises(ModelError, match="needs the package openvino"):
         Converter(2, "auto", tmp_path)
 
 
