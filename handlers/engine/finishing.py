@@ -1,6 +1,6 @@
 """From a pipeline's outputs to an image of the answer: put back into its document, encoded, and described."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +78,9 @@ def _composed(
     return paste(document, mask, generated, request.fills_holes), None
 
 
-def check_answer(images: Collection[FinishedImage], max_response_bytes: int) -> None:
+def check_answer(images: Sequence[FinishedImage], max_response_bytes: int) -> None:
     """Raises TooLarge for an answer over TorchServe's limit, which would close the worker's channel."""
-    if sum(len(image.entry) for image in tuple(images)) > max_response_bytes - HEADROOM:
+    if sum(len(image.entry) for image in images) > max_response_bytes - HEADROOM:
         raise TooLarge(
             f"The answer has more than {max_response_bytes} bytes: ask for output_format=jpeg, for fewer images at a "
             "time or, where there is a mask, for patch=true."
