@@ -198,6 +198,8 @@ class Generation:
         for slot in self.slots:
             slot.job.cancel()
         self.slots = []
+        for future in self._encoding.values():
+            future.cancel()
 
     def _conclude(self, ending: bytes, error: RequestError | None = None) -> None:
         with self._conclusion:  # the last image and the deadline may come at once

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 from handlers.imaging.jpeg import still_image
@@ -38,6 +38,15 @@ KINDS = {
     "PDF": rb"%PDF-",
     "OpenEXR": rb"\x76\x2f\x31\x01",
     "ZIP": rb"PK\x03\x04",
+}
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 TAKEN = "a PNG, JPEG or WebP file"
 
@@ -143,7 +152,9 @@ def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -
     """The image upright, with what its file says about it and nothing else."""
     info: dict[Any, Any] = image.info
     dpi = _dpi(info.get("dpi"))
-    upright = ImageOps.exif_transpose(image)
+    turn = _turn(image)
+    # not by ImageOps.exif_transpose, which writes the EXIF anew, and raises where another of its fields is odd
+    upright = image if turn is None else image.transpose(turn)
     if dpi and upright.size != image.size:
         dpi = dpi[1], dpi[0]
     transparency = info.get("transparency")
@@ -152,6 +163,14 @@ def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -
     upright.info = {} if transparency is None else {"transparency": transparency}
     profile = info.get("icc_profile")
     return ImageFile(upright, profile if isinstance(profile, bytes) and profile else None, dpi, notes)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts the image upright, by EXIF's orientation; None for an upright image and for EXIF that is no EXIF."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # for damaged EXIF, Pillow raises SyntaxError, struct.error and others
+        return None
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:

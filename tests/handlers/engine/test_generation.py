@@ -148,10 +148,19 @@ def test_a_request_that_is_cancelled_ends_its_jobs(bench: Bench) -> None:
     generation.cancel()  # a second time does nothing
 
 
-def test_the_pool_may_finish_the_image_of_a_request_that_was_cancelled(bench: Bench) -> None:
-    generation = bench.opened_in(ENCODING)
+def test_images_of_a_request_that_was_cancelled_are_not_encoded(bench: Bench) -> None:
+    generation = bench.opened_in(ENCODING, num_outputs=2)
+    parsed = bench.pool.has_run
     generation.cancel()
     bench.pool.run_all()
+    assert bench.pool.has_run == parsed
+
+
+def test_the_pool_may_finish_the_image_of_a_request_that_was_cancelled(bench: Bench) -> None:
+    generation = bench.opened_in(ENCODING)
+    finish = bench.pool.begin()
+    generation.cancel()
+    finish()
     generation.collect()
     assert generation.state is ENDED and generation.error is None
 
