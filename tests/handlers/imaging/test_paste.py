@@ -90,6 +90,28 @@ def test_holes_are_filled_from_behind() -> None:
     assert np.array_equal(shown[:16], np.asarray(result)[:16])
 
 
+def test_a_soft_edge_over_what_is_behind_it_is_blended_once() -> None:
+    document = Document(Image.new("RGBA", (64, 64), (200, 0, 0, 128)))
+    mask, blue = Image.new("L", (64, 64), 127), Image.new("RGB", (64, 64), (0, 0, 200))
+    pasted = paste(document, mask, [(WHOLE, blue)], behind=True)
+    patch, _ = patch_of(document, mask, [(WHOLE, blue)], behind=True)
+    for image in (pasted, patch):
+        assert image.getpixel((0, 0)) == (100, 0, 100, 255)
+
+
+def test_a_grown_or_blurred_mask_takes_more_of_the_document_than_its_holes() -> None:
+    image = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (16, 16, 48, 48))
+    holes, blue = inverted(image.getchannel("A")), Image.new("RGB", (64, 64), (0, 0, 200))
+    grown = np.asarray(paste(Document(image), refine(holes, 4, 0), [(WHOLE, blue)], behind=True))
+    assert (grown[12:52, 12:52] == (0, 0, 200, 255)).all() and (grown[:12] == (200, 0, 0, 255)).all()
+    mask = refine(holes, 0, 3)
+    blurred = np.asarray(paste(Document(image), mask, [(WHOLE, blue)], behind=True)).astype(int)
+    assert (blurred[16:48, 16:48] == (0, 0, 200, 255)).all() and (blurred[..., 3] == 255).all()
+    outside = np.asarray(mask)[:16].astype(int) / 255
+    assert np.abs(blurred[:16, :, 2] - 200 * outside).max() <= 1 and 0.3 < outside.max() < 0.6
+
+
 def test_an_image_of_a_cut_out_has_the_layers_alpha() -> None:
     document = transparent_edges()
     image = redrawn(document, sample_image(128, 128))
