@@ -25,7 +25,7 @@ def paste(document: Document, mask: Image.Image, generated: Generated, behind: b
         patch = _in_region(document, crop, image)
         own_mask, corner = mask.crop(crop.region), crop.region[:2]
         if behind:
-            # once, so a soft edge is blended once: the document fades by its own alpha, or by the mask if that takes more
+            # one composite, so a soft edge is blended once: by the document's alpha, or by the mask if that takes more
             over = result.crop(crop.region)
             over.putalpha(ImageChops.darker(over.getchannel("A"), inverted(own_mask)))
             result.paste(Image.alpha_composite(patch.convert("RGBA"), over), corner, _above_black(own_mask))

@@ -122,7 +122,11 @@ def test_blank_fields_are_their_defaults() -> None:
     )
     blank, absent = parse(**MASKED, **dict.fromkeys(names, "")), parse(**MASKED)
     assert blank == absent
-    assert [getattr(blank, name) for name in names] == ["auto", "original", None, 0, 0, False, "png", 90]
+    defaults = {
+        "mask_mode": "auto", "mask_fill": "original", "mask_grow": 0, "mask_blur": 0, "patch": False,
+        "output_format": "png", "output_quality": 90,
+    }  # fmt: skip
+    assert absent == parse(**MASKED, **defaults)
 
 
 def test_what_would_hardly_fit_is_refused_beforehand_with_advice() -> None:
