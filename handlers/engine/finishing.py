@@ -53,7 +53,7 @@ def finish_image(
         parameters=parameters if outputs else None,
         mark=(COMPOSITE if document else GENERATED) if marks and outputs else None,
     )
-    text, warnings = encode(image, request.output_format, request.output_quality, side)
+    text, warnings = encode(image, request.output_format, request.output_quality, side, keep_alpha=request.patch)
     place = (box[0], box[1], box[2] - box[0], box[3] - box[1]) if box else None
     return FinishedImage(
         image_entry(text, request.seed + index, flagged, f"image/{request.output_format}", place), warnings
@@ -72,7 +72,7 @@ def _composed(
     generated = zip(request.crops, images, strict=True)
     if request.patch:
         patch, box = patch_of(document, mask, generated, request.fills_holes)
-        return (Image.new("RGB", patch.size) if flagged else patch), box
+        return (Image.new("RGBA", patch.size, "black") if flagged else patch), box
     if flagged:
         return Image.new("RGB", document.size), None
     return paste(document, mask, generated, request.fills_holes), None

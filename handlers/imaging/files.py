@@ -168,7 +168,7 @@ def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What puts the image upright, by EXIF's orientation; None for an upright image and for EXIF that is no EXIF."""
     try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # for damaged EXIF, Pillow raises SyntaxError, struct.error and others
         return None
 

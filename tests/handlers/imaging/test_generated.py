@@ -110,6 +110,8 @@ def test_a_patch_comes_with_its_box() -> None:
     assert [image["box"] for image in answer.body["images"]] == [[100, 100, 1350, 950]] * 2
     patch = answer.image()
     assert (patch.mode, patch.size) == ("RGBA", (1350, 950))
+    opaque = Answered("masking", init_image=file_bytes(PHOTO), mask_image=spots(TWO[0]), patch="true").image()
+    assert (opaque.mode, opaque.getchannel("A").getextrema()) == ("RGBA", (255, 255))
     assert patch.getchannel("A").histogram()[255] == 60 * 50 + 50 * 50
     assert "box" not in Answered("masking", init_image=file_bytes(PHOTO), mask_image=spots(*TWO)).body["images"][0]
 
@@ -217,7 +219,7 @@ def test_a_flagged_image_is_black_and_so_is_its_patch() -> None:
     for fields, size in (({}, (1600, 1200)), ({"patch": 1}, (1350, 950))):
         answer = Answered("masking", Echo(True), init_image=file_bytes(PHOTO), mask_image=spots(*TWO), **fields)
         assert answer.body["images"][0]["nsfw"] is True
-        assert answer.image().size == size and answer.image().getextrema() == ((0, 0),) * 3
+        assert answer.image().size == size and answer.image().convert("RGB").getextrema() == ((0, 0),) * 3
 
 
 def test_an_answer_that_is_larger_than_expected_ends_the_request_with_advice() -> None:
