@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
+
+from handlers.wire import TASKS
+
+ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in TASKS)})
 
 
 class Failure(Exception):
@@ -35,3 +40,10 @@ class Failure(Exception):
     def response(self, always_200: bool = False) -> JSONResponse:
         """The answer; `always_200` for clients that treat any other status as a broken connection."""
         return JSONResponse(self.body, 200 if always_200 else self.status, headers=dict(self.headers))
+
+
+def answers_200(request: Request) -> bool:
+    """Whether this request's failure is answered with status 200."""
+    path = request.scope["path"]
+    is_original = path in ORIGINAL_PATHS or path.startswith("/custom/")
+    return is_original and bool(request.app.state.settings.failures_as_200)
