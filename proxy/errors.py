@@ -34,6 +34,12 @@ class Failure(Exception):
         return {"status": "failure", "message": self.message}
 
     @property
+    def event(self) -> dict[str, str | int]:
+        """The body of a stream's last event, with what the head of an answer would say."""
+        event: dict[str, str | int] = {**self.body, "code": self.status}
+        return event if self.retry_after is None else {**event, "retry_after": self.retry_after}
+
+    @property
     def headers(self) -> Mapping[str, str]:
         return self._headers if self.retry_after is None else {**self._headers, "Retry-After": str(self.retry_after)}
 
