@@ -9,7 +9,7 @@ from PIL import Image
 from handlers.errors import TooLarge
 from handlers.imaging.documents import resize_to
 from handlers.imaging.output import COMPOSITE, GENERATED, SideData, encode
-from handlers.imaging.paste import paste, patch_of, redrawn
+from handlers.imaging.paste import paste, patch_of, regenerated
 from handlers.imaging.regions import Box
 from handlers.request.fields import GenerationRequest
 from handlers.wire import image_entry
@@ -68,7 +68,7 @@ def _composed(
     if document is None:
         return resize_to(images[0], request.answer_size), None
     if mask is None:
-        return redrawn(document, images[0]), None
+        return regenerated(document, images[0]), None
     generated = zip(request.crops, images, strict=True)
     if request.patch:
         patch, box = patch_of(document, mask, generated, request.fills_holes)

@@ -18,7 +18,7 @@ from handlers.imaging.jpeg import still_image
 from handlers.imaging.png import bits_of, needed_chunks
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")  # Pillow's names
-FEW = 8  # a JPEG that misses more than one in FEW of its rows is refused
+PARTS = 8  # a JPEG that lost the last of so many parts of its rows is refused
 _NOT_BASE64 = b"\r\n\t"
 
 # kinds of files by a pattern of their first bytes; those of FORMATS are taken, the others are named in the refusal
@@ -119,7 +119,7 @@ def open_image(data: bytes, field: str, max_pixels: int) -> ImageFile:
             data, complete = still_image(data, field)
         image = _load(data, kind, field, max_pixels)
         if not complete:
-            _refuse_half(image)
+            _refuse_without_end(image)
             notes.append(f"{field} lost the end of its file: its last rows may be grey.")
         return _described(image, kind == "PNG" and bits_of(data) == 16, tuple(notes))
     except (RequestError, MemoryError):
@@ -141,11 +141,11 @@ def _load(data: bytes, kind: str, field: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _refuse_half(image: Image.Image) -> None:
-    """Raises ValueError if a decoder found nothing for the image's last rows, which it fills with one grey."""
-    rows = image.crop((0, image.height - math.ceil(image.height / FEW), *image.size))
+def _refuse_without_end(image: Image.Image) -> None:
+    """Raises ValueError if a decoder found nothing for the last of PARTS, whose rows it fills with one grey."""
+    rows = image.crop((0, image.height - math.ceil(image.height / PARTS), *image.size))
     if rows.convert("RGB").getextrema() == ((128, 128),) * 3:
-        raise ValueError("half of the image is missing")
+        raise ValueError(f"the last 1/{PARTS} of the image is missing")
 
 
 def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -> ImageFile:

@@ -56,11 +56,11 @@ def patch_of(document: Document, mask: Image.Image, generated: Generated, behind
     return result, box
 
 
-def redrawn(document: Document, image: Image.Image) -> Image.Image:
+def regenerated(document: Document, image: Image.Image) -> Image.Image:
     """A whole image of the model's in the document's size, colours and alpha."""
     result = from_srgb(resize_to(image, document.size), document.profile)
-    if document.alpha is not None:
-        result.putalpha(document.alpha)
+    if (alpha := document.alpha) is not None:
+        result.putalpha(alpha)
     return result
 
 

@@ -10,7 +10,7 @@ from handlers.imaging.colours import from_srgb
 from handlers.imaging.documents import Document, read_document
 from handlers.imaging.files import ImageFile
 from handlers.imaging.masks import inverted, refine
-from handlers.imaging.paste import paste, patch_of, redrawn
+from handlers.imaging.paste import paste, patch_of, regenerated
 from handlers.imaging.regions import Crop, plan
 from handlers.imaging.sizes import ModelSizes
 from tests.support.cases import profile_of
@@ -112,9 +112,9 @@ def test_a_grown_or_blurred_mask_takes_more_of_the_document_than_its_holes() -> 
 
 def test_an_image_of_a_cut_out_has_the_layers_alpha() -> None:
     document = transparent_edges()
-    image = redrawn(document, sample_image(128, 128))
+    image = regenerated(document, sample_image(128, 128))
     assert np.array_equal(image.getchannel("A"), document.image.getchannel("A")) and image.size == (64, 64)
-    assert redrawn(Document(sample_image()), sample_image(seed=2)).mode == "RGB"
+    assert regenerated(Document(sample_image()), sample_image(seed=2)).mode == "RGB"
 
 
 def test_a_patch_over_the_document_is_the_pasted_image() -> None:
@@ -204,4 +204,4 @@ def test_two_cut_outs_that_differ_under_alpha_0_differ_only_there(behind: bool) 
 
 @pytest.mark.parametrize("side", [1, 7, 63])
 def test_any_size_comes_back_as_it_was(side: int) -> None:
-    assert redrawn(Document(sample_image(side, 3)), sample_image()).size == (side, 3)
+    assert regenerated(Document(sample_image(side, 3)), sample_image()).size == (side, 3)
