@@ -148,4 +148,4 @@ def test_a_colour_of_16_bits_may_stand_for_transparency() -> None:
             chunk(b"IEND", b""),
         ]
     )
-    assert np.asarray(read(data).image)[0].tolist() == [[0, 0, 0, 0], [234, 117, 0, 255]]
+    assert np.asarray(read(data).image)[0].tolist() == [[18, 18, 18, 0], [234, 117, 0, 255]]
