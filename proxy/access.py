@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.errors import Failure
+from proxy.errors import Failure, answers_200
 
 # health checks, which have no key and learn only yes or no; and the page, which asks for the key
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
@@ -68,10 +68,12 @@ class Access:
                 # somebody opens the plugin's address in a browser; the page's own links are relative and need the slash
                 await RedirectResponse(quote(alone[1], safe="") + "/")(scope, receive, send)
                 return
+            key = _take_key(scope)
+            request = Request(scope)
             try:
-                client = self._check(Request(scope), _take_key(scope))
+                client = self._check(request, key)
             except Failure as failure:
-                await failure.response()(scope, receive, send)
+                await failure.response(answers_200(request))(scope, receive, send)
                 return
             scope["state"] = {**scope.get("state", {}), "client": client}
         if scope["type"] in ("http", "lifespan"):  # websockets are not served

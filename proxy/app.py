@@ -16,10 +16,10 @@ from proxy.access import Access, Cors
 from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
-from proxy.errors import Failure
+from proxy.errors import Failure, answers_200
 from proxy.frontend_failures import READY
 from proxy.paths import Paths
-from proxy.routes import answers_200, routes
+from proxy.routes import routes
 from proxy.settings import Settings, listed
 from proxy.shutdown import Drain
 from proxy.telemetry import Counts, Telemetry

@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
+
+from handlers.wire import TASKS
+
+ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in TASKS)})
 
 
 class Failure(Exception):
@@ -29,9 +34,22 @@ class Failure(Exception):
         return {"status": "failure", "message": self.message}
 
     @property
+    def event(self) -> dict[str, str | int]:
+        """The body of a stream's last event, with what the head of an answer would say."""
+        event: dict[str, str | int] = {**self.body, "code": self.status}
+        return event if self.retry_after is None else {**event, "retry_after": self.retry_after}
+
+    @property
     def headers(self) -> Mapping[str, str]:
         return self._headers if self.retry_after is None else {**self._headers, "Retry-After": str(self.retry_after)}
 
     def response(self, always_200: bool = False) -> JSONResponse:
         """The answer; `always_200` for clients that treat any other status as a broken connection."""
         return JSONResponse(self.body, 200 if always_200 else self.status, headers=dict(self.headers))
+
+
+def answers_200(request: Request) -> bool:
+    """Whether this request's failure is answered with status 200."""
+    path = request.scope["path"]
+    is_original = path in ORIGINAL_PATHS or path.startswith("/custom/")
+    return is_original and bool(request.app.state.settings.failures_as_200)

@@ -15,7 +15,7 @@ from handlers.wire import CUSTOM, TASKS, RequestHead
 from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
-from proxy.errors import Failure
+from proxy.errors import Failure, answers_200
 from proxy.frontend_failures import READY
 from proxy.metrics import metrics
 from proxy.settings import Settings
@@ -23,15 +23,6 @@ from proxy.shutdown import Drain
 from proxy.streaming import Generated, wants_events
 from proxy.upstream import Upstream
 from proxy.web.page import docs, openapi, page, static
-
-ORIGINAL_PATHS = frozenset({"/ping", "/custom_models", *(f"/{task}" for task in TASKS)})
-
-
-def answers_200(request: Request) -> bool:
-    """Whether this request's failure is answered with status 200."""
-    settings: Settings = request.app.state.settings
-    path = request.scope["path"]
-    return settings.failures_as_200 and (path in ORIGINAL_PATHS or path.startswith("/custom/"))
 
 
 async def ping(request: Request) -> Response:

@@ -44,7 +44,8 @@ class Generated:
     """The contract's answer to a generation, as an ASGI app: one JSON body, or server-sent events.
 
     Events are `queued` ({"place": 3}), `progress` ({"step": 3, "of": 50}), then `result` (the JSON body) or `error`
-    (the failure body). The stream's head is sent at once, so each failure is an event.
+    (the failure body, with its status as `code`). The stream's head is sent at once, so each failure is an event;
+    `failure_status` of the scope's state tells Telemetry.
 
     Args:
         events: as `Admission.generate` yields them.
@@ -72,7 +73,7 @@ class Generated:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def work() -> None:
             if self._as_events:
-                await self._send_events(send)
+                await self._send_events(scope, send)
                 return
             try:
                 while not isinstance(event := await self._next(), Result):
@@ -90,7 +91,7 @@ class Generated:
             event = await anext(self._events)
         return event
 
-    async def _send_events(self, send: Send) -> None:
+    async def _send_events(self, scope: Scope, send: Send) -> None:
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-store"),
@@ -106,7 +107,8 @@ class Generated:
                     await self._say(_event(name, json.dumps(event.fields()).encode()), send)
                 last = _event(b"result", event.body)
             except Failure as failure:
-                last = _event(b"error", json.dumps(failure.body).encode())
+                scope["state"]["failure_status"] = failure.status
+                last = _event(b"error", json.dumps(failure.event).encode())
             tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": last})
 

@@ -73,6 +73,8 @@ class Telemetry:
             raise
         finally:
             self._counts.in_flight.dec()
+            # a stream's head says 200 before anything can fail
+            seen["status"] = scope["state"].get("failure_status", seen["status"])
             self._report(scope, request_id, time.perf_counter() - begin, seen)
 
     def _report(self, scope: Scope, request_id: bytes, seconds: float, seen: dict[str, Any]) -> None:

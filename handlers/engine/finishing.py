@@ -1,6 +1,6 @@
 """From a pipeline's outputs to an image of the answer: put back into its document, encoded, and described."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from PIL import Image
 from handlers.errors import TooLarge
 from handlers.imaging.documents import resize_to
 from handlers.imaging.output import COMPOSITE, GENERATED, SideData, encode
-from handlers.imaging.paste import paste, patch_of, redrawn
+from handlers.imaging.paste import paste, patch_of, regenerated
 from handlers.imaging.regions import Box
 from handlers.request.fields import GenerationRequest
 from handlers.wire import image_entry
@@ -53,7 +53,7 @@ def finish_image(
         parameters=parameters if outputs else None,
         mark=(COMPOSITE if document else GENERATED) if marks and outputs else None,
     )
-    text, warnings = encode(image, request.output_format, request.output_quality, side)
+    text, warnings = encode(image, request.output_format, request.output_quality, side, keep_alpha=request.patch)
     place = (box[0], box[1], box[2] - box[0], box[3] - box[1]) if box else None
     return FinishedImage(
         image_entry(text, request.seed + index, flagged, f"image/{request.output_format}", place), warnings
@@ -68,19 +68,19 @@ def _composed(
     if document is None:
         return resize_to(images[0], request.answer_size), None
     if mask is None:
-        return redrawn(document, images[0]), None
+        return regenerated(document, images[0]), None
     generated = zip(request.crops, images, strict=True)
     if request.patch:
         patch, box = patch_of(document, mask, generated, request.fills_holes)
-        return (Image.new("RGB", patch.size) if flagged else patch), box
+        return (Image.new("RGBA", patch.size, "black") if flagged else patch), box
     if flagged:
         return Image.new("RGB", document.size), None
     return paste(document, mask, generated, request.fills_holes), None
 
 
-def check_answer(images: Collection[FinishedImage], max_response_bytes: int) -> None:
+def check_answer(images: Sequence[FinishedImage], max_response_bytes: int) -> None:
     """Raises TooLarge for an answer over TorchServe's limit, which would close the worker's channel."""
-    if sum(len(image.entry) for image in tuple(images)) > max_response_bytes - HEADROOM:
+    if sum(len(image.entry) for image in images) > max_response_bytes - HEADROOM:
         raise TooLarge(
             f"The answer has more than {max_response_bytes} bytes: ask for output_format=jpeg, for fewer images at a "
             "time or, where there is a mask, for patch=true."

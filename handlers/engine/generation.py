@@ -198,6 +198,8 @@ class Generation:
         for slot in self.slots:
             slot.job.cancel()
         self.slots = []
+        for future in self._encoding.values():
+            future.cancel()
 
     def _conclude(self, ending: bytes, error: RequestError | None = None) -> None:
         with self._conclusion:  # the last image and the deadline may come at once
@@ -256,9 +258,10 @@ class Generation:
             parameters = parameters_text(request, index, served.model, served.defaults.scheduler)
         with self._shared.timings.timed("encode"):
             self._encoded[index] = finish_image(request, index, outputs, parameters, self._shared.provenance.mark)
-        check_answer(self._encoded.values(), self._shared.config.max_response_bytes)
-        if len(self._encoded) == request.num_outputs:
-            images = [image for _, image in sorted(self._encoded.items())]
+        # read once: other threads of the pool add their images meanwhile
+        images = [image for _, image in sorted(self._encoded.items())]
+        check_answer(images, self._shared.config.max_response_bytes)
+        if len(images) == request.num_outputs:
             warnings = dict.fromkeys((*request.warnings, *(text for image in images for text in image.warnings)))
             self._conclude(Result.of_images([image.entry for image in images], list(warnings)).line())
 

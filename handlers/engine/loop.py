@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -155,11 +156,8 @@ class Engine(Generic[Loaded]):
         # 1. collect what the pool has finished: parsed requests get their jobs
         self._collect()
         # 2. start jobs: few, and one init image for the VAE, so that no other request's step waits for more
-        encoded = False
-        for slot in [slot for slot in self._running() if not slot.job.started][:STARTS]:
-            if not (encoded and slot.job.has_image):
-                encoded = encoded or slot.job.has_image
-                self._start(slot)
+        for slot in self._next_to_start():
+            self._start(slot)
         if self._generations:
             self._cores.share()
         # 3. execute one merged forward, and let each job that was in it run on to its next pause
@@ -180,6 +178,15 @@ class Engine(Generic[Loaded]):
         if self._pacing.progress_is_due and any(generation.has_progress for generation in self._generations):
             self._news.set()
         return bool(self._running())
+
+    def _next_to_start(self) -> list[Slot]:
+        """At most STARTS jobs, round-robin over requests; at most one of them has an init image."""
+        numbered = [numbered for generation in self._generations for numbered in enumerate(generation.slots)]
+        # a request's first job comes before any request's second one
+        slots = [slot for _, slot in sorted(numbered, key=itemgetter(0))]
+        waiting = [slot for slot in slots if not slot.job.started and not slot.job.ended]
+        image = next((slot for slot in waiting if slot.job.has_image), None)
+        return [slot for slot in waiting if slot is image or not slot.job.has_image][:STARTS]
 
     def _start(self, slot: Slot) -> None:
         activity, generation = self.batcher.activity, slot.owner

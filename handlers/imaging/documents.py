@@ -15,7 +15,7 @@ class Document:
     """An init image.
 
     Attributes:
-        image: RGB, or RGBA if some of it is transparent; what is wholly transparent is black.
+        image: RGB, or RGBA if some of it is transparent. What is wholly transparent has the colours of its file.
         profile: the RGB profile of its colours, None for sRGB.
         dpi: pixels per inch, across and down.
     """
@@ -42,19 +42,22 @@ def read_document(file: ImageFile, field: str) -> tuple[Document, list[str]]:
     image, profile, warning = as_rgb(colour, file.profile, field)
     if alpha is not None:
         image.putalpha(alpha)
-        # the colour under alpha 0 is whatever an editor left there
-        image.paste((0, 0, 0, 0), mask=alpha.point([255] + [0] * 255))
     return Document(image, profile, file.dpi), [*file.warnings, *([warning] if warning else [])]
 
 
 def model_image(document: Document, box: Box, size: tuple[int, int]) -> Image.Image:
-    """A part of the document as the model sees it: RGB in sRGB, resized to `size`, its transparent parts filled."""
+    """A part of the document as the model sees it: RGB in sRGB, resized to `size`, its transparent parts filled.
+
+    The colours under alpha 0, which are whatever an editor left there, play no part.
+    """
     image = document.image if box == (0, 0, *document.size) else document.image.crop(box)
-    colour = to_srgb(image.convert("RGB") if image.mode == "RGBA" else image, document.profile)
     if image.mode == "RGBA":
-        if colour is image:
-            colour = colour.copy()
-        colour.putalpha(image.getchannel("A"))
+        alpha = image.getchannel("A")
+        colour = to_srgb(image.convert("RGB"), document.profile)
+        colour.putalpha(alpha)
+        colour.paste((0, 0, 0, 0), mask=alpha.point([255] + [0] * 255))
+    else:
+        colour = to_srgb(image, document.profile)
     resized = resize_to(colour, size)
     return fill_from_around(resized) if resized.mode == "RGBA" else resized
 

@@ -11,14 +11,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 from handlers.imaging.jpeg import still_image
 from handlers.imaging.png import bits_of, needed_chunks
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")  # Pillow's names
-FEW = 8  # a JPEG that misses more than one in FEW of its rows is refused
+PARTS = 8  # a JPEG that lost the last of so many parts of its rows is refused
 _NOT_BASE64 = b"\r\n\t"
 
 # kinds of files by a pattern of their first bytes; those of FORMATS are taken, the others are named in the refusal
@@ -38,6 +38,15 @@ KINDS = {
     "PDF": rb"%PDF-",
     "OpenEXR": rb"\x76\x2f\x31\x01",
     "ZIP": rb"PK\x03\x04",
+}
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 TAKEN = "a PNG, JPEG or WebP file"
 
@@ -110,7 +119,7 @@ def open_image(data: bytes, field: str, max_pixels: int) -> ImageFile:
             data, complete = still_image(data, field)
         image = _load(data, kind, field, max_pixels)
         if not complete:
-            _refuse_half(image)
+            _refuse_without_end(image)
             notes.append(f"{field} lost the end of its file: its last rows may be grey.")
         return _described(image, kind == "PNG" and bits_of(data) == 16, tuple(notes))
     except (RequestError, MemoryError):
@@ -132,18 +141,20 @@ def _load(data: bytes, kind: str, field: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _refuse_half(image: Image.Image) -> None:
-    """Raises ValueError if a decoder found nothing for the image's last rows, which it fills with one grey."""
-    rows = image.crop((0, image.height - math.ceil(image.height / FEW), *image.size))
+def _refuse_without_end(image: Image.Image) -> None:
+    """Raises ValueError if a decoder found nothing for the last of PARTS, whose rows it fills with one grey."""
+    rows = image.crop((0, image.height - math.ceil(image.height / PARTS), *image.size))
     if rows.convert("RGB").getextrema() == ((128, 128),) * 3:
-        raise ValueError("half of the image is missing")
+        raise ValueError(f"the last 1/{PARTS} of the image is missing")
 
 
 def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -> ImageFile:
     """The image upright, with what its file says about it and nothing else."""
     info: dict[Any, Any] = image.info
     dpi = _dpi(info.get("dpi"))
-    upright = ImageOps.exif_transpose(image)
+    turn = _turn(image)
+    # not by ImageOps.exif_transpose, which writes the EXIF anew, and raises where another of its fields is odd
+    upright = image if turn is None else image.transpose(turn)
     if dpi and upright.size != image.size:
         dpi = dpi[1], dpi[0]
     transparency = info.get("transparency")
@@ -152,6 +163,14 @@ def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -
     upright.info = {} if transparency is None else {"transparency": transparency}
     profile = info.get("icc_profile")
     return ImageFile(upright, profile if isinstance(profile, bytes) and profile else None, dpi, notes)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts the image upright, by EXIF's orientation; None for an upright image and for EXIF that is no EXIF."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # for damaged EXIF, Pillow raises SyntaxError, struct.error and others
+        return None
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:

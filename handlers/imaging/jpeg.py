@@ -26,4 +26,6 @@ def still_image(data: bytes, field: str) -> tuple[bytes, bool]:
         if scans > MAX_SCANS:
             break
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    raise InvalidRequest(f"{field} is a JPEG with more than {MAX_SCANS} scans: save it again.")
+    raise InvalidRequest(
+        f"{field} is a JPEG with more than {MAX_SCANS} scans or {MAX_SEGMENTS} segments: save it again."
+    )

@@ -11,44 +11,52 @@ MODES = ("auto", "luminance", "alpha", "transparent")
 ROUNDING = 2  # pixels by which a mask's shape may differ
 FAINT = 32  # alpha below which a browser's canvas has rounded the colours away
 ALIKE = 8  # difference of two values that mean the same
+LIGHT = 128  # a value of at least this is light
 
 
-def read_mask(image: Image.Image, mode: str, field: str) -> Image.Image:
-    """A mask's file as greyscale, 255 = replace, 0 = keep, by one of MODES. Its colour profile plays no part.
+def read_mask(image: Image.Image, mode: str, field: str) -> tuple[Image.Image, list[str]]:
+    """A mask's file as greyscale, 255 = replace, 0 = keep, by one of MODES, and sentences about doubtful ones.
 
-    `auto`, for a mask with transparency, goes by its visible part:
-    - many-coloured, or dark: an image with holes, and the holes are replaced (`transparent`);
-    - light: strokes on an empty layer, which are replaced (`alpha`);
+    Its colour profile plays no part. `auto`, for a mask with transparency, goes by its visible part:
+    - light, in one colour or greys: strokes on an empty layer, which are replaced (`alpha`);
+    - dark, or many-coloured: an image with holes, and the holes are replaced (`transparent`);
     - greys from dark to light: a black-and-white mask, read as if on black (`luminance`).
+
+    A colour is light if its largest channel is: pure red and blue, which editors show masks in, are strokes.
     """
     colour, alpha = split(image, field)
+    warnings: list[str] = []
     if mode == "auto":
-        mode = "luminance" if alpha is None else _meaning(np.asarray(colour.convert("RGB")), np.asarray(alpha))
+        mode = "luminance"
+        if alpha is not None:
+            mode, is_one_colour = _meaning(np.asarray(colour.convert("RGB")), np.asarray(alpha))
+            if is_one_colour and mode == "transparent":
+                warnings = [
+                    f"The visible part of {field} has one dark colour, so its transparent part is replaced: "
+                    "mask_mode=alpha replaces the visible part."
+                ]
     if mode != "luminance":
         alpha = alpha or Image.new("L", image.size, 255)
-        return alpha if mode == "alpha" else inverted(alpha)
+        return (alpha if mode == "alpha" else inverted(alpha)), warnings
     grey = colour.convert("RGB").convert("L")
-    return grey if alpha is None else Image.composite(grey, Image.new("L", grey.size), alpha)
+    return (grey if alpha is None else Image.composite(grey, Image.new("L", grey.size), alpha)), warnings
 
 
-def _meaning(colour: np.ndarray, alpha: np.ndarray) -> str:
-    """The mode that `auto` means for (height, width, 3) colours and their (height, width) alpha."""
+def _meaning(colour: np.ndarray, alpha: np.ndarray) -> tuple[str, bool]:
+    """The mode that `auto` means for (height, width, 3) colours and their (height, width) alpha; whether it is one
+    colour.
+    """
     visible = colour[alpha >= max(1, min(FAINT, alpha.max()))]  # (pixels, 3)
     if not len(visible):
-        return "alpha"  # an empty layer: nothing was painted
+        return "alpha", False  # an empty layer: nothing was painted
     darkest, lightest = visible.min(axis=0), visible.max(axis=0)
     is_grey = (visible.max(axis=1) - visible.min(axis=1)).max() <= ALIKE
-    is_one_colour = (lightest - darkest).max() <= ALIKE
+    is_one_colour = bool((lightest - darkest).max() <= ALIKE)
     if not is_grey and not is_one_colour:
-        return "transparent"
-    if _luminance(darkest) >= 128:
-        return "alpha"
-    return "transparent" if _luminance(lightest) < 128 else "luminance"
-
-
-def _luminance(colour: np.ndarray) -> float:
-    """Of (3,) values of 0 … 255, as Pillow has it: ITU-R BT.601."""
-    return float(colour @ (0.299, 0.587, 0.114))
+        return "transparent", False
+    if darkest.max() >= LIGHT:
+        return "alpha", is_one_colour
+    return ("transparent" if is_one_colour or lightest.max() < LIGHT else "luminance"), is_one_colour
 
 
 def inverted(mask: Image.Image) -> Image.Image:

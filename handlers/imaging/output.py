@@ -35,15 +35,20 @@ class SideData:
     mark: str | None = None
 
 
-def encode(image: Image.Image, format: str, quality: int, side: SideData) -> tuple[str, list[str]]:
+def encode(
+    image: Image.Image, format: str, quality: int, side: SideData, keep_alpha: bool = False
+) -> tuple[str, list[str]]:
     """An RGB or RGBA image as a base64 file, and sentences about what could not be done.
+
+    An opaque image is written as RGB, with `keep_alpha` only if the format has no alpha.
 
     For PNG, zlib's level 1 with its run-length strategy is lossless, six times faster than level 6 and, after PNG's
     filters, smaller than level 1 by itself (docs/performance.md).
     """
     warnings = []
     options: dict[str, Any] = {}
-    if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] == 255:
+    may_drop_alpha = format == "jpeg" or not keep_alpha
+    if image.mode == "RGBA" and may_drop_alpha and image.getchannel("A").getextrema()[0] == 255:
         image = image.convert("RGB")
     if side.profile:
         options["icc_profile"] = side.profile
@@ -59,10 +64,12 @@ def encode(image: Image.Image, format: str, quality: int, side: SideData) -> tup
             warnings.append("JPEG has no transparency: the image lies on white. output_format=png keeps it.")
         if side.mark:
             options["xmp"] = _MARK.format(kind=side.mark).encode()
-        if side.parameters and (exif := _exif(side.parameters)):
-            options["exif"] = exif
-        elif side.parameters:
-            warnings.append("The parameters are too long for this format: the file is without them.")
+        if side.parameters:
+            exif = _exif(side.parameters)
+            if format == "jpeg" and len(exif) > _MAX_EXIF:
+                warnings.append("The parameters are too long for this format: the file is without them.")
+            else:
+                options["exif"] = exif
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return base64.b64encode(buffer.getbuffer()).decode("ascii"), warnings
@@ -77,12 +84,11 @@ def _chunks(side: SideData) -> PngImagePlugin.PngInfo:
     return chunks
 
 
-def _exif(parameters: str) -> bytes | None:
-    """EXIF with the text as its UserComment; None if it is too long."""
+def _exif(parameters: str) -> bytes:
+    """EXIF with the text as its UserComment."""
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + parameters.encode("utf-16-be")
-    data = exif.tobytes()
-    return data if len(data) <= _MAX_EXIF else None
+    return exif.tobytes()
 
 
 def usual_base64_bytes(width: int, height: int, format: str) -> int:

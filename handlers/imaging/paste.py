@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from handlers.imaging.colours import from_srgb
 from handlers.imaging.documents import Document, resize_to
+from handlers.imaging.masks import inverted
 from handlers.imaging.regions import Box, Crop
 
 Generated = Iterable[tuple[Crop, Image.Image]]  # each crop with what the model made of it: RGB in sRGB, of its size
@@ -24,9 +25,11 @@ def paste(document: Document, mask: Image.Image, generated: Generated, behind: b
         patch = _in_region(document, crop, image)
         own_mask, corner = mask.crop(crop.region), crop.region[:2]
         if behind:
-            opaque = patch.convert("RGBA")
-            result.paste(Image.alpha_composite(opaque, result.crop(crop.region)), corner, _above_black(own_mask))
-        if result.mode == "RGBA":
+            # one composite, so a soft edge is blended once: by the document's alpha, or by the mask if that takes more
+            over = result.crop(crop.region)
+            over.putalpha(ImageChops.darker(over.getchannel("A"), inverted(own_mask)))
+            result.paste(Image.alpha_composite(patch.convert("RGBA"), over), corner, _above_black(own_mask))
+        elif result.mode == "RGBA":
             patch.putalpha(own_mask)
             result.alpha_composite(patch, corner)
         else:
@@ -53,11 +56,11 @@ def patch_of(document: Document, mask: Image.Image, generated: Generated, behind
     return result, box
 
 
-def redrawn(document: Document, image: Image.Image) -> Image.Image:
+def regenerated(document: Document, image: Image.Image) -> Image.Image:
     """A whole image of the model's in the document's size, colours and alpha."""
     result = from_srgb(resize_to(image, document.size), document.profile)
-    if document.alpha is not None:
-        result.putalpha(document.alpha)
+    if (alpha := document.alpha) is not None:
+        result.putalpha(alpha)
     return result
 
 

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections import Counter
 
 from handlers.errors import InvalidRequest
 
@@ -20,17 +21,22 @@ def bits_of(data: bytes) -> int:
 def needed_chunks(data: bytes, field: str, notes: list[str]) -> bytes:
     """The file with no other chunks than IMAGE and SIDE. Zipped texts, which may be huge, are thus never unpacked.
 
-    A side chunk that is damaged or too long is left out, and `notes` gets a sentence. Raises InvalidRequest for more
-    chunks than any image needs, struct.error or IndexError for a file that ends within a chunk's head.
+    A side chunk that is damaged or too long, or comes after another of its kind, is left out, and `notes` gets a
+    sentence. Raises InvalidRequest for more chunks than any image needs, struct.error or IndexError for a file that
+    ends within a chunk's head.
     """
     view, at = memoryview(data), len(SIGNATURE)
     kept: list[bytes | memoryview] = [SIGNATURE]
+    count: Counter[bytes] = Counter()  # by kind: an image has one side chunk of each, and thousands would take minutes
     for _ in range(MAX_CHUNKS):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
-        if kind in IMAGE or (kind in SIDE and _is_sound(data, at, length, kind, field, notes)):
+        count[kind] += 1
+        if kind in IMAGE or (kind in SIDE and count[kind] == 1 and _is_sound(data, at, length, kind, field, notes)):
             kept.append(view[at:end])
         if kind == b"IEND" or end >= len(data):
+            if repeated := [kind.decode() for kind in SIDE if count[kind] > 1]:
+                notes.append(f"{field} has several {', '.join(repeated)} chunks: the first one counts.")
             return b"".join(kept)
         at = end
     raise InvalidRequest(f"{field} is a PNG of more than {MAX_CHUNKS} chunks: save it again.")

@@ -65,9 +65,6 @@ class GenerationRequest:
     init_image: Document | None = None
     mask_image: Image.Image | None = None
     fills_holes: bool = False
-    mask_mode: str = "auto"
-    mask_padding: int | None = None
-    mask_grow: int = 0
     mask_blur: int = 0
     mask_fill: str = "original"
     patch: bool = False
@@ -123,18 +120,12 @@ def parse_request(
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
     else:
         values |= _strength(read, values["num_inference_steps"])
-        values |= _init_image(read, config) if task == "img2img" else _masked_image(read, config)
-        size = values["init_image"].size
-        values["answer_size"] = size
         if task == "img2img":
-            values["crops"] = (Crop.whole(size, sizes.of_image(*size)),)
+            values |= _init_image(read, config)
+            size = values["init_image"].size
+            values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         else:
-            values["crops"] = plan(values["mask_image"], values["mask_padding"], sizes)
-            if values["patch"]:
-                values["answer_size"] = _patch_size(values["mask_image"])
-            if not values["crops"]:
-                note = "The mask selects nothing, so nothing was generated: what should be replaced must be white."
-                values["warnings"] = (*values["warnings"], note)
+            values |= _masked_image(read, config, sizes, values["strength"])
     # 4. the answer's size against its limits
     _check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
     width, height = max((crop.size for crop in values["crops"]), key=lambda size: size[0] * size[1], default=(0, 0))
@@ -163,31 +154,47 @@ def _init_image(read: Reader, config: HandlerConfig) -> dict[str, Any]:
     return {"init_image": document, "warnings": tuple(warnings)}
 
 
-def _masked_image(read: Reader, config: HandlerConfig) -> dict[str, Any]:
-    """The init image, its mask, and the fields that say how the mask is used."""
+def _masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, strength: float) -> dict[str, Any]:
+    """The init image and its mask, what of them is generated, and the fields that the mask's use needs later."""
+    # 1. the fields that say how the mask is used
+    mode = read.choice("mask_mode", masks.MODES, "auto")
+    padding = read.whole("mask_padding", None, -1, MAX_PADDING)
+    grow = read.whole("mask_grow", 0, 0, MAX_REACH)
     values: dict[str, Any] = {
-        "mask_mode": read.choice("mask_mode", masks.MODES, "auto"),
-        "mask_padding": read.whole("mask_padding", None, -1, MAX_PADDING),
-        "mask_grow": read.whole("mask_grow", 0, 0, MAX_REACH),
         "mask_blur": read.whole("mask_blur", 0, 0, MAX_REACH),
         "mask_fill": read.choice("mask_fill", FILLS, "original"),
         "patch": read.flag("patch"),
         **_init_image(read, config),
     }
+    # 2. the mask: a file, or the init image's holes
     document: Document = values["init_image"]
+    warnings: list[str] = [*values["warnings"]]
     if read.has("mask_image"):
         file = read.image("mask_image", config)
-        values["warnings"] = (*values["warnings"], *file.warnings)
-        mask = masks.read_mask(file.image, values["mask_mode"], "mask_image")
+        mask, doubts = masks.read_mask(file.image, mode, "mask_image")
         mask = masks.fit_mask(mask, document.size, "mask_image")
-    elif document.alpha is not None:
+        warnings += [*file.warnings, *doubts]
+    elif (alpha := document.alpha) is not None:
         values["fills_holes"] = True
-        mask = masks.inverted(document.alpha)
+        mask = masks.inverted(alpha)
     else:
         raise InvalidRequest(
             "mask_image is missing, and init_image has no transparent part that could be the mask: send a mask."
         )
-    return values | {"mask_image": masks.refine(mask, values["mask_grow"], values["mask_blur"])}
+    mask = masks.refine(mask, grow, values["mask_blur"])
+    # 3. the crops
+    crops = plan(mask, padding, sizes)
+    if not crops:
+        warnings.append("The mask selects nothing, so nothing was generated: what should be replaced must be white.")
+    elif strength == 1 and values["mask_fill"] != "original":
+        # diffusers' inpainting pipelines then start from pure noise (`is_strength_max`)
+        warnings.append("mask_fill has no effect at strength 1, where the model starts from noise: lower strength.")
+    return values | {
+        "mask_image": mask,
+        "crops": crops,
+        "answer_size": _patch_size(mask) if values["patch"] else document.size,
+        "warnings": tuple(warnings),
+    }
 
 
 def _patch_size(mask: Image.Image) -> tuple[int, int]:

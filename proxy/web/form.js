@@ -137,10 +137,8 @@ export async function collect() {
     if (!init) throw new Error("Choose an init image.");
     form.append("init_image", init, "init_image");
   }
-  if (task === "masking") {
-    if (mask.empty) throw new Error("Paint over the part that you want to replace.");
-    form.append("mask_image", await mask.blob(), "mask_image.png");
-  }
+  // without a mask, the server fills the image's holes, or says that there are none
+  if (task === "masking" && !mask.empty) form.append("mask_image", await mask.blob(), "mask_image.png");
   return form;
 }
 
@@ -176,6 +174,11 @@ export async function reuseFile() {
   if (!found) {
     $("note").textContent = "This file has no settings in it: it was not generated, or it was saved without them.";
     return;
+  }
+  // a masked photograph may be larger than what is generated from text
+  if (["width", "height"].some((side) => Number(found[side]) > Number($(side).max))) {
+    delete found.width;
+    delete found.height;
   }
   const { scheduler, ...values } = found;
   for (const [name, value] of Object.entries(values)) set(name, value);

@@ -14,7 +14,13 @@ const SAMPLERS = { // diffusers' schedulers by the web UI's names
   UniPC: "UniPCMultistepScheduler",
 };
 const PAIR = /\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)/g; // as the web UI reads its last line
-const NUMBERS = { Steps: "num_inference_steps", "CFG scale": "guidance_scale", Seed: "seed" };
+const NUMBERS = {
+  Steps: "num_inference_steps",
+  "CFG scale": "guidance_scale",
+  Seed: "seed",
+  "Denoising strength": "strength",
+  "Mask blur": "mask_blur",
+};
 
 /** The form's fields that an image file names; null if it has no such text. */
 export async function readParameters(blob) {

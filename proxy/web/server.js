@@ -43,7 +43,7 @@ export async function* generate(path, form, signal) {
   if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw await refusal(response);
   let ended = false;
   for await (const { name, data } of events(response.body)) {
-    if (name === "error") throw new Failure(data.message, 500);
+    if (name === "error") throw new Failure(data.message, data.code);
     ended ||= name === "result";
     yield { name, data };
   }

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.browser
 
 PARAMETERS = (
     "a red apple, ({prompt}:1.2)\nsecond line\nNegative prompt: blurry,\nugly\n"
-    'Steps: 31, Sampler: Euler a, Schedule type: Automatic, CFG scale: 6.5, Seed: 77, Size: 320x192, Model: "a, b"'
+    'Steps: 31, Sampler: Euler a, Schedule type: Automatic, CFG scale: 6.5, Seed: 77, Size: 320x192, Model: "a, b", '
+    "Denoising strength: 0.45, Mask blur: 4"
 )
 
 
@@ -55,6 +56,7 @@ def test_the_settings_of_a_file_are_used_again(
         "prompt": f"a red apple, ({prompt}:1.2)\nsecond line", "negative_prompt": "blurry, ugly",
         "num_inference_steps": "31", "guidance_scale": "6.5", "seed": "77",
         "scheduler": "EulerAncestralDiscreteScheduler", "width": "320", "height": "192",
+        "strength": "0.45", "mask_blur": "4",
     }  # fmt: skip
     assert {name: page.locator(f"#{name}").input_value() for name in wanted} == wanted
 
@@ -89,3 +91,12 @@ def test_parts_of_the_settings_and_an_unknown_scheduler(page: Page) -> None:
     page.locator("#reuse-file").click()
     expect(page.locator("#note")).to_contain_text("but not its scheduler Restart")
     assert page.locator("#num_inference_steps").input_value() == "9"
+
+
+def test_a_size_that_is_too_large_to_generate_is_left_out(page: Page) -> None:
+    page.locator("#tab-img2img").click()
+    before = page.locator("#width").input_value()
+    choose_file(page, png("a cat\nSteps: 9, Sampler: PLMS, CFG scale: 7, Size: 3000x64"), "image/png")
+    page.locator("#reuse-file").click()
+    expect(page.locator("#num_inference_steps")).to_have_value("9")
+    assert page.locator("#width").input_value() == before and page.locator("#height").input_value() != "64"

@@ -35,6 +35,22 @@ async def test_a_key_opens(path: str, headers: dict[str, Any], status: int) -> N
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/k/WRONG/txt2img", {}),
+        ("/masking", {}),
+        ("/k/secret/img2img", {"Origin": "http://evil.example"}),
+        ("/k/secret/custom/x", {"Host": "evil.example"}),
+    ],
+)
+async def test_failures_of_access_are_answered_with_200_where_that_is_set(path: str, headers: dict[str, str]) -> None:
+    async with client(serving(RESULT), api_key="secret", failures_as_200=True) as http:
+        answer = await http.post(path, data={"prompt": "x"}, headers=headers)
+        assert answer.status_code == 200 and answer.json()["status"] == "failure"
+        assert (await http.get("/k/WRONG/models")).status_code == 401
+
+
 async def test_probes_need_no_key_and_all_else_does() -> None:
     async with client(serving(RESULT), api_key="secret") as http:
         for path, status in (("/healthz", 200), ("/readyz", 200), ("/ping", 401), ("/metrics", 401), ("/models", 401)):

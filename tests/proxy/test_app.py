@@ -78,7 +78,8 @@ async def test_a_failure_after_a_streams_head_is_an_event_and_one_before_has_its
         async with client(serving(*lines)) as http:
             answer = await http.post("/txt2img", data={"prompt": "x"}, headers=events)
             assert answer.status_code == 200
-            assert answer.text.endswith('event: error\ndata: {"status": "failure", "message": "no room"}\n\n')
+            event = '{"status": "failure", "message": "no room", "code": 507}'
+            assert answer.text.endswith(f"event: error\ndata: {event}\n\n")
     async with client(serving(RESULT), max_body_bytes=3) as http:
         answer = await http.post("/txt2img", data={"prompt": "x"}, headers=events)
         assert answer.status_code == 413 and answer.json()["status"] == "failure"

@@ -1,11 +1,13 @@
 """`GET /metrics` in front of a TorchServe that is played by a transport."""
 
 import json
+import logging
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from handlers.wire import Failed
 from tests.support.torchserve import RESULT, client, management, serving
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +47,16 @@ async def test_all_figures_in_one_answer() -> None:
     assert samples["sd_stage_seconds_total", "txt2img", "unet"] == 4.5
     assert samples["sd_open_requests", "img2img"] == 2
     assert samples[("ts_inference_requests_total",)] == 7
+
+
+async def test_a_stream_that_fails_is_counted_and_logged_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "proxy")
+    async with client(serving(Failed(507, "no room").line())) as http:
+        headers = {"Accept": "text/event-stream"}
+        answer = await http.post("/txt2img", data={"prompt": "x"}, headers=headers)
+        counted = (await http.get("/metrics")).text
+    assert answer.status_code == 200
+    assert 'sd_requests_total{route="/txt2img",status="507"} 1.0' in counted and "POST /txt2img 507" in caplog.text
 
 
 async def test_what_does_not_answer_is_left_out() -> None:

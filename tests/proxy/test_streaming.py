@@ -1,5 +1,6 @@
 """Which answers are events, and what a stream says while there is nothing to say."""
 
+import json
 import math
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -97,6 +98,14 @@ async def test_a_streams_head_comes_at_once_and_comments_break_the_silence(monke
         'event: progress\ndata: {"step": 1, "of": 1}\n\nevent: result\ndata: {}\n\n'
     )
     assert not reader.sent[-1].get("more_body")
+
+
+@pytest.mark.anyio
+async def test_an_error_event_says_when_to_try_again() -> None:
+    async with client(serving(status=404)) as http:  # TorchServe has no such archive
+        answer = await http.post("/txt2img", data={"prompt": "x"}, headers={"Accept": "text/event-stream"})
+    event = json.loads(answer.text.partition("event: error\ndata: ")[2])
+    assert (event["status"], event["code"], event["retry_after"]) == ("failure", 503, 30)
 
 
 @pytest.mark.anyio

@@ -1,5 +1,6 @@
 """One open request alone: its states, and everything that can end it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -71,6 +72,21 @@ def test_images_are_in_order_though_they_end_in_another(bench: Bench) -> None:
     assert [(image["seed"], red_of(image)) for image in images_of(generation)] == [(7, 7), (8, 8), (9, 9)]
 
 
+def test_another_image_may_come_while_one_is_checked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads of the pool finish the two images at once: only one ends the request, and with both."""
+
+    def overtaken(images: Sequence[Any], max_response_bytes: int) -> None:
+        if bench.pool.waiting:
+            bench.pool.run()
+        lengths.append(len(images))
+
+    lengths: list[int] = []
+    monkeypatch.setattr("handlers.engine.generation.check_answer", overtaken)
+    generation = bench.opened_in(ENCODING, num_outputs=2)
+    bench.pool.run()
+    assert lengths == [2, 1] and len(images_of(generation)) == 2
+
+
 def test_a_job_alone_may_end_and_be_encoded_while_others_run(bench: Bench) -> None:
     generation = bench.opened_in(RUNNING, num_outputs=2)
     while not generation.slots[0].job.ended:
@@ -132,10 +148,19 @@ def test_a_request_that_is_cancelled_ends_its_jobs(bench: Bench) -> None:
     generation.cancel()  # a second time does nothing
 
 
-def test_the_pool_may_finish_the_image_of_a_request_that_was_cancelled(bench: Bench) -> None:
-    generation = bench.opened_in(ENCODING)
+def test_images_of_a_request_that_was_cancelled_are_not_encoded(bench: Bench) -> None:
+    generation = bench.opened_in(ENCODING, num_outputs=2)
+    parsed = bench.pool.has_run
     generation.cancel()
     bench.pool.run_all()
+    assert bench.pool.has_run == parsed
+
+
+def test_the_pool_may_finish_the_image_of_a_request_that_was_cancelled(bench: Bench) -> None:
+    generation = bench.opened_in(ENCODING)
+    finish = bench.pool.begin()
+    generation.cancel()
+    finish()
     generation.collect()
     assert generation.state is ENDED and generation.error is None
 

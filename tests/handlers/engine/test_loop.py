@@ -187,6 +187,21 @@ def test_one_pass_starts_one_job_that_encodes_an_image(bench: Bench) -> None:
     assert all(slot.job.started for slot in with_images.slots)
 
 
+def test_many_jobs_with_images_hold_up_no_other_request(bench: Bench) -> None:
+    many, later = Request(steps=10**9, jobs=32, has_image=True), Request(steps=10**9, jobs=2)
+    bench.open(many, later)
+    bench.until_paused()
+    assert [slot.job.started for slot in later.slots] == [True, True]
+    assert sum(slot.job.started for slot in many.slots) == 1
+
+
+def test_requests_start_their_jobs_in_turn(bench: Bench) -> None:
+    requests = [Request(steps=10**9, jobs=STARTS) for _ in range(2)]
+    bench.open(*requests)
+    bench.until_paused()
+    assert [sum(slot.job.started for slot in request.slots) for request in requests] == [STARTS // 2] * 2
+
+
 def test_the_decoder_may_wait_for_the_device_if_no_job_waits_for_a_forward(bench: Bench) -> None:
     bench.one_pass()
     bench.open(Request(steps=10**9))

@@ -10,7 +10,7 @@ from handlers.errors import InvalidRequest
 from handlers.imaging.colours import from_srgb
 from handlers.imaging.documents import Document, model_image, read_document
 from handlers.imaging.files import open_image
-from handlers.imaging.paste import redrawn
+from handlers.imaging.paste import regenerated
 from tests.support.cases import as_seen, case, case_image, profile_of
 from tests.support.profiles import linear_grey, swapped_rgb
 from tests.support.samples import file_bytes, sample_image
@@ -37,7 +37,7 @@ def test_a_document_in_display_p3_is_seen_in_srgb_and_comes_back_in_its_own() ->
     seen = model_image(document, WHOLE, (320, 240))
     assert difference(seen, chart)[1] < 1.5  # JPEG's
     assert difference(document.image, chart)[1] > 5  # what they would be without the profile
-    back = redrawn(document, Image.fromarray(chart.astype(np.uint8)))
+    back = regenerated(document, Image.fromarray(chart.astype(np.uint8)))
     back.info["icc_profile"] = document.profile
     assert difference(as_seen(back), chart) <= (2, 0.6)
 
@@ -59,7 +59,7 @@ def test_a_profile_of_look_up_tables_works_in_both_directions() -> None:
     assert document.profile == swapped_rgb() and not warnings
     seen = model_image(document, (0, 0, 64, 64), (64, 64))
     assert difference(seen, np.asarray(sample_image())[..., ::-1])[1] < 3  # a table of 17 points
-    assert difference(redrawn(document, seen), sample_image())[1] < 6
+    assert difference(regenerated(document, seen), sample_image())[1] < 6
 
 
 def test_a_profile_of_one_direction_gives_srgb_and_a_warning() -> None:

@@ -11,8 +11,11 @@ from handlers.errors import InvalidRequest
 from handlers.imaging.documents import Document, read_document
 from handlers.imaging.files import ImageFile, open_image
 from handlers.imaging.jpeg import still_image
-from tests.support.cases import case, case_image
+from handlers.imaging.png import needed_chunks
+from tests.support.cases import case, case_image, profile_of
 from tests.support.samples import file_bytes, sample_image
+
+P3 = profile_of("icc_p3.jpg")
 
 
 def opened(data: bytes) -> ImageFile:
@@ -90,6 +93,14 @@ def test_a_wrong_sum_of_a_chunk_without_meaning_is_ignored(kind: bytes) -> None:
     assert np.array_equal(file.image, sample_image()) and file.warnings == ()
 
 
+def test_the_first_side_chunk_of_a_kind_counts_and_no_other_is_unpacked() -> None:
+    first, other = (chunk(b"iCCP", b"name\0\0" + zlib.compress(profile)) for profile in (P3, bytes(900_000)))
+    data = with_chunk(first + 50 * other + 3 * chunk(b"eXIf", b""))
+    file = opened(data)
+    assert file.profile == P3 and needed_chunks(data, "init_image", []).count(b"iCCP") == 1
+    assert file.warnings == ("init_image has several iCCP, eXIf chunks: the first one counts.",)
+
+
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -137,4 +148,4 @@ def test_a_colour_of_16_bits_may_stand_for_transparency() -> None:
             chunk(b"IEND", b""),
         ]
     )
-    assert np.asarray(read(data).image)[0].tolist() == [[0, 0, 0, 0], [234, 117, 0, 255]]
+    assert np.asarray(read(data).image)[0].tolist() == [[18, 18, 18, 0], [234, 117, 0, 255]]

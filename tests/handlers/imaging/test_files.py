@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import struct
 
 import numpy as np
 import pytest
@@ -77,6 +78,24 @@ def test_exif_rotation_is_applied() -> None:
     upright = open_image(file_bytes(image, exif=exif), "init_image", 4096).image
     assert upright.size == (20, 40)
     assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(0x0112, 3, 1, b"\0\6\0\0"), (0x011A, 2, 3, b"72\0\0")],  # XResolution as a text
+        [(0x0100, 11, 1, struct.pack(">f", 40)), (0x0112, 3, 1, b"\0\6\0\0")],  # ImageWidth as a float
+    ],
+)
+def test_exif_with_odd_fields_still_says_which_side_is_up(entries: list[tuple[int, int, int, bytes]]) -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries))
+    exif += b"".join(struct.pack(">HHI", *head) + value for *head, value in entries) + bytes(4)
+    assert open_image(file_bytes(sample_image(40, 20), "JPEG", exif=exif), "init_image", 4096).image.size == (20, 40)
+
+
+def test_exif_that_is_none_turns_nothing() -> None:
+    image = sample_image(40, 20)
+    assert np.array_equal(open_image(file_bytes(image, exif=b"no EXIF at all"), "init_image", 4096).image, image)
 
 
 def test_sixteen_bit_keeps_its_brightness() -> None:

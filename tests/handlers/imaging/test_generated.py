@@ -110,6 +110,8 @@ def test_a_patch_comes_with_its_box() -> None:
     assert [image["box"] for image in answer.body["images"]] == [[100, 100, 1350, 950]] * 2
     patch = answer.image()
     assert (patch.mode, patch.size) == ("RGBA", (1350, 950))
+    opaque = Answered("masking", init_image=file_bytes(PHOTO), mask_image=spots(TWO[0]), patch="true").image()
+    assert (opaque.mode, opaque.getchannel("A").getextrema()) == ("RGBA", (255, 255))
     assert patch.getchannel("A").histogram()[255] == 60 * 50 + 50 * 50
     assert "box" not in Answered("masking", init_image=file_bytes(PHOTO), mask_image=spots(*TWO)).body["images"][0]
 
@@ -144,14 +146,16 @@ def test_white_strokes_on_an_empty_layer_are_replaced_and_nothing_else() -> None
     assert not changed[strokes == 0].any() and changed[strokes > 2].all()
 
 
-def test_a_cut_out_keeps_its_alpha_and_its_hidden_colours_play_no_part() -> None:
+def test_a_cut_out_keeps_its_alpha_and_its_hidden_colours_which_the_model_does_not_see() -> None:
     black = case_image("cutout_hidden_black.png")
     other = black.copy()
     other.paste((255, 0, 200, 0), mask=black.getchannel("A").point([255] + [0] * 255))
     mask = case("cutout_mask.png")
     for task, fields in (("masking", {"mask_image": mask}), ("img2img", {}), ("masking", {})):
         one, two = (Answered(task, init_image=file_bytes(image), **fields) for image in (black, other))
-        assert one.body == two.body and one.error is two.error is None
+        assert one.error is two.error is None
+        shown = [np.asarray(answer.image().convert("RGBA")) for answer in (one, two)]
+        assert np.array_equal(*(image * (image[..., 3:] > 0) for image in shown))
         for one_seen, two_seen in zip(one.pipeline.seen, two.pipeline.seen, strict=True):
             assert np.array_equal(one_seen["image"], two_seen["image"])
         result, alpha = one.image(), np.asarray(black.getchannel("A"))
@@ -160,6 +164,8 @@ def test_a_cut_out_keeps_its_alpha_and_its_hidden_colours_play_no_part() -> None
         elif fields:
             kept = np.asarray(case_image("cutout_mask.png")) == 0
             assert np.array_equal(np.asarray(result.getchannel("A"))[kept], alpha[kept])
+            for answered, image in zip(shown, (black, other), strict=True):
+                assert np.array_equal(answered[kept], np.asarray(image)[kept])
         else:
             assert result.mode == "RGB"
             assert np.array_equal(np.asarray(result)[alpha == 255], np.asarray(black)[alpha == 255][:, :3])
@@ -213,7 +219,7 @@ def test_a_flagged_image_is_black_and_so_is_its_patch() -> None:
     for fields, size in (({}, (1600, 1200)), ({"patch": 1}, (1350, 950))):
         answer = Answered("masking", Echo(True), init_image=file_bytes(PHOTO), mask_image=spots(*TWO), **fields)
         assert answer.body["images"][0]["nsfw"] is True
-        assert answer.image().size == size and answer.image().getextrema() == ((0, 0),) * 3
+        assert answer.image().size == size and answer.image().convert("RGB").getextrema() == ((0, 0),) * 3
 
 
 def test_an_answer_that_is_larger_than_expected_ends_the_request_with_advice() -> None:

@@ -40,6 +40,12 @@ def test_png_is_lossless() -> None:
     assert written(sample_image().convert("RGBA")).mode == "RGB"
 
 
+def test_an_opaque_image_may_keep_its_alpha() -> None:
+    for format, mode in (("png", "RGBA"), ("jpeg", "RGB")):
+        text, warnings = encode(sample_image().convert("RGBA"), format, 90, SideData(), keep_alpha=True)
+        assert Image.open(io.BytesIO(base64.b64decode(text))).mode == mode and not warnings
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_format_is_what_it_is_called(format: str) -> None:
     back = written(sample_image(), format)
@@ -100,12 +106,12 @@ def test_a_resolution_comes_back_as_it_was() -> None:
     assert written(sample_image(), dpi=dpi).info["dpi"] == dpi
 
 
-def test_parameters_that_exif_cannot_hold_are_left_out_with_a_warning() -> None:
-    for format in ("jpeg", "webp"):
-        text, warnings = encode(sample_image(), format, 90, SideData(parameters="x" * 40_000))
-        assert warnings == ["The parameters are too long for this format: the file is without them."]
-        assert text_of(Image.open(io.BytesIO(base64.b64decode(text)))) is None
-    assert text_of(written(sample_image(), parameters="x" * 40_000)) == "x" * 40_000
+def test_parameters_that_a_jpeg_cannot_hold_are_left_out_with_a_warning() -> None:
+    text, warnings = encode(sample_image(), "jpeg", 90, SideData(parameters="x" * 40_000))
+    assert warnings == ["The parameters are too long for this format: the file is without them."]
+    assert text_of(Image.open(io.BytesIO(base64.b64decode(text)))) is None
+    for format in ("png", "webp"):
+        assert text_of(written(sample_image(), format, parameters="x" * 40_000)) == "x" * 40_000
 
 
 def test_side_data_of_the_init_image_does_not_go_into_the_answer() -> None:

@@ -1,7 +1,5 @@
 """Generated crops back in their document: to the bit under black, opaque under white."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +10,7 @@ from handlers.imaging.colours import from_srgb
 from handlers.imaging.documents import Document, read_document
 from handlers.imaging.files import ImageFile
 from handlers.imaging.masks import inverted, refine
-from handlers.imaging.paste import paste, patch_of, redrawn
+from handlers.imaging.paste import paste, patch_of, regenerated
 from handlers.imaging.regions import Crop, plan
 from handlers.imaging.sizes import ModelSizes
 from tests.support.cases import profile_of
@@ -90,11 +88,33 @@ def test_holes_are_filled_from_behind() -> None:
     assert np.array_equal(shown[:16], np.asarray(result)[:16])
 
 
+def test_a_soft_edge_over_what_is_behind_it_is_blended_once() -> None:
+    document = Document(Image.new("RGBA", (64, 64), (200, 0, 0, 128)))
+    mask, blue = Image.new("L", (64, 64), 127), Image.new("RGB", (64, 64), (0, 0, 200))
+    pasted = paste(document, mask, [(WHOLE, blue)], behind=True)
+    patch, _ = patch_of(document, mask, [(WHOLE, blue)], behind=True)
+    for image in (pasted, patch):
+        assert image.getpixel((0, 0)) == (100, 0, 100, 255)
+
+
+def test_a_grown_or_blurred_mask_takes_more_of_the_document_than_its_holes() -> None:
+    image = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (16, 16, 48, 48))
+    holes, blue = inverted(image.getchannel("A")), Image.new("RGB", (64, 64), (0, 0, 200))
+    grown = np.asarray(paste(Document(image), refine(holes, 4, 0), [(WHOLE, blue)], behind=True))
+    assert (grown[12:52, 12:52] == (0, 0, 200, 255)).all() and (grown[:12] == (200, 0, 0, 255)).all()
+    mask = refine(holes, 0, 3)
+    blurred = np.asarray(paste(Document(image), mask, [(WHOLE, blue)], behind=True)).astype(int)
+    assert (blurred[16:48, 16:48] == (0, 0, 200, 255)).all() and (blurred[..., 3] == 255).all()
+    outside = np.asarray(mask)[:16].astype(int) / 255
+    assert np.abs(blurred[:16, :, 2] - 200 * outside).max() <= 1 and 0.3 < outside.max() < 0.6
+
+
 def test_an_image_of_a_cut_out_has_the_layers_alpha() -> None:
     document = transparent_edges()
-    image = redrawn(document, sample_image(128, 128))
+    image = regenerated(document, sample_image(128, 128))
     assert np.array_equal(image.getchannel("A"), document.image.getchannel("A")) and image.size == (64, 64)
-    assert redrawn(Document(sample_image()), sample_image(seed=2)).mode == "RGB"
+    assert regenerated(Document(sample_image()), sample_image(seed=2)).mode == "RGB"
 
 
 def test_a_patch_over_the_document_is_the_pasted_image() -> None:
@@ -166,16 +186,22 @@ def test_black_stays_to_the_bit_and_white_is_opaque(
     assert np.abs(np.asarray(over).astype(int) - np.asarray(pasted.convert("RGBA"))).max() <= 1
 
 
-def test_two_cut_outs_that_differ_under_alpha_0_give_the_same_image() -> None:
-    results: list[Any] = []
+@pytest.mark.parametrize("behind", [False, True])
+def test_two_cut_outs_that_differ_under_alpha_0_differ_only_there(behind: bool) -> None:
+    results = []
     for hidden in ((0, 0, 0), (255, 9, 120)):
         image = Image.new("RGBA", (64, 64), (*hidden, 0))
         image.paste(sample_image().crop((0, 0, 40, 40)), (12, 12))
         document = read_document(ImageFile(image), "init_image")[0]
-        results.append(np.asarray(paste(document, half_mask(), [(WHOLE, sample_image(seed=2))], behind=False)))
-    assert np.array_equal(*results)
+        mask = inverted(image.getchannel("A")) if behind else half_mask()
+        result = np.asarray(paste(document, mask, [(WHOLE, sample_image(seed=2))], behind))
+        assert np.array_equal(result[np.asarray(mask) == 0], np.asarray(image)[np.asarray(mask) == 0])
+        results.append(result)
+    visible = results[0][..., 3] > 0
+    assert np.array_equal(results[0][..., 3], results[1][..., 3])
+    assert np.array_equal(results[0][visible], results[1][visible])
 
 
 @pytest.mark.parametrize("side", [1, 7, 63])
 def test_any_size_comes_back_as_it_was(side: int) -> None:
-    assert redrawn(Document(sample_image(side, 3)), sample_image()).size == (side, 3)
+    assert regenerated(Document(sample_image(side, 3)), sample_image()).size == (side, 3)

@@ -70,6 +70,13 @@ def test_a_mask_that_selects_nothing_is_warned_of(fields: dict[str, Any]) -> Non
     assert request.crops == () and request.warnings[0].startswith("The mask selects nothing")
 
 
+def test_a_fill_without_effect_is_warned_of() -> None:
+    (warning,) = parse(**MASKED, mask_fill="noise", strength=1).warnings
+    assert warning.startswith("mask_fill has no effect at strength 1")
+    for fields in ({"mask_fill": "noise", "strength": 0.99}, {"strength": 1}):
+        assert not parse(**MASKED, **fields).warnings
+
+
 def test_a_mask_in_the_stored_raster_is_of_another_shape() -> None:
     with pytest.raises(InvalidRequest, match="mask_image has 240 x 320 pixels and init_image, upright, 320 x 240"):
         parse(init_image=case("exif6.jpg"), mask_image=case("exif6_mask_in_stored_raster.png"))
@@ -114,8 +121,12 @@ def test_blank_fields_are_their_defaults() -> None:
         "output_quality",
     )
     blank, absent = parse(**MASKED, **dict.fromkeys(names, "")), parse(**MASKED)
-    assert [getattr(blank, name) for name in names] == [getattr(absent, name) for name in names]
-    assert [getattr(blank, name) for name in names] == ["auto", "original", None, 0, 0, False, "png", 90]
+    assert blank == absent
+    defaults = {
+        "mask_mode": "auto", "mask_fill": "original", "mask_grow": 0, "mask_blur": 0, "patch": False,
+        "output_format": "png", "output_quality": 90,
+    }  # fmt: skip
+    assert absent == parse(**MASKED, **defaults)
 
 
 def test_what_would_hardly_fit_is_refused_beforehand_with_advice() -> None:
