@@ -33,6 +33,14 @@ class RememberingEncoder:
                 self._outputs.popitem(last=False)
         return self._outputs[key]
 
+    @property
+    def text_model(self) -> Any:
+        """With clip_skip, pipelines call its last norm alone, so low-memory mode must move the encoder in before."""
+        hook = getattr(self.module, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(self.module)
+        return self.module.text_model
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
