@@ -35,11 +35,14 @@ class RememberingEncoder:
 
     @property
     def text_model(self) -> Any:
-        """With clip_skip, pipelines call its last norm alone, so low-memory mode must move the encoder in before."""
+        """The module with the last norm, which pipelines call past the encoder if layers are skipped.
+
+        From transformers 5 on it is the encoder itself, where diffusers 0.42 still looks for this part.
+        """
         hook = getattr(self.module, "_hf_hook", None)
-        if hook is not None:
+        if hook is not None:  # in low-memory mode the encoder may be out, since its output came from the cache
             hook.pre_forward(self.module)
-        return self.module.text_model
+        return getattr(self.module, "text_model", self.module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)

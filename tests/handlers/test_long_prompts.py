@@ -47,7 +47,7 @@ def test_weights_count_and_escapes_are_text(frontend: Frontend) -> None:
 
 def test_each_image_of_a_request_has_the_whole_prompt(frontend: Frontend) -> None:
     images = generated(frontend, prompt=f"{LONG} cat", num_outputs=2)["result"]["images"]
-    assert np.array_equal(decode(images[0]), image(frontend, prompt=f"{LONG} cat"))
+    assert np.abs(decode(images[0]) - image(frontend, prompt=f"{LONG} cat")).max() <= 2  # those two share forwards
     assert not np.array_equal(*map(decode, images))
 
 

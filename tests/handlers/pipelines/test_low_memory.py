@@ -70,19 +70,21 @@ def test_overlapping_jobs_share_one_slot(family: str, tmp_path: Path, monkeypatc
 def test_long_prompts_and_skipped_layers_have_their_encoder_in_the_slot(
     family: str, encoders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = load(tiny_models.save(family, tmp_path), "txt2img")["txt2img"]
+    folder = tiny_models.save(family, tmp_path)
+    plain, pipeline = (load(folder, "txt2img")["txt2img"] for _ in range(2))
     given = {"prompt": "x", "negative_prompt": "", "guidance_scale": 7.5, "clip_skip": 1}
 
-    def encoded() -> dict[str, Any]:
+    def encoded(pipeline: Any) -> dict[str, Any]:
         with torch.no_grad():
             return Prompts("a house BREAK (red)", "").arguments_for(pipeline, given)
 
-    expected = encoded()
+    remember_prompts([plain])
+    expected = encoded(plain)
     monkeypatch.setattr("handlers.pipelines.low_memory.OffloadSlot", lambda _: Counting())
     slot: Any = offload(pipeline, CPU)
     remember_prompts([pipeline])
     for _ in range(2):  # the second time from the cache, while the VAE is in
-        made = encoded()
+        made = encoded(pipeline)
         assert all(torch.equal(made[name], expected[name]) for name in expected if name.endswith("embeds"))
         slot.enter(pipeline.vae)
     if family == "sd1":  # SDXL's pipelines have no norm of their own

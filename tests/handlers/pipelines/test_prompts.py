@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.errors import InvalidRequest
+from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.prompts import ParsedPrompt, Prompts, parse_prompt
 from handlers.wire import TASKS
 from tests.support import tiny_models
@@ -146,7 +147,9 @@ def test_a_warning_names_the_field_and_the_text() -> None:
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl", "inpainting", "lcm", "turbo"])
 def model(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
-    return tiny_models.make(request.param)
+    pipeline = tiny_models.make(request.param)
+    remember_prompts([pipeline])
+    return pipeline
 
 
 def arguments(pipeline: Any, prompt: str, negative: str = "", **options: Any) -> dict[str, Any]:
@@ -167,6 +170,7 @@ def reference(pipeline: Any, *chunks: str, hidden: int | None = None) -> torch.T
             encoder, tokenizer = (getattr(pipeline, f"{part}{suffix}", None) for part in ("text_encoder", "tokenizer"))
             if encoder is None:
                 continue
+            encoder = encoder.module  # past the cache
             ids = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
             assert ids.shape == (1, 77)
             with torch.no_grad():
@@ -174,7 +178,9 @@ def reference(pipeline: Any, *chunks: str, hidden: int | None = None) -> torch.T
             if hasattr(pipeline, "text_encoder_2"):
                 states.append(output.hidden_states[hidden or -2])
             elif hidden:
-                states.append(encoder.text_model.final_layer_norm(output.hidden_states[hidden]))
+                norm = getattr(encoder, "text_model", encoder).final_layer_norm
+                with torch.no_grad():
+                    states.append(norm(output.hidden_states[hidden]))
             else:
                 states.append(output[0])
         encoded.append(torch.cat(states, dim=-1))
