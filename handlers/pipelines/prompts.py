@@ -6,7 +6,7 @@ the web UI's `sd_hijack_clip.py` and `prompt_parser.py`.
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 
 from handlers.errors import InvalidRequest
 
-EMPHASIS = 1.1
+FACTORS = {"(": 1.1, "[": 1 / 1.1}
+CLOSING = {"(": ")", "[": "]"}
 MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
 MAX_CHUNKS = 20
 ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
@@ -70,7 +71,7 @@ def parse_prompt(text: str) -> ParsedPrompt:
         elif sign[0] == "BREAK":
             sections.append([])
         else:
-            literal = sign[0][1:] if len(sign[0]) == 2 and sign[0][0] == "\\" else sign[0]
+            literal = sign[0].removeprefix("\\") or sign[0]  # a backslash before other signs is one itself
             section = sections[-1]
             before = section.pop()[0] if section and section[-1][1] == weights[-1] else ""
             section.append((before + literal, weights[-1]))
@@ -87,29 +88,24 @@ def _brackets(text: str, signs: Sequence[re.Match[str]]) -> tuple[dict[int, floa
     edits: list[str] = []
     opened: list[int] = []
     edited: set[int] = set()  # of the square ones, those with a | or : of their own
-
-    def close(index: int, factor: float) -> None:
-        factors[opened.pop()] = factor
-        closing.add(index)
-
     for index, sign in enumerate(signs):
         innermost = signs[opened[-1]][0] if opened else ""
-        if sign[0] in ("(", "["):
+        if sign[0] in FACTORS:
             opened.append(index)
-        elif sign[0][-1] == ")" and sign[0][0] != "\\" and innermost == "(":
-            close(index, float(sign["weight"] or EMPHASIS))
-        elif sign[0] == "]" and innermost == "[":
-            if opened[-1] in edited:
-                edits.append(text[signs[opened.pop()].start() : sign.end()])
+        elif innermost and sign[0][0] != "\\" and sign[0][-1] == CLOSING[innermost]:
+            opening = opened.pop()
+            if opening in edited:
+                edits.append(text[signs[opening].start() : sign.end()])
             else:
-                close(index, 1 / EMPHASIS)
-        elif sign[0][0] in ":|" and innermost == "[":
+                factors[opening] = float(sign["weight"] or FACTORS[innermost])
+                closing.add(index)
+        elif innermost == "[" and sign[0][0] in ":|":
             edited.add(opened[-1])
-    for index in opened:
-        if index in edited:
-            edits.append(text[signs[index].start() :])
+    for opening in opened:
+        if opening in edited:
+            edits.append(text[signs[opening].start() :])
         else:
-            factors[index] = EMPHASIS if signs[index][0] == "(" else 1 / EMPHASIS
+            factors[opening] = FACTORS[signs[opening][0]]
     return factors, closing, edits
 
 
@@ -125,7 +121,7 @@ class Prompts:
     def __init__(self, prompt: str, negative_prompt: str) -> None:
         self._texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         self._parsed = {name: parse_prompt(text) for name, text in self._texts.items()}
-        self._arguments: dict[str, Any] | None = None
+        self._embeddings: dict[str, Any] | None = None  # arguments instead of the texts; none for plain prompts
         warnings = []
         for name, parsed in self._parsed.items():
             if abs(most := max(parsed.weights, key=abs, default=1.0)) > MAX_WEIGHT:
@@ -147,21 +143,23 @@ class Prompts:
         # a negative prompt without guidance has no effect: it must not lengthen the prompt either
         unused = "negative_prompt" not in arguments or arguments["guidance_scale"] <= 1
         names = ["prompt"] if unused else ["prompt", "negative_prompt"]
-        if self._arguments is None:
+        if self._embeddings is None:
             chunks = {name: self._chunks(name, pipeline) for name in names}
-            self._arguments = (
-                {} if self._is_plain(chunks) else _embeddings(pipeline, chunks, arguments.get("clip_skip"))
-            )
-        if not self._arguments:
+            plain = self._is_plain(chunks)
+            self._embeddings = {} if plain else _embeddings(pipeline, chunks, arguments.get("clip_skip"))
+        if not self._embeddings:
             return dict(arguments)
-        return {name: value for name, value in arguments.items() if name not in self._texts} | self._arguments
+        return {name: value for name, value in arguments.items() if name not in self._texts} | self._embeddings
 
     def _chunks(self, name: str, pipeline: Any) -> dict[str, list[Chunk]]:
         """A prompt's chunks for each tokenizer."""
         chunks: dict[str, list[Chunk]] = {}
-        for tokenizer in _present(pipeline, ENCODERS):
-            room = getattr(pipeline, tokenizer).model_max_length - 2
-            chunks[tokenizer] = own = _cut(self._parsed[name], getattr(pipeline, tokenizer), room)
+        for part in ENCODERS:
+            tokenizer = getattr(pipeline, part, None)
+            if tokenizer is None:
+                continue
+            room = tokenizer.model_max_length - 2
+            chunks[part] = own = _cut(self._parsed[name], tokenizer, room)
             if len(own) > MAX_CHUNKS:
                 raise InvalidRequest(
                     f"{name} has {sum(map(len, own))} tokens in {len(own)} chunks: at most {MAX_CHUNKS} chunks of "
@@ -173,10 +171,6 @@ class Prompts:
         """Whether the pipeline itself encodes the texts in the same way."""
         whole = all(self._parsed[name].sections in (((),), (((self._texts[name], 1.0),),)) for name in chunks)
         return whole and all(len(own) == 1 for of_text in chunks.values() for own in of_text.values())
-
-
-def _present(pipeline: Any, names: Iterable[str]) -> list[str]:
-    return [name for name in names if getattr(pipeline, name, None) is not None]
 
 
 def _cut(parsed: ParsedPrompt, tokenizer: Any, room: int) -> list[Chunk]:
@@ -205,10 +199,10 @@ def _embeddings(
     arguments = {}
     for name, of_text in texts.items():
         skipped = clip_skip if name == "prompt" else None
-        encoded = [
-            _encode(pipeline, {t: own[index] if index < len(own) else [] for t, own in of_text.items()}, skipped)
-            for index in range(length)
-        ]
+        encoded = []
+        for index in range(length):
+            chunk = {tokenizer: own[index] if index < len(own) else [] for tokenizer, own in of_text.items()}
+            encoded.append(_encode(pipeline, chunk, skipped))
         arguments[f"{name}_embeds"] = torch.cat([states for states, _ in encoded], dim=1)
         if (pooled := encoded[0][1]) is not None:
             arguments[f"{name.replace('prompt', 'pooled_prompt')}_embeds"] = pooled

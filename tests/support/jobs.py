@@ -70,5 +70,7 @@ def generated_alone(pipelines: Mapping[str, Any], request: GenerationRequest) ->
     """What the stock pipeline generates, called plainly."""
     pipeline = pipelines[request.task]
     arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
+    with torch.no_grad():
+        arguments = Prompts(request.prompt, request.negative_prompt).arguments_for(pipeline, arguments)
     image: Image.Image = pipeline(**arguments).images[0]
     return image
