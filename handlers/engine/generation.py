@@ -25,6 +25,7 @@ from handlers.hardware.memory import Memory, no_room
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
+from handlers.pipelines.prompts import Prompts
 from handlers.pipelines.schedulers import scheduler
 from handlers.request.fields import GenerationRequest, parse_request, read_fields
 from handlers.request.parameters import parameters_text
@@ -90,7 +91,7 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[tuple[GenerationRequest, list[dict[str, Any]]]] | None = None
+        self._parsing: Future[tuple[GenerationRequest, Prompts, list[dict[str, Any]]]] | None = None
         self._request: GenerationRequest | None = None
         self._encoding: dict[int, Future[None]] = {}  # by the number of the image
         self._encoded: dict[int, FinishedImage] = {}
@@ -114,13 +115,15 @@ class Generation:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
 
-    def _parse(self) -> tuple[GenerationRequest, list[dict[str, Any]]]:
-        """The request, and the pipeline's arguments for each crop of an image."""
+    def _parse(self) -> tuple[GenerationRequest, Prompts, list[dict[str, Any]]]:
+        """The request, its prompts, and the pipeline's arguments for each crop of an image."""
         incoming, served, config = self._incoming, self._served, self._shared.config
         with self._shared.timings.timed("parse"):
             fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
             request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers)
-            return request, [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
+            prompts = Prompts(request.prompt, request.negative_prompt)
+            request = replace(request, warnings=(*request.warnings, *prompts.warnings))
+            return request, prompts, [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
 
     def wait_until_parsed(self, timeout_s: float) -> None:
         """Returns once the pool has parsed it, or has failed to."""
@@ -140,11 +143,11 @@ class Generation:
                 )
             # 2. a request that was parsed gets its jobs
             if self._parsing is not None and self._parsing.done():
-                (self._request, arguments), self._parsing = self._parsing.result(), None
+                (self._request, prompts, arguments), self._parsing = self._parsing.result(), None
                 if self._request.crops:
                     scale = self._served.pipeline.vae_scale_factor
                     self._shared.memory.admit(self._request, scale, self._has_fixed_size)
-                self._create_jobs(self._request, arguments)
+                self._create_jobs(self._request, prompts, arguments)
                 self._enter(GenerationState.RUNNING)
             # 3. the progress is that of the image that is furthest behind
             counts = [(slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps]
@@ -240,13 +243,13 @@ class Generation:
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None
 
-    def _create_jobs(self, request: GenerationRequest, crops: Sequence[Mapping[str, Any]]) -> None:
+    def _create_jobs(self, request: GenerationRequest, prompts: Prompts, crops: Sequence[Mapping[str, Any]]) -> None:
         """A job for each crop of each image, an image's crops one after the other."""
         pipeline = self._served.pipeline
         for i in range(request.num_outputs):
             for arguments in crops:
                 own = scheduler(pipeline, request.scheduler) if request.scheduler else None
-                job = PipelineJob(pipeline, {**arguments, "generator": generator(request.seed + i)}, own)
+                job = PipelineJob(pipeline, {**arguments, "generator": generator(request.seed + i)}, own, prompts)
                 self.slots.append(Slot(job, owner=self))
 
     def _finish_image(self, index: int, outputs: Sequence[Any]) -> None:

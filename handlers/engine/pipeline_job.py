@@ -15,6 +15,7 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from handlers.forward.calls import DecodeCall, UNetCall
+from handlers.pipelines.prompts import Prompts
 
 
 class Cancelled(BaseException):
@@ -54,6 +55,7 @@ class PipelineJob:
     Args:
         arguments: of the pipeline's `__call__`.
         scheduler: the job's own, instead of a copy of the pipeline's.
+        prompts: what the start makes of the prompts in `arguments`; None to pass them on as they are.
 
     Attributes:
         call: the call of the UNet or VAE that the job is paused at; None before the start and after the end.
@@ -62,7 +64,9 @@ class PipelineJob:
         error: the exception that the pipeline raised.
     """
 
-    def __init__(self, pipeline: Any, arguments: Mapping[str, Any], scheduler: Any = None) -> None:
+    def __init__(
+        self, pipeline: Any, arguments: Mapping[str, Any], scheduler: Any = None, prompts: Prompts | None = None
+    ) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
         own = _with_timesteps_on_cpu(scheduler or copy.deepcopy(pipeline.scheduler))
@@ -70,6 +74,7 @@ class PipelineJob:
             scheduler=own, unet=PausingUNet(pipeline.unet, self), vae=_pausing_vae(pipeline.vae, self)
         )
         self._arguments = arguments
+        self._prompts = prompts
         self.has_image = "image" in arguments  # its start encodes an image with the VAE
         self._greenlet = greenlet(self._run)
         self.call: UNetCall | DecodeCall | None = None
@@ -115,7 +120,10 @@ class PipelineJob:
 
     def _run(self) -> None:
         try:
-            self.result = self._pipeline(**self._arguments)
+            arguments = self._arguments
+            if self._prompts is not None:
+                arguments = self._prompts.arguments_for(self._pipeline, arguments)
+            self.result = self._pipeline(**arguments)
         except BaseException as error:  # the owner knows which request it ends
             self.error = error
         finally:
@@ -123,7 +131,7 @@ class PipelineJob:
             # reference cycles, which would keep this job until a garbage collection
             self._pipeline.scheduler.__dict__.pop("set_timesteps", None)
             self._pipeline.vae.__dict__.pop("to", None)
-            del self._pipeline, self._arguments
+            del self._pipeline, self._arguments, self._prompts
 
 
 def _with_timesteps_on_cpu(scheduler: Any) -> Any:

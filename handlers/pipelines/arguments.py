@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
+from handlers.errors import InvalidRequest
 from handlers.imaging.documents import fill_masked, model_image
 from handlers.imaging.masks import pipeline_mask
 from handlers.imaging.regions import Crop
+from handlers.pipelines.prompts import ENCODERS
 from handlers.request.fields import GenerationRequest
 
 
@@ -20,6 +22,8 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
     """The arguments of the stock pipeline's `__call__` for a crop of any image of `request`, except the generator.
 
     Arguments that this family's pipeline does not take are left out: latent consistency models take no negative prompt.
+
+    Raises InvalidRequest for a clip_skip that the model's text encoders have too few layers for.
     """
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
@@ -27,6 +31,7 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "eta": request.eta,
+        "clip_skip": _clip_skip(request.clip_skip, pipeline),
     }
     if request.task in ("txt2img", "masking"):
         arguments |= {"width": crop.size[0], "height": crop.size[1]}
@@ -38,3 +43,14 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
             arguments |= {"image": fill_masked(image, mask, request.mask_fill), "mask_image": mask}
     taken = signature(pipeline.__call__).parameters
     return {name: value for name, value in arguments.items() if name in taken}
+
+
+def _clip_skip(clip_skip: int | None, pipeline: Any) -> int | None:
+    if clip_skip is None:
+        return None
+    encoders = [getattr(pipeline, name, None) for name in ENCODERS.values()]
+    most = min(encoder.config.num_hidden_layers for encoder in encoders if encoder is not None)
+    most -= encoders[1] is not None  # SDXL's pipelines count from the layer before the last
+    if clip_skip > most:
+        raise InvalidRequest(f"clip_skip must be a whole number from 1 to {most} for this model, not {clip_skip}.")
+    return clip_skip

@@ -33,6 +33,17 @@ class RememberingEncoder:
                 self._outputs.popitem(last=False)
         return self._outputs[key]
 
+    @property
+    def text_model(self) -> Any:
+        """The module with the last norm, which pipelines call past the encoder if layers are skipped.
+
+        From transformers 5 on it is the encoder itself, where diffusers 0.42 still looks for this part.
+        """
+        hook = getattr(self.module, "_hf_hook", None)
+        if hook is not None:  # in low-memory mode the encoder may be out, since its output came from the cache
+            hook.pre_forward(self.module)
+        return getattr(self.module, "text_model", self.module)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 

@@ -17,6 +17,7 @@ from handlers.request import forms
 from handlers.request.reader import MAX_SEED, Reader
 
 MAX_REACH, MAX_PADDING = 256, 10_000  # pixels that a mask may grow or blur by, and that are around it
+MAX_CLIP_SKIP = 12  # layers: as many as the text encoder of Stable Diffusion 1 has
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class GenerationRequest:
         width, height: of the largest crop, as the model generates it.
         crops: one for a whole image; none for a mask that selects nothing.
         scheduler: diffusers' class name; None for the model's own.
+        clip_skip: how many last layers of the text encoder are left out, as diffusers counts; None for the model's own.
         mask_image: greyscale, the init image's size, above 0 = replace; grown and blurred already.
         fills_holes: whether the mask is the init image's own transparency.
         warnings: sentences for the client about what could not be done as asked.
@@ -62,6 +64,7 @@ class GenerationRequest:
     crops: tuple[Crop, ...] = ()
     strength: float = 1.0
     scheduler: str | None = None
+    clip_skip: int | None = None
     init_image: Document | None = None
     mask_image: Image.Image | None = None
     fills_holes: bool = False
@@ -105,6 +108,7 @@ def parse_request(
         ),
         "guidance_scale": read.real("guidance_scale", defaults.guidance_scale, 0.0),
         "eta": read.real("eta", 0.0, 0.0, 1.0),
+        "clip_skip": read.whole("clip_skip", None, 1, MAX_CLIP_SKIP),
         "preview": read.flag("preview"),
         "output_format": read.choice("output_format", output.FORMATS, "png"),
         "output_quality": read.whole("output_quality", 90, 1, 100),

@@ -36,6 +36,8 @@ def parameters_text(request: GenerationRequest, index: int, model: str, own_sche
     }
     if request.init_image is not None:
         values["Denoising strength"] = request.strength
+    if request.clip_skip is not None:
+        values["Clip skip"] = request.clip_skip + 1  # the web UI counts from the last layer, which is its 1
     if request.mask_blur:
         values["Mask blur"] = request.mask_blur
     lines = [request.prompt]

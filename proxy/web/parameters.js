@@ -45,6 +45,8 @@ function parse(text) {
   for (const [name, field] of Object.entries(NUMBERS)) {
     if (/^\d+(\.\d+)?$/.test(pairs.get(name))) found[field] = pairs.get(name);
   }
+  const skipped = Number(pairs.get("Clip skip")) - 1; // the last layer is the web UI's 1
+  if (skipped > 0) found.clip_skip = String(skipped);
   const size = pairs.get("Size")?.match(/^(\d+)x(\d+)$/);
   if (size) [, found.width, found.height] = size;
   // older versions write the schedule into the name

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 PARAMETERS = (
     "a red apple, ({prompt}:1.2)\nsecond line\nNegative prompt: blurry,\nugly\n"
     'Steps: 31, Sampler: Euler a, Schedule type: Automatic, CFG scale: 6.5, Seed: 77, Size: 320x192, Model: "a, b", '
-    "Denoising strength: 0.45, Mask blur: 4"
+    "Denoising strength: 0.45, Mask blur: 4, Clip skip: 2"
 )
 
 
@@ -55,7 +55,7 @@ def test_the_settings_of_a_file_are_used_again(
     wanted = {
         "prompt": f"a red apple, ({prompt}:1.2)\nsecond line", "negative_prompt": "blurry, ugly",
         "num_inference_steps": "31", "guidance_scale": "6.5", "seed": "77",
-        "scheduler": "EulerAncestralDiscreteScheduler", "width": "320", "height": "192",
+        "scheduler": "EulerAncestralDiscreteScheduler", "clip_skip": "1", "width": "320", "height": "192",
         "strength": "0.45", "mask_blur": "4",
     }  # fmt: skip
     assert {name: page.locator(f"#{name}").input_value() for name in wanted} == wanted

@@ -80,6 +80,14 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
     assert np.array_equal(image, np.asarray(expected))
 
 
+def test_the_end_of_a_prompt_of_100_tokens_counts(three: Running) -> None:
+    prompt = "a red apple " * 33
+    first, second = (
+        decode(three.images("txt2img", prompt=prompt + end, seed=1, num_inference_steps=5)[0]) for end in ("up", "down")
+    )
+    assert not np.array_equal(first, second)
+
+
 def test_what_the_safety_checker_flags_comes_back_black(three: Running) -> None:
     for image in three.images("txt2img", prompt="adults only", seed=1, num_outputs=2):
         assert image["nsfw"] is True and decode(image).max() == 0

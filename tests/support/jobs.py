@@ -21,6 +21,7 @@ from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import load_pipelines
+from handlers.pipelines.prompts import Prompts
 from handlers.request.fields import GenerationRequest
 from handlers.wire import TASKS
 from tests.support.paths import CONFIGS
@@ -52,7 +53,8 @@ def generated_together(
     for request in requests:
         pipeline = pipelines[request.task]
         arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
-        slots.append(Slot(PipelineJob(pipeline, arguments), owner=SimpleNamespace(last_step=0)))
+        prompts = Prompts(request.prompt, request.negative_prompt)
+        slots.append(Slot(PipelineJob(pipeline, arguments, prompts=prompts), owner=SimpleNamespace(last_step=0)))
         slots[-1].job.start()
     decoder = Decoder(batcher.memory, NoSideStream())
     while not all(slot.job.ended for slot in slots):
@@ -68,5 +70,7 @@ def generated_alone(pipelines: Mapping[str, Any], request: GenerationRequest) ->
     """What the stock pipeline generates, called plainly."""
     pipeline = pipelines[request.task]
     arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
+    with torch.no_grad():
+        arguments = Prompts(request.prompt, request.negative_prompt).arguments_for(pipeline, arguments)
     image: Image.Image = pipeline(**arguments).images[0]
     return image

@@ -98,6 +98,7 @@ def test_images_are_the_same(
 ) -> None:
     pipelines = load(tiny_models.save(family, tmp_path))
     requests = [a_request(task, "a red apple", 1, 5, 7.5) for task in ("txt2img", "img2img", "masking")]
+    requests.append(a_request("txt2img", "apple " * 90, 1, 5, 7.5))  # of two chunks
     together, _ = generated_together(pipelines, requests, run)
     assert compiled and "it runs in torch" not in caplog.text
     for image, request in zip(together, requests, strict=True):

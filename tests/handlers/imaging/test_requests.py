@@ -172,3 +172,5 @@ def test_the_parameters_are_as_the_web_ui_writes_them() -> None:
     assert text(parse("txt2img", prompt=""), model="org/a: b").endswith('Size: 512x512, Model: "org/a: b"')
     masking = text(parse(**MASKED, strength=0.75, mask_blur=4))
     assert masking.startswith("x\nSteps: ") and masking.endswith("Denoising strength: 0.75, Mask blur: 4")
+    skipping = text(parse("txt2img", prompt="", clip_skip=1))
+    assert skipping.endswith(", Clip skip: 2")  # it counts from 1

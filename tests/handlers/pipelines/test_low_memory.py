@@ -10,6 +10,8 @@ import torch
 
 from handlers.imaging.regions import Crop
 from handlers.pipelines.low_memory import OffloadSlot, offload
+from handlers.pipelines.prompt_cache import remember_prompts
+from handlers.pipelines.prompts import Prompts
 from tests.support import tiny_models
 from tests.support.jobs import a_request, generated_alone, generated_together, load
 
@@ -62,6 +64,32 @@ def test_overlapping_jobs_share_one_slot(family: str, tmp_path: Path, monkeypatc
     assert [p.data_ptr() for p in pipeline.unet.parameters()] == unet  # never moved
     slot.empty()
     assert {name: p.data_ptr() for name, p in pipeline.vae.named_parameters()} == on_cpu  # where it was loaded to
+
+
+@pytest.mark.parametrize(("family", "encoders"), [("sd1", 1), ("sdxl", 2)])
+def test_long_prompts_and_skipped_layers_have_their_encoder_in_the_slot(
+    family: str, encoders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_models.save(family, tmp_path)
+    plain, pipeline = (load(folder, "txt2img")["txt2img"] for _ in range(2))
+    given = {"prompt": "x", "negative_prompt": "", "guidance_scale": 7.5, "clip_skip": 1}
+
+    def encoded(pipeline: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            return Prompts("a house BREAK (red)", "").arguments_for(pipeline, given)
+
+    remember_prompts([plain])
+    expected = encoded(plain)
+    monkeypatch.setattr("handlers.pipelines.low_memory.OffloadSlot", lambda _: Counting())
+    slot: Any = offload(pipeline, CPU)
+    remember_prompts([pipeline])
+    for _ in range(2):  # the second time from the cache, while the VAE is in
+        made = encoded(pipeline)
+        assert all(torch.equal(made[name], expected[name]) for name in expected if name.endswith("embeds"))
+        slot.enter(pipeline.vae)
+    if family == "sd1":  # SDXL's pipelines have no norm of their own
+        assert slot.visits == ["CLIPTextModel", "AutoencoderKL"] * 2
+    assert len(set(slot.visits)) == encoders + 1
 
 
 def test_a_module_that_changed_its_format_keeps_it_when_it_leaves() -> None:

@@ -27,7 +27,7 @@ def test_defaults_are_the_models_own() -> None:
     request = parse()
     assert (request.num_inference_steps, request.guidance_scale) == (20, 3.5)
     assert (request.width, request.height, request.num_outputs, request.eta) == (64, 64, 1, 0.0)
-    assert request.negative_prompt == ""
+    assert request.negative_prompt == "" and request.clip_skip is None
 
 
 def test_a_model_of_one_size_generates_at_it_and_answers_at_the_size_asked_for() -> None:
@@ -103,6 +103,8 @@ def test_an_image_may_come_as_a_file() -> None:
         ("txt2img", {"guidance_scale": "1e999"}, "guidance_scale must be a number"),
         ("txt2img", {"guidance_scale": 10**400}, "guidance_scale must be a number"),
         ("txt2img", {"eta": 1.01}, "eta must be a number of at least 0 and at most 1"),
+        ("txt2img", {"clip_skip": 0}, "clip_skip must be a whole number from 1 to 12, not 0"),
+        ("txt2img", {"clip_skip": 13}, "clip_skip must be a whole number from 1 to 12, not 13"),
         ("txt2img", {"width": 77}, "width must be a multiple of 8 from 64 to 1024, not 77: the nearest is 80"),
         ("txt2img", {"height": 9999}, "the nearest is 1024"),
         ("txt2img", {"height": -8}, "the nearest is 64"),

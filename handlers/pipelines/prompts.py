@@ -1,0 +1,260 @@
+r"""Prompts of any length, with weights, in the syntax of AUTOMATIC1111's web UI (docs/prompts.md).
+
+Tokens are encoded in chunks, each with its own begin and end token, since CLIP reads 77 tokens at most. The source is
+the web UI's `sd_hijack_clip.py` and `prompt_parser.py`.
+"""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from handlers.errors import InvalidRequest
+
+FACTORS = {"(": 1.1, "[": 1 / 1.1}
+CLOSING = {"(": ")", "[": "]"}
+MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
+MAX_CHUNKS = 20
+ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+
+_SIGNS = re.compile(
+    r"""
+    \\[\\()\[\]]                                            # an escaped sign
+    | :\s*(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)  # the end of (word:1.3)
+    | [()\[\]:|\\]
+    | \bBREAK\b
+    | [^()\[\]:|\\B]+                                       # text
+    | B
+    """,
+    re.VERBOSE,
+)
+
+Piece = tuple[str, float]  # text, and its weight
+Chunk = Sequence[tuple[int, float]]  # at most 75 tokens, each with its weight
+
+
+@dataclass(frozen=True)
+class ParsedPrompt:
+    """A prompt without its syntax.
+
+    Attributes:
+        sections: what BREAK separates, each as pieces.
+        edits: the places in the source that would change while an image is generated; they stay text.
+    """
+
+    sections: tuple[tuple[Piece, ...], ...]
+    edits: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> set[float]:
+        return {weight for section in self.sections for _, weight in section}
+
+
+def parse_prompt(text: str) -> ParsedPrompt:
+    r"""Reads `(x)`, `(x:1.3)`, `[x]`, their nesting, escapes and BREAK. No text is wrong.
+
+    A bracket that nothing closes holds to the end, as in the web UI; a closing one that closes nothing is text.
+    """
+    signs = list(_SIGNS.finditer(text))
+    factors, closing, edits = _brackets(text, signs)
+    weights = [1.0]
+    sections: list[list[Piece]] = [[]]
+    for index, sign in enumerate(signs):
+        if index in factors:
+            weights.append(weights[-1] * factors[index])
+        elif index in closing:
+            weights.pop()
+        elif sign[0] == "BREAK":
+            sections.append([])
+        else:
+            literal = sign[0].removeprefix("\\") or sign[0]  # a backslash before other signs is one itself
+            section = sections[-1]
+            before = section.pop()[0] if section and section[-1][1] == weights[-1] else ""
+            section.append((before + literal, weights[-1]))
+    return ParsedPrompt(tuple(map(tuple, sections)), tuple(edits))
+
+
+def _brackets(text: str, signs: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int], list[str]]:
+    """The signs that are brackets of weights, by their index: the opening ones with their factor, and the closing ones.
+
+    The third is the source of each `[a|b]` and `[a:b:0.5]`, whose brackets are among neither.
+    """
+    factors: dict[int, float] = {}
+    closing: set[int] = set()
+    edits: list[str] = []
+    opened: list[int] = []
+    edited: set[int] = set()  # of the square ones, those with a | or : of their own
+    for index, sign in enumerate(signs):
+        innermost = signs[opened[-1]][0] if opened else ""
+        if sign[0] in FACTORS:
+            opened.append(index)
+        elif innermost and sign[0][0] != "\\" and sign[0][-1] == CLOSING[innermost]:
+            opening = opened.pop()
+            if opening in edited:
+                edits.append(text[signs[opening].start() : sign.end()])
+            else:
+                factors[opening] = float(sign["weight"] or FACTORS[innermost])
+                closing.add(index)
+        elif innermost == "[" and sign[0][0] in ":|":
+            edited.add(opened[-1])
+    for opening in opened:
+        if opening in edited:
+            edits.append(text[signs[opening].start() :])
+        else:
+            factors[opening] = FACTORS[signs[opening][0]]
+    return factors, closing, edits
+
+
+class Prompts:
+    """A request's prompt and negative prompt, which all its jobs share: what one of them encodes, the others reuse.
+
+    Raises InvalidRequest for a weight beyond MAX_WEIGHT.
+
+    Attributes:
+        warnings: sentences about the parts that are not understood.
+    """
+
+    def __init__(self, prompt: str, negative_prompt: str) -> None:
+        self._texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+        self._parsed = {name: parse_prompt(text) for name, text in self._texts.items()}
+        self._embeddings: dict[str, Any] | None = None  # arguments instead of the texts; none for plain prompts
+        warnings = []
+        for name, parsed in self._parsed.items():
+            if abs(most := max(parsed.weights, key=abs, default=1.0)) > MAX_WEIGHT:
+                raise InvalidRequest(
+                    f"{name} has the weight {most:g}: weights are from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}."
+                )
+            if parsed.edits:
+                shown = ", ".join(edit if len(edit) <= 50 else f"{edit[:50]}…" for edit in parsed.edits[:5])
+                warnings.append(f"{name} has {shown}: prompts do not change between steps here, so this is plain text.")
+        self.warnings = tuple(warnings)
+
+    def arguments_for(self, pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`arguments` of a stock pipeline, with embeddings instead of texts if those are long or have weights.
+
+        For the engine's thread, within a job: it calls the pipeline's text encoders.
+
+        Raises InvalidRequest for more than MAX_CHUNKS chunks.
+        """
+        # a negative prompt without guidance has no effect: it must not lengthen the prompt either
+        unused = "negative_prompt" not in arguments or arguments["guidance_scale"] <= 1
+        names = ["prompt"] if unused else ["prompt", "negative_prompt"]
+        if self._embeddings is None:
+            chunks = {name: self._chunks(name, pipeline) for name in names}
+            plain = self._is_plain(chunks)
+            self._embeddings = {} if plain else _embeddings(pipeline, chunks, arguments.get("clip_skip"))
+        if not self._embeddings:
+            return dict(arguments)
+        return {name: value for name, value in arguments.items() if name not in self._texts} | self._embeddings
+
+    def _chunks(self, name: str, pipeline: Any) -> dict[str, list[Chunk]]:
+        """A prompt's chunks for each tokenizer."""
+        chunks: dict[str, list[Chunk]] = {}
+        for part in ENCODERS:
+            tokenizer = getattr(pipeline, part, None)
+            if tokenizer is None:
+                continue
+            room = tokenizer.model_max_length - 2
+            chunks[part] = own = _cut(self._parsed[name], tokenizer, room)
+            if len(own) > MAX_CHUNKS:
+                raise InvalidRequest(
+                    f"{name} has {sum(map(len, own))} tokens in {len(own)} chunks: at most {MAX_CHUNKS} chunks of "
+                    f"{room} tokens are taken, so shorten it."
+                )
+        return chunks
+
+    def _is_plain(self, chunks: Mapping[str, Mapping[str, Sequence[Chunk]]]) -> bool:
+        """Whether the pipeline itself encodes the texts in the same way."""
+        whole = all(self._parsed[name].sections in (((),), (((self._texts[name], 1.0),),)) for name in chunks)
+        return whole and all(len(own) == 1 for of_text in chunks.values() for own in of_text.values())
+
+
+def _cut(parsed: ParsedPrompt, tokenizer: Any, room: int) -> list[Chunk]:
+    """Chunks of at most `room` tokens. BREAK begins a new one."""
+    chunks: list[Chunk] = []
+    for section in parsed.sections:
+        tokens = [
+            (token, weight)
+            for text, weight in section
+            for token in tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ]
+        chunks += [tokens[start : start + room] for start in range(0, len(tokens), room)]
+    return chunks or [[]]
+
+
+def _embeddings(
+    pipeline: Any, texts: Mapping[str, Mapping[str, Sequence[Chunk]]], clip_skip: int | None
+) -> dict[str, Any]:
+    """The arguments of a stock pipeline that stand for `prompt` and `negative_prompt`, all of the same length.
+
+    Args:
+        texts: the chunks of each text for each tokenizer.
+        clip_skip: as diffusers has it, so for the prompt alone.
+    """
+    length = max(len(own) for of_text in texts.values() for own in of_text.values())
+    arguments = {}
+    for name, of_text in texts.items():
+        skipped = clip_skip if name == "prompt" else None
+        encoded = []
+        for index in range(length):
+            chunk = {tokenizer: own[index] if index < len(own) else [] for tokenizer, own in of_text.items()}
+            encoded.append(_encode(pipeline, chunk, skipped))
+        arguments[f"{name}_embeds"] = torch.cat([states for states, _ in encoded], dim=1)
+        if (pooled := encoded[0][1]) is not None:
+            arguments[f"{name.replace('prompt', 'pooled_prompt')}_embeds"] = pooled
+    return arguments
+
+
+def _encode(
+    pipeline: Any, chunk: Mapping[str, Chunk], clip_skip: int | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the pipeline's own `encode_prompt` makes of a chunk: (1, 77, width), and SDXL's pooled (1, width)."""
+    own = copy.copy(pipeline)
+    for name, tokens in chunk.items():
+        # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
+        own.__dict__[name] = _ChunkTokenizer(getattr(pipeline, name), [token for token, _ in tokens])
+    states, _, *pooled = own.encode_prompt(
+        prompt="", device=pipeline._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False,
+        clip_skip=clip_skip,
+    )  # fmt: skip
+    # each encoder's part by itself, as the web UI does
+    widths = [getattr(pipeline, ENCODERS[name]).config.hidden_size for name in chunk]
+    parts = [
+        _weighted(part, [weight for _, weight in tokens])
+        for part, tokens in zip(states.split(widths, dim=-1), chunk.values(), strict=True)
+    ]
+    return torch.cat(parts, dim=-1), pooled[0] if pooled else None
+
+
+def _weighted(states: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """The (1, 77, width) states of a begin token, tokens and padding; the tokens times their weights, the mean kept."""
+    if set(weights) <= {1.0}:
+        return states
+    factors = torch.ones(states.shape[1])
+    factors[1 : 1 + len(weights)] = torch.tensor(weights)
+    exact = states.float()
+    scaled = exact * factors.to(states.device)[None, :, None]
+    return (scaled * (exact.mean() / scaled.mean())).to(states.dtype)
+
+
+class _ChunkTokenizer:
+    """Stands in for a tokenizer: any text gets a chunk's tokens, padded as the tokenizer pads a text."""
+
+    def __init__(self, tokenizer: Any, tokens: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        ids = [tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id]
+        padding = tokenizer.model_max_length - len(ids)
+        self._output = SimpleNamespace(
+            input_ids=torch.tensor([ids + [tokenizer.pad_token_id] * padding]),  # (1, 77)
+            attention_mask=torch.tensor([[1] * len(ids) + [0] * padding]),
+        )
+
+    def __call__(self, *_: Any, **__: Any) -> SimpleNamespace:
+        return self._output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
