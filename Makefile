@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALL = @$(PIP) --constraint $(VENV)/constraints.txt -e '.$(1)' && touch $@
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-long test-faults test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
+.PHONY: serve test test-ci test-faults test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
   bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
@@ -24,9 +24,10 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# all of the following, two at a time, those that take longest first
-test-long: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m 'faults or pythons or browser or container or cluster' \
+# the following as CI runs them: two at a time, without the longest tests of load and faults, which are for the hand
+test-ci: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
+	  -m '(faults or pythons or browser or container or cluster) and not exhaustive' \
 	  tests/package tests/container tests/cluster tests/faults tests/browser $(ARGS)
 
 # load, faults, reloads, other models, shutdown: many servers
