@@ -214,7 +214,7 @@ def test_an_image_that_does_not_fit_gets_no_jobs(bench: Bench, monkeypatch: pyte
 def test_an_image_that_cannot_be_encoded_ends_the_request(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException, kind: type[Exception]
 ) -> None:
-    def fail(image: Image.Image, *_: Any) -> str:
+    def fail(image: Image.Image, *_: Any, **__: Any) -> str:
         raise error
 
     monkeypatch.setattr("handlers.engine.finishing.encode", fail)
