@@ -133,7 +133,8 @@ def test_three_workers_share_one_copy_of_large_weights(tmp_path: Path) -> None:
         tensor.nbytes for file in (tmp_path / "large").rglob("*.safetensors") for tensor in load_file(file).values()
     )
     assert weights > 500e6
-    with running(tmp_path, "--model", str(tmp_path / "large"), "--archives", "three") as instance:
+    options = ("--model", str(tmp_path / "large"), "--archives", "three", "--engine", "torch")
+    with running(tmp_path, *options) as instance:
         memory = [worker.memory_full_info() for worker in instance.workers()]
         one = max(info.rss for info in memory)
         imports = one - weights
