@@ -17,7 +17,7 @@ def _read(path: Path, name: str) -> str:
 def test_an_archive_is_small_and_carries_its_code_as_a_package(tmp_path: Path) -> None:
     path = archive.build("txt2img", tmp_path, {"model": "default"})
     names = set(zipfile.ZipFile(path).namelist())
-    assert path.stat().st_size < 100_000
+    assert path.stat().st_size < 200_000  # code alone, no weights
     assert {
         "txt2img.py",
         "model-config.yaml",
