@@ -56,7 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(staged.with_suffix(".original")) as original, zipfile.ZipFile(staged, "w") as changed:
         for name in original.namelist():
             content = original.read(name)
-            if name == "handlers/request/fields.py":
+            if name == "handlers/request/reader.py":
                 assert b"is missing: send it, even if it is empty." in content
                 content = content.replace(
                     b"is missing: send it, even if it is empty.", b"is missing, says version 1.1."
