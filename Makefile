@@ -24,7 +24,7 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# the following as CI runs them: two at a time, without the longest tests of load and faults, which are for the hand
+# the following as CI runs them: two at a time, without the longest tests of load and faults, which are run by hand
 test-ci: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
 	  -m '(faults or pythons or browser or container or cluster) and not exhaustive' \
