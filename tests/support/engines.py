@@ -150,6 +150,11 @@ class Bench:
     def until_paused(self) -> None:
         assert self.cores.left.wait(SOON_S)
 
+    def end_lease(self) -> None:
+        """Has the engine pause. One that a test leaves stepping would take the interpreter from all tests after it."""
+        self.clock.now += 1
+        self.until_paused()
+
     def one_pass(self) -> None:
         """One pass of a paused engine."""
         self.until_paused()

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +25,10 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Cores:
 
 
 @pytest.fixture
-def bench(cores: Cores) -> Bench:
-    return Bench(cores)
+def bench(cores: Cores) -> Iterator[Bench]:
+    bench = Bench(cores)
+    yield bench
+    bench.end_lease()
 
 
 def test_the_model_is_loaded_in_the_engines_thread(cores: Cores) -> None:
@@ -241,8 +243,7 @@ def test_a_call_returns_as_soon_as_there_is_something_to_say(
         bench.open(request)
         happens(bench, request)
         call.result(SOON_S / 2)
-    bench.clock.now += 1  # the lease ends
-    bench.until_paused()
+    bench.end_lease()
 
 
 def test_a_call_with_news_waits_for_nothing(cores: Cores) -> None:
