@@ -4,6 +4,7 @@ import base64
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from handlers.engine.scheduling import Slot
 from handlers.request.fields import ModelDefaults
 from handlers.stable_diffusion import CombinedHandler
 from tests.support.frontend import Context, Frontend
@@ -68,11 +70,24 @@ def test_requests_of_all_kinds_merge_and_match_their_solo_images(frontend: Front
         assert np.abs(decode(frontend.result(name)["images"][0]) - expected).max() <= 2
 
 
-def test_a_short_request_overtakes_long_ones(frontend: Frontend) -> None:
+def test_a_short_request_overtakes_long_ones(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = frontend.handler.engine.batcher
+    step, under_way, go_on = batcher.step, threading.Event(), threading.Event()
+
+    def step_and_wait(slots: Sequence[Slot]) -> list[Any]:
+        outcomes = list(step(slots))
+        if slots:
+            under_way.set()
+            go_on.wait(HANG_S)
+        return outcomes
+
+    monkeypatch.setattr(batcher, "step", step_and_wait)
     longer = [frontend.send(num_inference_steps=30) for _ in range(3)]
-    for _ in range(5):
-        frontend.tick()
+    frontend.run_until(under_way.is_set)
     short = frontend.send(num_inference_steps=3)
+    frontend.tick()
+    frontend.handler.generations[short].wait_until_parsed(HANG_S)
+    go_on.set()
     frontend.run()
     assert frontend.order[0] == short and set(frontend.order[1:]) == set(longer)
 
