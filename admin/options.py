@@ -14,6 +14,9 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="default", help="a hub id, the path of a model folder or .safetensors file")
     parser.add_argument("--inpainting-model", default="", help="another model for masking")
     parser.add_argument(
+        "--vae", default="", help="a VAE instead of the model's own: a hub id, a folder or a .safetensors file"
+    )
+    parser.add_argument(
         "--lora",
         action="append",
         default=[],
@@ -42,6 +45,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return given | {
         "model": _absolute(options.model),
         "inpainting_model": _absolute(options.inpainting_model),
+        "vae": _absolute(options.vae),
         "lora": "\n".join(f"{file}={scale:g}" for file, scale in loras("\n".join(options.lora))),
     }
 

@@ -24,6 +24,9 @@ class HandlerConfig:
         "default", "A hub id, the absolute path of a diffusers folder or of a single file, or `default` (see *Models*)."
     )
     inpainting_model: str = _key("", "Another model for masking, usually one with an inpainting UNet.")
+    vae: str = _key(
+        "", "A VAE instead of the model's own, such as a tiny one: a hub id, or the absolute path of a folder or file."
+    )
     lora: str = _key("", "LoRA files to merge into the weights, one per line: `/a.safetensors=0.8`.")
     safety_checker: bool = _key(True, "Whether the model's safety checker is used.")
     allow_pickle: bool = _key(False, "Whether pickled weights are loaded, which can run any program.")

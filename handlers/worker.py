@@ -21,6 +21,7 @@ from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward
 from handlers.forward.openvino import Converter, OpenVINOForward, convert_vae, pays
 from handlers.forward.side_stream import NoSideStream, SideStream
+from handlers.forward.weights import Weights
 from handlers.hardware.device import choose_device, choose_dtype
 from handlers.hardware.memory import Memory
 from handlers.installation import Installation
@@ -75,9 +76,7 @@ class Worker:
         # 3. a first image with each pipeline, which tells what one needs, and has OpenVINO convert it
         run: Callable[[UNetCall], Any] = forward
         if converter:
-            run = OpenVINOForward(converter)
-            for vae in {id(one.pipeline.vae): one.pipeline.vae for one in served.values()}.values():
-                convert_vae(vae, converter)
+            run = _in_openvino(served, converter)
         measured = warm_up(served, device, run)
         timings.reset()
         # 4. what runs a forward, within which limits
@@ -138,6 +137,20 @@ class Worker:
         }
 
 
+def _in_openvino(served: Mapping[str, ServedPipeline], converter: Converter) -> OpenVINOForward:
+    """Has OpenVINO compute the models' UNets and VAEs, whose weights then leave torch's memory."""
+    unets = []
+    for one in {id(one.pipeline.unet): one for one in served.values()}.values():
+        unets.append(Weights(one.pipeline.unet, partial(_part, one, "unet")))
+        convert_vae(one.pipeline.vae, converter, partial(_part, one, "vae"))
+    return OpenVINOForward(converter, unets)
+
+
+def _part(served: ServedPipeline, name: str) -> Any:
+    """A part of its pipeline, loaded once more."""
+    return getattr(next(iter(served.load().values())), name)
+
+
 def _engine(config: HandlerConfig, device: torch.device) -> str:
     """`torch` or `openvino`. Raises ModelError."""
     if config.engine not in ENGINES:
@@ -166,9 +179,10 @@ def _load_models(
     for model, own in tasks_of.items():
         source = resolve_model(model, installed)
         path = fetch(source, installed, dtype != torch.float32, config.allow_pickle)
-        pipelines = load_pipelines(path, own, device, dtype, config, installed.configs)
-        timings.watch(next(iter(pipelines.values())))  # they share their modules
-        served |= prepare_pipelines(source, path, pipelines)
+        load = partial(load_pipelines, path, own, device, dtype, config, installed.configs)
+        pipelines = load()
+        timings.watch(pipelines[own[0]])  # they share their modules
+        served |= prepare_pipelines(source, path, pipelines, load)
     return served
 
 

@@ -24,10 +24,10 @@ from handlers.errors import ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.forward.signature import CallSignature
+from handlers.forward.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = 16  # values of each weight that tell two models apart
 KEPT = 12  # conversions; a model has three
 ABANDONED_S = 3600  # after which nobody still saves a conversion
 
@@ -83,31 +83,38 @@ class Converter:
             "ENABLE_CPU_PINNING": False,  # several workers would pin their threads to the same cores
         }
 
-    def compile(self, module: torch.nn.Module, weights: torch.nn.Module, about: str, tensors: Sequence[Any]) -> Any:
+    def compile(self, module: torch.nn.Module, weights: Weights, about: str, tensors: Sequence[Any]) -> Any:
         """`module` for arguments like `tensors`, of any sizes, as a function; None if it cannot be converted.
 
         Args:
-            weights: the module that has the weights.
+            weights: the module's, which leave torch's memory before OpenVINO makes its own copy.
             about: what else tells two conversions apart.
         """
         root = logging.getLogger()
         level, filters, log_handlers = root.level, root.filters[:], root.handlers[:]
         try:
-            key, is_half = _identify(self._openvino.__version__, weights, about)
-            kept = self._folder / key
+            name, is_half = weights.identity
+            key = hashlib.sha256(f"{self._openvino.__version__} {name} {about}".encode()).hexdigest()[:32]
+            kept, model = self._folder / key, None
             if not (kept / "model.xml").is_file():
+                weights.restore()
                 with torch.no_grad():
                     model = self._openvino.convert_model(module, example_input=tuple(tensors))
-                if not self._keep(model, kept, is_half):
-                    return self._core.compile_model(model, "CPU", self._settings)
-            with contextlib.suppress(OSError):  # a folder that others may only read
-                os.utime(kept)  # the least recently used are removed
-            return self._core.compile_model(self._core.read_model(kept / "model.xml"), "CPU", self._settings)
+                if self._keep(model, kept, is_half):
+                    model = None  # which has the weights
+            if model is None:
+                with contextlib.suppress(OSError):  # a folder that others may only read
+                    os.utime(kept)  # the least recently used are removed
+                weights.release()
+                model = self._core.read_model(kept / "model.xml")
+            compiled = self._core.compile_model(model, "CPU", self._settings)
+            weights.release()
+            return compiled
         except Exception:  # a model that cannot be converted runs all the same
             # a conversion that fails leaves the log to errors alone
             root.setLevel(level)
             root.filters, root.handlers = filters, log_handlers
-            logger.exception("A %s could not be converted for OpenVINO: it runs in torch.", type(weights).__name__)
+            logger.exception("A %s could not be converted for OpenVINO: it runs in torch.", _kind(weights))
             return None
 
     def _keep(self, model: Any, folder: Path, is_half: bool) -> bool:
@@ -133,41 +140,38 @@ class Converter:
         return (folder / "model.xml").is_file()
 
 
-def _identify(version: str, weights: torch.nn.Module, about: str) -> tuple[str, bool]:
-    """A name for a conversion, by OpenVINO's version and the module's configuration and weights.
-
-    Also whether 16 bits are enough for the weights: both by SAMPLES values of each of them.
-    """
-    is_half = True
-    digest = hashlib.sha256(f"{version} {type(weights).__name__} {getattr(weights, 'config', '')} {about}".encode())
-    for name, tensor in weights.state_dict().items():
-        values = tensor.flatten()
-        some = values[:: max(1, len(values) // SAMPLES)].to(torch.float32)
-        is_half = is_half and bool((some == some.half().float()).all())
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:32], is_half
+def _kind(weights: Weights) -> str:
+    return type(weights.module).__name__
 
 
 class OpenVINOForward:
-    """Stands in for `merging.forward` for UNet calls."""
+    """Stands in for `merging.forward` for UNet calls.
 
-    def __init__(self, converter: Converter) -> None:
+    Args:
+        weights: those of the UNets; a UNet that is not among them keeps its own in memory.
+    """
+
+    def __init__(self, converter: Converter, weights: Sequence[Weights] = ()) -> None:
         self._converter = converter
+        self._weights = {one.module: one for one in weights}
         self._compiled: dict[CallSignature, Any] = {}  # None: it could not be converted
 
     def __call__(self, call: UNetCall) -> Any:
         plain = _plain(call)
+        weights = self._weights.setdefault(call.unet, Weights(call.unet))
         signature = CallSignature.of(plain).without_sizes()  # a conversion takes every size
         if not signature.is_by_value:
+            weights.use()
             return forward(call)
         if signature not in self._compiled:
             about = str(replace(signature, module=None))  # type: ignore[arg-type]
             example = _odd(plain)
             self._compiled[signature] = self._converter.compile(
-                _Positional(example), call.unet, about, list(example.tensors())
+                _Positional(example), weights, about, list(example.tensors())
             )
         compiled = self._compiled[signature]
         if compiled is None:
+            weights.use()
             return forward(call)
         sample = _run(compiled, list(plain.tensors()))
         if call.kwargs.get("return_dict", True):
@@ -215,30 +219,39 @@ def _odd(call: UNetCall) -> UNetCall:
     return replace(call, sample=torch.nn.functional.pad(call.sample, (0, 1 - width % 2, 0, 1 - height % 2)))
 
 
-def convert_vae(vae: Any, converter: Converter) -> None:
-    """Has both halves of a VAE run in OpenVINO from their first calls on, inside the stock `encode` and `decode`."""
-    for half in (vae.encoder, vae.decoder):
-        half.forward = _Half(half, converter)
+def convert_vae(vae: Any, converter: Converter, load: Callable[[], Any] | None = None) -> None:
+    """Has both halves of a VAE run in OpenVINO from their first calls on, inside the stock `encode` and `decode`.
+
+    Args:
+        load: loads the VAE once more; None if its weights always stay in memory.
+    """
+    for name in ("encoder", "decoder"):
+        half = getattr(vae, name)
+        again = None if load is None else lambda name=name: getattr(load(), name)
+        half.forward = _Half(Weights(half, again), converter)
 
 
 @dataclass
 class _Half:
     """The forward of a VAE's encoder or decoder: (rows, channels, height, width) to another tensor of four sizes."""
 
-    module: torch.nn.Module
+    weights: Weights
     converter: Converter
 
     def __post_init__(self) -> None:
-        self._in_torch: Callable[..., torch.Tensor] = self.module.forward
+        self._module = self.weights.module
+        self._in_torch: Callable[..., torch.Tensor] = self._module.forward
         self._compiled: Any = None
         self._is_converted = False
 
     def __call__(self, sample: torch.Tensor, *others: Any) -> torch.Tensor:
-        if any(other is not None for other in others) or sample.dtype != torch.float32:
-            return self._in_torch(sample, *others)
-        if not self._is_converted:
-            self.module.forward = self._in_torch
-            self._compiled = self.converter.compile(self.module, self.module, "", [sample])
-            self.module.forward = self
+        fits = sample.dtype == torch.float32 and all(other is None for other in others)
+        if fits and not self._is_converted:
+            self._module.forward = self._in_torch
+            self._compiled = self.converter.compile(self._module, self.weights, "", [sample])
+            self._module.forward = self
             self._is_converted = True
-        return self._in_torch(sample, *others) if self._compiled is None else _run(self._compiled, [sample])
+        if fits and self._compiled is not None:
+            return _run(self._compiled, [sample])
+        self.weights.use()
+        return self._in_torch(sample, *others)

@@ -4,7 +4,8 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedPipeline:
-    """A task's pipeline and its model's own settings. `model` is the name that clients see."""
+    """A task's pipeline and its model's own settings.
+
+    Attributes:
+        model: the name that clients see.
+        load: loads the model's pipelines once more.
+    """
 
     model: str
     pipeline: Any
     defaults: ModelDefaults
     schedulers: tuple[str, ...]
+    load: Callable[[], Mapping[str, Any]]
     preview_map: PreviewMap | None = None
 
     @property
@@ -41,7 +48,9 @@ class ServedPipeline:
         return self.defaults.width * self.defaults.height // int(self.pipeline.vae_scale_factor) ** 2
 
 
-def prepare_pipelines(source: ModelSource, path: Path, pipelines: Mapping[str, Any]) -> dict[str, ServedPipeline]:
+def prepare_pipelines(
+    source: ModelSource, path: Path, pipelines: Mapping[str, Any], load: Callable[[], Mapping[str, Any]]
+) -> dict[str, ServedPipeline]:
     """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
     remember_prompts(list(pipelines.values()))
     first = next(iter(pipelines.values()))
@@ -52,7 +61,7 @@ def prepare_pipelines(source: ModelSource, path: Path, pipelines: Mapping[str, A
         logger.exception("No previews with this model.")
         preview_map = None
     return {
-        task: ServedPipeline(source.name, pipeline, defaults, names, preview_map)
+        task: ServedPipeline(source.name, pipeline, defaults, names, load, preview_map)
         for task, pipeline in pipelines.items()
     }
 
@@ -73,6 +82,8 @@ def load_pipelines(
         # 1. the text-to-image pipeline, from a folder or a single file
         first = _load_file(path, dtype, config, configs) if path.is_file() else _load_folder(path, dtype, config)
         _check_family(first, tasks, path.name)
+        if config.vae:
+            first.register_modules(vae=_load_vae(config.vae, first.vae, dtype, config.allow_pickle))
         # 2. LoRAs, merged into its weights
         for file, scale in loras(config.lora):
             _add_lora(first, file, scale)
@@ -137,6 +148,28 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
     return getattr(diffusers, index["_class_name"]).from_single_file(
         str(path), config=str(folder), dtype=dtype, local_files_only=True, **parts
     )
+
+
+def _load_vae(name: str, own: Any, dtype: torch.dtype, allow_pickle: bool) -> Any:
+    """The VAE to use instead of a model's `own`. Raises ModelError."""
+    from diffusers import AutoencoderKL, AutoModel
+
+    try:
+        if Path(name).is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                own.save_config(folder)  # a single file has none
+                vae = AutoencoderKL.from_single_file(name, config=folder, dtype=dtype, local_files_only=True)
+        else:
+            vae = AutoModel.from_pretrained(name, dtype=dtype, use_safetensors=None if allow_pickle else True)
+        shape, others = [(one.config.latent_channels, len(one.config.block_out_channels)) for one in (own, vae)]
+    except Exception as error:  # not a VAE, or one that is not there
+        raise ModelError(f"The VAE {name} cannot be loaded: {error}") from error
+    if shape != others:
+        raise ModelError(
+            f"The VAE {name} does not fit this model: it has {others[0]} latent channels and {others[1]} levels, the "
+            f"model's own {shape[0]} and {shape[1]}."
+        )
+    return vae
 
 
 def _check_family(pipeline: Any, tasks: Sequence[str], name: str) -> None:

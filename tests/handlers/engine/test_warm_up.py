@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def served(tmp_path: Path) -> dict[str, ServedPipeline]:
     path = tiny_models.save("sd1", tmp_path)
-    return prepare_pipelines(ModelSource(str(path), ""), path, load(path))
+    return prepare_pipelines(ModelSource(str(path), ""), path, load(path), lambda: load(path))
 
 
 def test_it_measures_a_row_of_the_native_size(served: dict[str, ServedPipeline]) -> None:

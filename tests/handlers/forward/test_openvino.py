@@ -1,5 +1,6 @@
 """OpenVINO on a CPU: the same images but for the last digits, with every form of call, converted once."""
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -15,6 +16,7 @@ from handlers.errors import ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.forward.openvino import KEPT, Converter, OpenVINOForward, convert_vae, pays
+from handlers.forward.weights import Weights
 from handlers.stable_diffusion import CombinedHandler
 from tests.support import tiny_models
 from tests.support.frontend import Context, Frontend
@@ -119,6 +121,35 @@ def test_a_vae_codes_both_ways_as_torch_does(converter: Converter, compiled: lis
     assert len(compiled) == 2
 
 
+def in_memory(module: torch.nn.Module) -> int:
+    """The bytes of the module's weights."""
+    storages = {tensor.untyped_storage() for tensor in module.state_dict().values()}
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_weights_are_in_memory_once(converter: Converter) -> None:
+    unet = tiny_models.make("sd1").unet
+    full, one = in_memory(unet), call(unet, 2, (8, 8))
+    expected, again, times = forward(one).sample, copy.deepcopy(unet), []
+    run = OpenVINOForward(converter, [Weights(unet, lambda: times.append(1) or again)])
+    assert run(one).sample.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
+    assert in_memory(unet) < full / 100 and not times
+    # the conversion of another call reads them once more
+    other = call(unet, 2, (8, 8), encoder_attention_mask=torch.ones(2, 77))
+    assert run(other).sample.numpy() == pytest.approx(expected_of(again, other).numpy(), abs=1e-3)
+    assert in_memory(unet) < full / 100 and len(times) == 1
+    # torch needs them, and keeps them from then on
+    opaque = call(unet, 2, (8, 8), cross_attention_kwargs={"scale": object()})
+    assert (run(opaque).sample == expected_of(again, opaque)).all()
+    assert run(call(unet, 2, (8, 8), timestep_cond=None)).sample is not None
+    assert in_memory(unet) == full and len(times) == 2
+
+
+def expected_of(unet: Any, one: UNetCall) -> torch.Tensor:
+    sample: torch.Tensor = forward(dataclasses.replace(one, unet=unet)).sample
+    return sample
+
+
 def a_layer(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     return torch.nn.Linear(64, 64)
@@ -130,9 +161,10 @@ def test_the_next_start_takes_the_conversion_from_the_disk(
     import openvino
 
     layer, values = a_layer(), torch.randn(2, 64)
-    first = converter.compile(layer, layer, "", [values])
+    first = converter.compile(layer, Weights(layer), "", [values])
     monkeypatch.setattr(openvino, "convert_model", None)
-    again = Converter(threads=2, dtype="float32", folder=tmp_path / "conversions").compile(layer, layer, "", [values])
+    other = Converter(threads=2, dtype="float32", folder=tmp_path / "conversions")
+    again = other.compile(layer, Weights(layer), "", [values])
     assert (first([values.numpy()])[0] == again([values.numpy()])[0]).all()
 
 
@@ -155,7 +187,7 @@ def test_another_model_is_another_conversion_and_the_oldest_are_removed(converte
     values = torch.randn(1, 64)
     for seed in range(KEPT + 2):
         layer = a_layer(seed)
-        run = converter.compile(layer, layer, "", [values])
+        run = converter.compile(layer, Weights(layer), "", [values])
         assert run([values.numpy()])[0] == pytest.approx(layer(values).detach().numpy(), abs=1e-4)
     assert len(list((tmp_path / "conversions").iterdir())) == KEPT
 
@@ -164,7 +196,7 @@ def test_a_half_of_the_room_is_enough_for_weights_of_16_bits(tmp_path: Path) -> 
     sizes = []
     for layer in (a_layer(), a_layer().half().float()):
         folder = tmp_path / str(len(sizes))
-        Converter(2, "float32", folder).compile(layer, layer, "", [torch.randn(1, 64)])
+        Converter(2, "float32", folder).compile(layer, Weights(layer), "", [torch.randn(1, 64)])
         sizes.append(next(folder.glob("*/model.bin")).stat().st_size)
     assert sizes[1] < 0.6 * sizes[0]
 
@@ -174,7 +206,7 @@ def test_without_room_for_it_a_conversion_is_used_all_the_same(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     layer, values = a_layer(), torch.randn(1, 64)
-    run = Converter(2, "float32", tmp_path / "file").compile(layer, layer, "", [values])
+    run = Converter(2, "float32", tmp_path / "file").compile(layer, Weights(layer), "", [values])
     assert run([values.numpy()])[0] == pytest.approx(layer(values).detach().numpy(), abs=1e-4)
     assert "is not kept" in caplog.text
 
@@ -187,6 +219,8 @@ def test_a_worker_generates_with_it(tiny_model: Path, tmp_path: Path, monkeypatc
         handler.initialize(Context(model=str(tiny_model), engine=engine, dtype="float32"))
         (described,) = handler.worker.describe(0)["models"]
         assert (described["engine"], described["dtype"]) == (engine, "float32")
+        parts = handler.worker.served["txt2img"].pipeline
+        assert all((in_memory(each) < 1_000) == (engine == "openvino") for each in (parts.unet, parts.vae.decoder))
         frontend = Frontend(handler)
         init = {"init_image": b64(sample_image()), "seed": 7, "num_inference_steps": 3}
         names = [frontend.send(**init), frontend.send("img2img", **init)]
@@ -214,7 +248,7 @@ def test_bfloat16_is_near(tmp_path: Path) -> None:
         converter = Converter(2, "bfloat16", tmp_path)
     except ModelError as error:
         pytest.skip(str(error))
-    computed = converter.compile(layer, layer, "", [values])([values.numpy()])[0]
+    computed = converter.compile(layer, Weights(layer), "", [values])([values.numpy()])[0]
     assert np.linalg.norm(computed - expected) < 0.05 * np.linalg.norm(expected)
 
 
@@ -224,7 +258,7 @@ def test_what_a_killed_worker_left_is_removed(converter: Converter, tmp_path: Pa
         folder.mkdir(parents=True)
     os.utime(left, (0, 0))
     layer = a_layer()
-    converter.compile(layer, layer, "", [torch.randn(1, 64)])
+    converter.compile(layer, Weights(layer), "", [torch.randn(1, 64)])
     assert recent.exists() and not left.exists()
 
 

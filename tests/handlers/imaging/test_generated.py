@@ -63,7 +63,7 @@ class Answered:
         data = {"prompt": b"x", "seed": b"7"} | {
             name: value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()
         }
-        served = ServedPipeline("a model", self.pipeline, ModelDefaults(4, 7.5, 512, 512), ())
+        served = ServedPipeline("a model", self.pipeline, ModelDefaults(4, 7.5, 512, 512), (), dict)
         pool = Pool()
         shared = Shared(config, Memory(CPU, (SIDE // 8) ** 2), pool, Timings(), provenance=Provenance(mark=True))
         self.generation = Generation(IncomingRequest(task, data, RequestHead(task)), served, shared)
