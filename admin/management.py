@@ -81,7 +81,12 @@ class Management:
             time.sleep(POLL_S)
 
     def open_requests(self, name: str, version: str) -> int:
-        """The open requests of a version. The question goes through its queue, so those that wait there come first."""
+        """The open requests of a version. The question goes through its queue, so those that wait there come first.
+
+        A version without a worker, which is unloaded, has none: it would never answer.
+        """
+        if not any(described["workers"] for described in self.versions(name) if described["modelVersion"] == version):
+            return 0
         described = self.predict(name, version, DESCRIBE, {})
         count: int = described["models"][0]["activity"]["open_requests"]
         return count

@@ -34,6 +34,10 @@ def argument_parser() -> argparse.ArgumentParser:
         default="combined",
         help="one worker for all pipelines, or three workers, one for each (default: %(default)s)",
     )
+    parser.add_argument(
+        "--idle-unload", type=float, metavar="MINUTES",
+        help="after so many minutes without a request, models leave memory until the next one (default: never)",
+    )  # fmt: skip
     parser.add_argument("--api-key-file", help="a file with the keys that open the server, one per line")
     parser.add_argument("--api-key", help="one key; it is visible in this machine's process list")
     parser.add_argument("--no-auth", action="store_true", help="listen on other addresses without a key")
@@ -52,6 +56,7 @@ def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
     given = {
         "HOST": options.host, "PORT": str(options.port), "LOG_LEVEL": options.log_level,
         "API_KEY_FILE": options.api_key_file, "API_KEY": options.api_key, "NO_AUTH": "1" if options.no_auth else None,
+        "IDLE_UNLOAD": None if options.idle_unload is None else f"{options.idle_unload:g}",
         "TLS_CERT": options.tls_cert, "TLS_KEY": options.tls_key,
     }  # fmt: skip
     variables = {PREFIX + name: value for name, value in given.items() if value}

@@ -1,5 +1,6 @@
 """The ASGI application."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.errors import Failure, answers_200
 from proxy.frontend_failures import READY
+from proxy.loading import Loading
 from proxy.paths import Paths
 from proxy.routes import routes
 from proxy.settings import Settings, listed
@@ -37,11 +39,13 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             settings.inference_url, settings.management_url, settings.metrics_url, settings.archive_of_task(), transport
         )
         app.state.upstream = upstream
-        app.state.custom_models = CustomModels(Path(settings.config), upstream)
-        for task, state in (await upstream.states()).items():
+        app.state.loading = loading = Loading(upstream, app.state.custom_models.archives, settings.idle_unload * 60)
+        for task, state in (await loading.states()).items():
             if state != READY:
                 logger.warning("%s: %s", task, state)
+        unloading = asyncio.create_task(loading.unload_idle())
         yield
+        unloading.cancel()
         await upstream.aclose()
 
     counts = Counts()
@@ -62,6 +66,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     )
     app.router.redirect_slashes = False  # a redirect would have an empty body
     app.state.settings = settings
+    app.state.custom_models = CustomModels(Path(settings.config))
     app.state.counts = counts
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)

@@ -1,14 +1,11 @@
-"""The custom models of config.json: they are listed, found by path, and loaded with their first request."""
+"""The custom models of config.json: they are listed, and found by path."""
 
-import asyncio
 import json
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from handlers.wire import CUSTOM, RequestHead
+from handlers.wire import CUSTOM
 from proxy.errors import Failure
-from proxy.upstream import Events, Upstream
 
 
 class CustomModels:
@@ -17,11 +14,9 @@ class CustomModels:
     The file is checked where the archives are built (admin/custom_archives.py); here it is only looked up.
     """
 
-    def __init__(self, file: Path, upstream: Upstream) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
-        self._upstream = upstream
         self._last: dict[str, dict[str, Any]] | None = None
-        self._loading: dict[str, asyncio.Task[None]] = {}
 
     def archives(self) -> list[str]:
         return [CUSTOM + url_path for url_path in self._models()]
@@ -44,26 +39,6 @@ class CustomModels:
         if url_path not in models:
             known = ", ".join(sorted(models)[:20]) or "none"
             raise Failure(404, f"There is no custom model {url_path[:64]!r}; config.json has {known}.")
-
-    async def generate(self, url_path: str, head: RequestHead, body: bytes) -> Events:
-        """As Upstream.generate, with the custom model, which is loaded first if necessary.
-
-        Loading goes on if the client that caused it disconnects: the next client needs it too.
-        """
-        archive = CUSTOM + url_path
-        task = self._loading.get(archive)
-        if task is None:
-            task = self._loading[archive] = asyncio.create_task(self._upstream.load(archive))
-            task.add_done_callback(lambda done: self._loaded(archive, done))
-        await asyncio.shield(task)
-        async with aclosing(self._upstream.generate(archive, head, body)) as events:
-            async for event in events:
-                yield event
-
-    def _loaded(self, archive: str, task: asyncio.Task[None]) -> None:
-        del self._loading[archive]
-        if not task.cancelled():
-            task.exception()  # retrieved here in case every client has disconnected
 
     def _models(self) -> dict[str, dict[str, Any]]:
         """The entries by url_path. While the file is faulty or being written, the previous ones stay."""

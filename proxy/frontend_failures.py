@@ -63,6 +63,10 @@ def not_ready(archive: str, state: str) -> Failure:
     return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
 
 
+def not_loaded() -> Failure:
+    return Failure(503, "This model cannot be loaded: the server's output says why.", 60)
+
+
 def worker_died() -> Failure:
     """For a request whose worker ended before its answer was complete, for whatever reason."""
     return Failure(

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from proxy.errors import Failure
+from proxy.loading import Loading
 from proxy.telemetry import Counts
 from proxy.upstream import Upstream
 
@@ -57,14 +58,14 @@ async def metrics(request: Request) -> Response:
     """Archives that do not answer are left out, so no worker can make a scrape fail."""
     counts: Counts = request.app.state.counts
     upstream: Upstream = request.app.state.upstream
+    loading: Loading = request.app.state.loading
 
     async def described(archive: str) -> list[dict[str, Any]]:
         with suppress(Failure), anyio.move_on_after(WAIT_S):
-            return await upstream.describe(archive)
+            return await loading.describe(archive)
         return []
 
-    asked = await upstream.archives(request.app.state.custom_models.archives())
-    answers = await asyncio.gather(*map(described, asked))
+    answers = await asyncio.gather(*map(described, await loading.archives()))
     archives = CollectorRegistry()
     archives.register(ArchiveCollector(chain.from_iterable(answers)))
     texts = [generate_latest(counts.registry), generate_latest(archives), await upstream.metrics()]

@@ -17,6 +17,7 @@ from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.errors import Failure, answers_200
 from proxy.frontend_failures import READY
+from proxy.loading import Loading
 from proxy.metrics import metrics
 from proxy.settings import Settings
 from proxy.shutdown import Drain
@@ -27,10 +28,10 @@ from proxy.web.page import docs, openapi, page, static
 
 async def ping(request: Request) -> Response:
     """200 when all three pipelines can serve; otherwise 503 and what each one waits for."""
-    upstream: Upstream = request.app.state.upstream
+    loading: Loading = request.app.state.loading
     request.app.state.drain.check()
     waiting: dict[str, list[str]] = {}
-    for task, state in (await upstream.states()).items():
+    for task, state in (await loading.states()).items():
         if state != READY:
             waiting.setdefault(state, []).append(task)
     if waiting:
@@ -46,10 +47,9 @@ async def healthz(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """What is served: each archive's model, tasks, defaults, limits and activity."""
-    upstream: Upstream = request.app.state.upstream
-    custom: CustomModels = request.app.state.custom_models
-    archives = await upstream.archives(custom.archives())
-    described = await asyncio.gather(*(upstream.describe(archive) for archive in archives))
+    loading: Loading = request.app.state.loading
+    archives = await loading.archives()
+    described = await asyncio.gather(*(loading.describe(archive, may_load=True) for archive in archives))
     return JSONResponse({"status": "success", "models": [*chain.from_iterable(described)]})
 
 
@@ -70,6 +70,7 @@ class Generate:
         settings: Settings = request.app.state.settings
         bodies: Bodies = request.app.state.bodies
         upstream: Upstream = request.app.state.upstream
+        loading: Loading = request.app.state.loading
         custom: CustomModels = request.app.state.custom_models
         admission: Admission = request.app.state.admission
         drain: Drain = request.app.state.drain
@@ -91,10 +92,7 @@ class Generate:
             with drain.request():
                 admission.check(archive, request.state.client)
                 async with bodies.body(request) as body:
-                    if url_path:
-                        events = custom.generate(url_path, head, body)
-                    else:
-                        events = upstream.generate(archive, head, body)
+                    events = loading.generate(archive, head, body)
                     in_turn = admission.generate(archive, request.state.client, events)
                     await Generated(in_turn, as_events, drain, deadline, answers_200(request))(scope, receive, send)
         except ClientDisconnect:

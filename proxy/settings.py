@@ -52,6 +52,9 @@ class Settings:
     max_per_client: int = _setting(
         64, "Open requests of one client (an API key, otherwise an address) per archive; more get 429."
     )
+    idle_unload: float = _setting(
+        0.0, "Minutes without a request for an image after which a model leaves memory, until the next; 0 = never."
+    )
     deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")
     leave_s: float = _setting(
         0.0, "After SIGTERM, keep accepting requests for this many seconds while `/readyz` already fails."

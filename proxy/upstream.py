@@ -12,13 +12,22 @@ import httpx
 
 from handlers.wire import DESCRIBE, Failed, Progress, RequestHead, Result, read_line
 from proxy.errors import Failure
-from proxy.frontend_failures import READY, START_RETRY_S, failure_of, not_ready, unreachable, worker_died
+from proxy.frontend_failures import (
+    READY,
+    START_RETRY_S,
+    failure_of,
+    not_loaded,
+    not_ready,
+    unreachable,
+    worker_died,
+)
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1  # how often a request without an answer checks that there is a worker
 PATIENCE_S = 10  # how long it waits for one: a worker that died is usually back by then
 PREPARING_S = 10  # how long a request waits for the archive of its custom model
+NO_WORKER = "no worker: scale it up with the management API"  # a state, as READY is one
 
 
 Events = AsyncGenerator[Progress | Result, None]  # of one generation: any number of Progress, then one Result
@@ -54,10 +63,11 @@ class Upstream:
     async def states(self) -> dict[str, str]:
         """Each task's state: READY, or why it cannot serve."""
         archives = sorted(set(self._archive_of_task.values()))
-        states = dict(zip(archives, await asyncio.gather(*map(self._archive_state, archives)), strict=True))
+        states = dict(zip(archives, await asyncio.gather(*map(self.state, archives)), strict=True))
         return {task: states[archive] for task, archive in self._archive_of_task.items()}
 
-    async def _archive_state(self, archive: str) -> str:
+    async def state(self, archive: str) -> str:
+        """An archive's state: READY, or why it cannot serve."""
         try:
             answer = await self._client.get(f"{self._management_url}/models/{archive}", timeout=5.0)
             if answer.status_code == 404:
@@ -68,12 +78,12 @@ class Upstream:
         except (httpx.HTTPStatusError, ValueError, LookupError):
             return "TorchServe gives an unexpected answer"
         if not workers:
-            return "no worker: scale it up with the management API"
+            return NO_WORKER
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
 
     async def archives(self, others: Iterable[str] = ()) -> list[str]:
         """The archives of the tasks, and those of the `others` that are loaded."""
-        loaded = [archive for archive in others if await self._archive_state(archive) == READY]
+        loaded = [archive for archive in others if await self.state(archive) == READY]
         return [*dict.fromkeys([*self._archive_of_task.values(), *loaded])]
 
     async def describe(self, archive: str) -> list[dict[str, Any]]:
@@ -96,14 +106,17 @@ class Upstream:
         return self._archive_of_task[task]
 
     async def load(self, archive: str) -> None:
-        """Registers an archive of the model store, unless it is registered already.
+        """Registers an archive of the model store, or starts its worker, unless there is one.
 
         Returns when it can serve. Raises Failure if it cannot.
         """
         url = f"{self._management_url}/models"
         query = {"url": f"{archive}.mar", "model_name": archive, "initial_workers": "1", "synchronous": "true"}
         try:
-            if (await self._client.get(f"{url}/{archive}", timeout=5.0)).status_code == 200:
+            registered = await self._client.get(f"{url}/{archive}", timeout=5.0)
+            if registered.status_code == 200:
+                if not registered.json()[0]["workers"]:
+                    await self._scale(archive, 1)
                 return
             for _ in range(PREPARING_S):
                 answer = await self._client.post(url, params=query)
@@ -119,9 +132,23 @@ class Upstream:
             if answer.is_error and answer.status_code != 409:  # 409: another request has just registered it
                 # an archive that stays registered without a worker would never be loaded again
                 await self._client.delete(f"{url}/{archive}")
-                raise Failure(503, "This model cannot be loaded: the server's output says why.", 60)
+                raise not_loaded()
         except httpx.TransportError:
             raise unreachable() from None
+
+    async def unload(self, archive: str) -> None:
+        """Ends an archive's worker, with all its memory. A request that runs there would hang. Raises Failure."""
+        try:
+            await self._scale(archive, 0)
+        except httpx.TransportError:
+            raise unreachable() from None
+
+    async def _scale(self, archive: str, workers: int) -> None:
+        query = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "true"}
+        answer = await self._client.put(f"{self._management_url}/models/{archive}", params=query)
+        if answer.is_error:
+            logger.warning("TorchServe does not scale %s to %d: %s", archive, workers, answer.text[:300])
+            raise not_loaded()
 
     async def generate(self, archive: str, head: RequestHead, body: bytes) -> Events:
         """Runs one request on an archive: yields a Progress a step, then the Result.
@@ -137,7 +164,7 @@ class Upstream:
                 if answer.status_code != 200:
                     body = await answer.aread()
                     logger.warning("TorchServe answered %s with status %d: %s", archive, answer.status_code, body[:300])
-                    raise failure_of(answer.status_code, body, archive, await self._archive_state(archive))
+                    raise failure_of(answer.status_code, body, archive, await self.state(archive))
                 result = None
                 async for line in _lines(answer):
                     event = _event(line)
@@ -163,7 +190,7 @@ class Upstream:
         try:
             ready = time.monotonic()
             while not (await asyncio.wait({sending}, timeout=WATCH_S))[0]:
-                state = await self._archive_state(archive)
+                state = await self.state(archive)
                 if state == READY:
                     ready = time.monotonic()
                 elif time.monotonic() > ready + PATIENCE_S and not sending.done():

@@ -83,8 +83,8 @@ async def test_models_describes_each_archive_once() -> None:
     combined = ",".join(f"{task}=stable-diffusion" for task in ("txt2img", "img2img", "masking"))
     async with client(serving(two), archives=combined) as http:
         assert (await http.get("/models")).json()["models"] == [
-            {"archive": "stable-diffusion", "model": "m"},
-            {"archive": "stable-diffusion", "model": "inpainting"},
+            {"archive": "stable-diffusion", "model": "m", "loaded": True},
+            {"archive": "stable-diffusion", "model": "inpainting", "loaded": True},
         ]
     async with client(serving(b'{"result": {"models": [{"model": "m"}]}}\n')) as http:
         assert len((await http.get("/models")).json()["models"]) == 3

@@ -1,6 +1,6 @@
 """The proxy in front of a TorchServe that is played by a transport."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,12 +23,12 @@ def serving(*lines: bytes, status: int = 200, worker: str = "READY") -> Respond:
     def respond(request: httpx.Request) -> httpx.Response:
         if request.url.port == 8081:
             return management(request, worker)
-        return httpx.Response(status, content=_chunks(lines))
+        return httpx.Response(status, content=chunks(lines))
 
     return respond
 
 
-async def _chunks(lines: tuple[bytes, ...]) -> AsyncIterator[bytes]:
+async def chunks(lines: Sequence[bytes]) -> AsyncIterator[bytes]:
     for line in lines:
         yield line
 
