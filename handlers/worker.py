@@ -107,6 +107,13 @@ class Worker:
             raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header {TASK_HEADER}.")
         return Generation(IncomingRequest(task, data, head), self.served[task], self.shared)
 
+    @property
+    def seconds_per_image(self) -> float:
+        """About how long an image of the first task takes alone, of native size and with the model's own steps."""
+        steps = next(iter(self.served.values())).defaults.num_inference_steps
+        rows = self.measured.call.rows if self.measured.call else 1
+        return steps * rows * self.batcher.limit.seconds_per_row + self.measured.image_seconds
+
     def describe(self, open_requests: int) -> dict[str, Any]:
         """What this worker serves, for `GET /models`: an entry for each model, as a rule one."""
         tasks: dict[str, list[str]] = {}
@@ -124,6 +131,7 @@ class Worker:
             "engine": self.engine,
             "dtype": self.dtype,
             "threads": self.threads,
+            "seconds_per_image": float(f"{self.seconds_per_image:.2g}"),
             "safety_checker": getattr(served.pipeline, "safety_checker", None) is not None,
             "schedulers": served.schedulers,
             "defaults": asdict(served.defaults),

@@ -11,6 +11,7 @@ from admin.placement import GIB
 from admin.probe import find_device, torch_build
 from handlers.wire import TASKS
 from launch.machine import check_port, gpu_notice
+from launch.processes import expectation
 from launch.serve import parse_options, proxy_variables
 
 
@@ -62,5 +63,4 @@ class Checkup:
         from handlers.worker import Worker
 
         worker = Worker.load(TASKS, self._settings | {"home": str(HOME)}, None, torch.get_num_threads())
-        milliseconds = worker.measured.seconds_per_row * 1000
-        return f"all three pipelines generate; a UNet row of native size takes {milliseconds:.0f} ms"
+        return f"all three pipelines generate: {expectation(worker.describe(0)['models'][0])}"

@@ -202,8 +202,7 @@ class Server:
         place = f"{self._address}/k/KEY, with one of your keys as KEY" if self._keys else self._address
         text = (
             f"Ready: {place} — open it in a browser, or paste it into the plugin's settings.\n"
-            f"Serving {' and '.join(names)} on {models[0]['device']} in {models[0]['dtype']}"
-            f"{', by OpenVINO' if models[0]['engine'] == 'openvino' else ''}. "
+            f"Serving {' and '.join(names)} on {models[0]['device']}: {expectation(models[0])}. "
             "Another model: --model, or SD_MODEL; see README.md."
         )
         for name in names:
@@ -244,6 +243,15 @@ class Server:
                 entry.unlink()
             elif entry != self._logs:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def expectation(model: Mapping[str, Any]) -> str:
+    """What a user may expect of a model, as a worker describes it: engine, precision, and an image's seconds."""
+    engine, defaults = {"openvino": "OpenVINO", "torch": "torch"}[model["engine"]], model["defaults"]
+    return (
+        f"{engine} in {model['dtype']}, about {model['seconds_per_image']:g} s for an image of {defaults['width']} x "
+        f"{defaults['height']} with {defaults['num_inference_steps']} steps"
+    )
 
 
 def own_group() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.errors import ModelError
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DecodeCall, UNetCall
 from handlers.forward.merging import forward
 from handlers.hardware.device import Peak, first_size
 from handlers.imaging.documents import Document
@@ -25,7 +25,7 @@ STEPS = 3
 
 @dataclass
 class Measured:
-    """What an image of `native_area` latent pixels was seen to need: for a UNet row, and for its decoding.
+    """What an image of `native_area` latent pixels was seen to need: for a UNet row, and after its last step.
 
     `call` is one of the UNet calls of the first task.
     """
@@ -33,6 +33,7 @@ class Measured:
     native_area: int
     call: UNetCall | None = None
     seconds_per_row: float = math.inf
+    image_seconds: float = math.inf
     row_bytes: int = 0
     image_bytes: int = 0
 
@@ -61,16 +62,20 @@ def warm_up(
             with Peak(device) as peak:
                 output = run(call) if isinstance(call, UNetCall) else forward(call)
                 output[0].cpu()  # this waits for the device
+            seconds = time.perf_counter() - begin
             if isinstance(call, UNetCall):
                 measured.call = measured.call or call
                 # the first calls are slow
-                seconds = (time.perf_counter() - begin) / call.rows / share
-                measured.seconds_per_row = min(measured.seconds_per_row, seconds)
+                measured.seconds_per_row = min(measured.seconds_per_row, seconds / call.rows / share)
                 measured.row_bytes = max(measured.row_bytes, int(peak.bytes / call.rows / share))
             else:
                 measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))
+            begin = time.perf_counter()
             with Peak(device) as peak:
                 job.advance(output)
+            if isinstance(call, DecodeCall):
+                seconds += time.perf_counter() - begin
+                measured.image_seconds = min(measured.image_seconds, seconds / share)
             measured.image_bytes = max(measured.image_bytes, int(peak.bytes / share))
         if job.error is not None:
             raise ModelError(f"The model loads, but its {task} pipeline cannot generate: {job.error}") from job.error

@@ -30,6 +30,10 @@ def test_each_model_is_described_with_its_tasks(worker: Worker) -> None:
     assert first["model"] != second["model"]
     assert (first["device"], first["engine"], first["dtype"], first["threads"]) == ("cpu", "torch", "float32", 1)
     assert first["limits"].keys() == set(LIMITS) and first["limits"]["max_num_outputs"] == 3
+    # 50 steps of two rows, and the decoding
+    assert first["seconds_per_image"] == pytest.approx(
+        100 * worker.measured.seconds_per_row + worker.measured.image_seconds, rel=0.06
+    )
     assert first["defaults"]["width"] == 64 and not first["safety_checker"]
     assert first["activity"]["open_requests"] == 2 and first["activity"]["max_batch_rows"] >= 2
 

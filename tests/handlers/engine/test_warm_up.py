@@ -27,7 +27,7 @@ def test_it_measures_a_row_of_the_native_size(served: dict[str, ServedPipeline])
     measured = warm_up(served, CPU)
     assert measured.native_area == 8 * 8
     assert measured.call is not None and tuple(measured.call.sample.shape) == (2, 4, 8, 8)  # guided
-    assert 0 < measured.seconds_per_row < math.inf
+    assert 0 < measured.seconds_per_row < math.inf and 0 < measured.image_seconds < math.inf
     assert (measured.row_bytes, measured.image_bytes) == (0, 0)  # a CPU's memory is not measured
 
 
