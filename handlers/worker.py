@@ -28,6 +28,7 @@ from handlers.installation import Installation
 from handlers.pipelines.hub import fetch
 from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
 from handlers.pipelines.sources import resolve_model
+from handlers.request.samplers import names_for
 from handlers.wire import TASK_HEADER, RequestHead
 
 LIMITS = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
@@ -133,7 +134,8 @@ class Worker:
             "threads": self.threads,
             "seconds_per_image": float(f"{self.seconds_per_image:.2g}"),
             "safety_checker": getattr(served.pipeline, "safety_checker", None) is not None,
-            "schedulers": served.schedulers,
+            "schedulers": [*served.schedulers],
+            "samplers": names_for(served.schedulers),
             "defaults": asdict(served.defaults),
             "limits": {name: getattr(self.config, name) for name in LIMITS},
             "activity": {

@@ -248,7 +248,7 @@ class Generation:
         pipeline = self._served.pipeline
         for i in range(request.num_outputs):
             for arguments in crops:
-                own = scheduler(pipeline, request.scheduler) if request.scheduler else None
+                own = scheduler(pipeline, request.sampler) if request.sampler else None
                 job = PipelineJob(pipeline, {**arguments, "generator": generator(request.seed + i)}, own, prompts)
                 self.slots.append(Slot(job, owner=self))
 

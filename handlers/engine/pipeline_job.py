@@ -69,7 +69,7 @@ class PipelineJob:
     ) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
-        own = _with_timesteps_on_cpu(scheduler or copy.deepcopy(pipeline.scheduler))
+        own = _adapted(scheduler or copy.deepcopy(pipeline.scheduler))
         self._pipeline.__dict__.update(
             scheduler=own, unet=PausingUNet(pipeline.unet, self), vae=_pausing_vae(pipeline.vae, self)
         )
@@ -134,13 +134,19 @@ class PipelineJob:
             del self._pipeline, self._arguments, self._prompts
 
 
-def _with_timesteps_on_cpu(scheduler: Any) -> Any:
-    """Keeps a scheduler's timesteps off the GPU: it looks one up at each step, which would wait for the GPU."""
+def _adapted(scheduler: Any) -> Any:
+    """Keeps a scheduler's timesteps off the GPU: it looks one up at each step, which would wait for the GPU.
+
+    It also begins with the first of them, where the pipeline does not say so: a schedule may have two that are equal,
+    and diffusers, which then begins with the second, fails at the end for a missing one.
+    """
     set_timesteps = scheduler.set_timesteps
 
     @wraps(set_timesteps)
-    def on_cpu(*arguments: Any, **options: Any) -> None:
+    def adapted(*arguments: Any, **options: Any) -> None:
         set_timesteps(*arguments, **options | {"device": "cpu"})
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
 
-    scheduler.set_timesteps = on_cpu
+    scheduler.set_timesteps = adapted
     return scheduler

@@ -30,6 +30,7 @@ def model_defaults(path: Path, pipeline: Any) -> ModelDefaults:
             height=latent_height * pipeline.vae_scale_factor,
             drawn_size=own.get("drawn_size"),
             scheduler=type(pipeline.scheduler).__name__,
+            zero_snr=bool(pipeline.scheduler.config.get("rescale_betas_zero_snr")),
         )
     except (ValueError, TypeError) as error:
         raise ModelError(f"{file} must give numbers for num_inference_steps and guidance_scale: {error}") from None

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from handlers.pipelines.hub import PICKLE_WARNING, check_files, variant_of
 from handlers.pipelines.low_memory import offload
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
-from handlers.pipelines.schedulers import schedulers
+from handlers.pipelines.schedulers import options, schedulers
 from handlers.pipelines.sources import ModelSource, loras
 from handlers.request.fields import ModelDefaults
 
@@ -32,13 +32,14 @@ class ServedPipeline:
 
     Attributes:
         model: the name that clients see.
+        schedulers: those that fit it, by diffusers' class names, each with the options that it takes.
         load: loads the model's pipelines once more.
     """
 
     model: str
     pipeline: Any
     defaults: ModelDefaults
-    schedulers: tuple[str, ...]
+    schedulers: Mapping[str, Collection[str]]
     load: Callable[[], Mapping[str, Any]]
     preview_map: PreviewMap | None = None
 
@@ -54,14 +55,15 @@ def prepare_pipelines(
     """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
     remember_prompts(list(pipelines.values()))
     first = next(iter(pipelines.values()))
-    defaults, names = model_defaults(path, first), tuple(schedulers(first))
+    defaults = model_defaults(path, first)
+    kinds = {name: options(kind) for name, kind in schedulers(first).items()}
     try:
         preview_map = fit_preview(first)
     except Exception:  # a model without previews is served all the same
         logger.exception("No previews with this model.")
         preview_map = None
     return {
-        task: ServedPipeline(source.name, pipeline, defaults, names, load, preview_map)
+        task: ServedPipeline(source.name, pipeline, defaults, kinds, load, preview_map)
         for task, pipeline in pipelines.items()
     }
 

@@ -3,6 +3,8 @@
 from inspect import signature
 from typing import Any
 
+from handlers.request.samplers import Sampler
+
 
 def schedulers(pipeline: Any) -> dict[str, Any]:
     """The schedulers that can replace the model's own, by diffusers' names.
@@ -20,7 +22,13 @@ def schedulers(pipeline: Any) -> dict[str, Any]:
     return found
 
 
-def scheduler(pipeline: Any, name: str) -> Any:
-    """The scheduler `name`, configured for the noise that the pipeline's model was trained with."""
+def options(kind: Any) -> frozenset[str]:
+    """The options that a scheduler takes."""
+    return frozenset(signature(kind.__init__).parameters)
+
+
+def scheduler(pipeline: Any, sampler: Sampler) -> Any:
+    """The scheduler of `sampler`, configured for the noise that the pipeline's model was trained with."""
     # latents are not bounded: clipping them, some schedulers' default, would spoil the image
-    return schedulers(pipeline)[name].from_config({"clip_sample": False, **pipeline.scheduler.config})
+    config = {"clip_sample": False, **pipeline.scheduler.config}
+    return schedulers(pipeline)[sampler.kind].from_config(config, **sampler.options)

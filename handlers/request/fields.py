@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -15,6 +16,7 @@ from handlers.imaging.regions import Crop, plan
 from handlers.imaging.sizes import ModelSizes
 from handlers.request import forms
 from handlers.request.reader import MAX_SEED, Reader
+from handlers.request.samplers import Sampler, find_sampler
 
 MAX_REACH, MAX_PADDING = 256, 10_000  # pixels that a mask may grow or blur by, and that are around it
 MAX_CLIP_SKIP = 12  # layers: as many as the text encoder of Stable Diffusion 1 has
@@ -26,6 +28,7 @@ class ModelDefaults:
 
     `drawn_size`: the longer side, in pixels, of every image that a fixed-size model generates; the result is scaled to
     the requested size (beyond their own size, small models repeat objects). None: no such limit.
+    `zero_snr`: whether it was trained with noise to the very end.
     """
 
     num_inference_steps: int = 50
@@ -34,6 +37,7 @@ class ModelDefaults:
     height: int = 512
     drawn_size: int | None = None
     scheduler: str = ""
+    zero_snr: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class GenerationRequest:
     Attributes:
         width, height: of the largest crop, as the model generates it.
         crops: one for a whole image; none for a mask that selects nothing.
-        scheduler: diffusers' class name; None for the model's own.
+        sampler: the scheduler to generate with; None for the model's own.
         clip_skip: how many last layers of the text encoder are left out, as diffusers counts; None for the model's own.
         mask_image: greyscale, the init image's size, above 0 = replace; grown and blurred already.
         fills_holes: whether the mask is the init image's own transparency.
@@ -63,7 +67,7 @@ class GenerationRequest:
     answer_size: tuple[int, int]
     crops: tuple[Crop, ...] = ()
     strength: float = 1.0
-    scheduler: str | None = None
+    sampler: Sampler | None = None
     clip_skip: int | None = None
     init_image: Document | None = None
     mask_image: Image.Image | None = None
@@ -88,12 +92,16 @@ def read_fields(data: Mapping[str, Any], form_type: str, max_fields: int) -> for
 
 
 def parse_request(
-    task: str, fields: forms.Fields, config: HandlerConfig, defaults: ModelDefaults, schedulers: Collection[str] = ()
+    task: str,
+    fields: forms.Fields,
+    config: HandlerConfig,
+    defaults: ModelDefaults,
+    schedulers: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> GenerationRequest:
     """Checks every field against the contract and decodes the images.
 
     Args:
-        schedulers: the names that the field `scheduler` may have.
+        schedulers: the classes that the field `scheduler` may mean, each with the options that it takes.
 
     Raises InvalidRequest or TooLarge with a sentence that names the field and what it may be.
     """
@@ -113,8 +121,7 @@ def parse_request(
         "output_format": read.choice("output_format", output.FORMATS, "png"),
         "output_quality": read.whole("output_quality", 90, 1, 100),
     }
-    scheduler = read.choice("scheduler", schedulers, defaults.scheduler)
-    values["scheduler"] = None if scheduler == defaults.scheduler else scheduler
+    values["sampler"], warnings = _sampler(read, defaults, schedulers)
     # 2. the seed, random unless it was sent
     values["seed"] = _seed(read, values["num_outputs"])
     # 3. the size, or the images that give it, and what of them is generated at which size
@@ -130,10 +137,19 @@ def parse_request(
             values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         else:
             values |= _masked_image(read, config, sizes, values["strength"])
+    values["warnings"] = (*values.get("warnings", ()), *warnings)
     # 4. the answer's size against its limits
     _check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
     width, height = max((crop.size for crop in values["crops"]), key=lambda size: size[0] * size[1], default=(0, 0))
     return GenerationRequest(task=task, width=width, height=height, **values)
+
+
+def _sampler(
+    read: Reader, defaults: ModelDefaults, schedulers: Mapping[str, Collection[str]]
+) -> tuple[Sampler | None, list[str]]:
+    """None for the model's own; and sentences for the client."""
+    text = read.text("scheduler", "", 100).strip()
+    return (None, []) if text in ("", defaults.scheduler) else find_sampler(text, schedulers, defaults.zero_snr)
 
 
 def _seed(read: Reader, num_outputs: int) -> int:

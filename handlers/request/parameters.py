@@ -3,20 +3,7 @@
 import json
 
 from handlers.request.fields import GenerationRequest
-
-SAMPLERS = {  # the web UI's names for diffusers' schedulers; others keep theirs
-    "DDIMScheduler": "DDIM",
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "EulerDiscreteScheduler": "Euler",
-    "HeunDiscreteScheduler": "Heun",
-    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
-    "KDPM2DiscreteScheduler": "DPM2",
-    "LCMScheduler": "LCM",
-    "LMSDiscreteScheduler": "LMS",
-    "PNDMScheduler": "PLMS",
-    "UniPCMultistepScheduler": "UniPC",
-}
+from handlers.request.samplers import Sampler, name_of
 
 
 def parameters_text(request: GenerationRequest, index: int, model: str, own_scheduler: str) -> str:
@@ -25,10 +12,11 @@ def parameters_text(request: GenerationRequest, index: int, model: str, own_sche
     Args:
         own_scheduler: what the model uses if the request names no scheduler.
     """
-    scheduler = request.scheduler or own_scheduler
+    sampler = request.sampler or Sampler(own_scheduler, {}, name_of(own_scheduler))
     values: dict[str, object] = {
         "Steps": request.num_inference_steps,
-        "Sampler": SAMPLERS.get(scheduler, scheduler),
+        "Sampler": sampler.name,
+        **({"Schedule type": sampler.schedule} if sampler.schedule else {}),
         "CFG scale": request.guidance_scale,
         "Seed": request.seed + index,
         "Size": "{}x{}".format(*request.answer_size),

@@ -52,10 +52,21 @@ function fill() {
   const own = defaults.scheduler?.replace(ABBREVIATED, "");
   $("scheduler").replaceChildren(
     new Option(own ? `the model's own (${own})` : "the model's own", ""),
+    ...(model?.samplers ?? []).map((name) => new Option(name, name)),
     ...(model?.schedulers ?? []).map((name) => new Option(name.replace(ABBREVIATED, ""), name)),
   );
-  $("scheduler").value = (model?.schedulers ?? []).includes(scheduler) ? scheduler : "";
+  setScheduler(scheduler);
   showEta();
+}
+
+/** Selects a scheduler, also one with a schedule behind its name. Returns whether the model has it. */
+function setScheduler(name) {
+  const select = $("scheduler");
+  const known = [...select.options].some((option) => option.value === name);
+  const named = (served()?.samplers ?? []).some((sampler) => name.startsWith(`${sampler} `));
+  if (!known && named) select.add(new Option(name, name));
+  select.value = known || named ? name : "";
+  return known || named;
 }
 
 function slider(name) {
@@ -156,6 +167,7 @@ export function restore(earlier) {
   for (const field of fields) {
     if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? initial(field));
   }
+  setScheduler(earlier.fields.scheduler ?? "");
   touched = new Set(Object.keys(earlier.fields).filter((name) => name !== "prompt"));
   set("seed", earlier.seed);
   set("num_outputs", 1);
@@ -182,8 +194,7 @@ export async function reuseFile() {
   }
   const { scheduler, ...values } = found;
   for (const [name, value] of Object.entries(values)) set(name, value);
-  const known = !scheduler || [...$("scheduler").options].some((option) => option.value === scheduler);
-  if (known) set("scheduler", scheduler ?? "");
+  const known = setScheduler(scheduler ?? "");
   for (const name of Object.keys(found)) touched.add(name);
   showEta();
   $("note").textContent = known

@@ -51,7 +51,10 @@ function parse(text) {
   if (size) [, found.width, found.height] = size;
   // older versions write the schedule into the name
   const sampler = pairs.get("Sampler")?.replace(/ (Karras|Exponential|SGM Uniform)$/, "");
-  if (sampler) found.scheduler = SAMPLERS[sampler] ?? sampler;
+  const schedule = pairs.get("Schedule type") ?? pairs.get("Sampler")?.slice(sampler.length + 1);
+  // without a schedule the scheduler is as the model has it
+  if (sampler) found.scheduler = !schedule ? SAMPLERS[sampler] ?? sampler
+    : schedule === "Automatic" ? sampler : `${sampler} ${schedule}`;
   return found;
 }
 

@@ -143,7 +143,7 @@ def test_the_description_says_what_is_served(frontend: Frontend) -> None:
     frontend.run()
     (description,) = frontend.result(name)["models"]
     assert description["tasks"] == ["txt2img", "img2img", "masking"]
-    assert description["defaults"] == asdict(ModelDefaults(50, 7.5, 64, 64, None, "DPMSolverMultistepScheduler"))
+    assert description["defaults"] == asdict(ModelDefaults(50, 7.5, 64, 64, scheduler="DPMSolverMultistepScheduler"))
     assert description["limits"]["max_num_outputs"] == 8
     assert description["activity"]["unet_forwards"] > 0
 

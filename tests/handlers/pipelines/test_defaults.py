@@ -32,7 +32,9 @@ def test_defaults_are_the_models(family: str, steps: int, guidance_scale: float,
 
 def test_the_embedded_models_own_defaults(pipelines: dict[str, Any]) -> None:
     own = model_defaults(EMBEDDED, pipelines["txt2img"])
-    assert own == ModelDefaults(20, 3.5, SIDE, SIDE, drawn_size=SIDE, scheduler="DPMSolverMultistepScheduler")
+    assert own == ModelDefaults(
+        20, 3.5, SIDE, SIDE, drawn_size=SIDE, scheduler="DPMSolverMultistepScheduler", zero_snr=True
+    )
 
 
 def test_a_scheduler_of_few_steps_tells_a_distilled_model(tmp_path: Path) -> None:

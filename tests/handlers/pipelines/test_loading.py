@@ -18,8 +18,9 @@ from handlers.forward.merging import forward
 from handlers.pipelines.arguments import generator
 from handlers.pipelines.defaults import model_defaults
 from handlers.pipelines.loading import _check_family
-from handlers.pipelines.schedulers import scheduler, schedulers
+from handlers.pipelines.schedulers import options, scheduler, schedulers
 from handlers.pipelines.sources import loras
+from handlers.request.samplers import find_sampler, names_for
 from tests.support import tiny_models
 from tests.support.jobs import a_request, generated_alone, generated_together, load
 from tests.support.paths import EMBEDDED
@@ -148,14 +149,16 @@ def test_a_lora_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
         loras(f"{tmp_path / 'other.safetensors'}=much")
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # diffusers passes a tensor to NumPy
 def test_every_scheduler_that_is_offered_generates(pipelines: dict[str, Any]) -> None:
     pipeline = pipelines["txt2img"]
-    names = schedulers(pipeline)
-    assert {"DDIMScheduler", "EulerDiscreteScheduler", type(pipeline.scheduler).__name__} <= set(names)
+    kinds = schedulers(pipeline)
+    assert {"DDIMScheduler", "EulerDiscreteScheduler", type(pipeline.scheduler).__name__} <= set(kinds)
     usual = np.asarray(pipeline("a red apple", num_inference_steps=10, generator=generator(1)).images[0], dtype=int)
-    for name in names:
+    takes = {name: options(kind) for name, kind in kinds.items()}
+    for name in (*kinds, *names_for(kinds), "Euler Karras", "DPM++ 2M Beta", "UniPC Exponential", "DDIM trailing"):
         arguments = {"prompt": "a red apple", "num_inference_steps": 10, "generator": generator(1)}
-        job = PipelineJob(pipeline, arguments, scheduler(pipeline, name))
+        job = PipelineJob(pipeline, arguments, scheduler(pipeline, find_sampler(name, takes, zero_snr=True)[0]))
         job.start()
         while job.call is not None:
             job.advance(forward(job.call))

@@ -13,6 +13,7 @@ from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
 from handlers.pipelines.previews import PreviewMap, every, fit_preview
+from handlers.request.samplers import Sampler
 from tests.support.samples import sample_image
 
 
@@ -53,7 +54,7 @@ def test_half_way_the_preview_is_like_the_image_that_comes_out(
     pipeline = pipelines["txt2img"]
     arguments = {"prompt": "a red apple", "num_inference_steps": 20, "guidance_scale": 3.5, "width": 128,
                  "height": 128, "generator": torch.Generator().manual_seed(3)}  # fmt: skip
-    job = PipelineJob(pipeline, arguments, by_name(pipeline, scheduler) if scheduler else None)
+    job = PipelineJob(pipeline, arguments, by_name(pipeline, Sampler(scheduler, {}, scheduler)) if scheduler else None)
     job.start()
     preview = ""
     while job.call is not None:

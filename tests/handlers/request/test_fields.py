@@ -11,6 +11,7 @@ from handlers.errors import InvalidRequest, RequestError, TooLarge
 from handlers.imaging.output import usual_base64_bytes
 from handlers.request.fields import GenerationRequest, ModelDefaults, parse_request, read_fields
 from handlers.request.reader import MAX_SEED
+from handlers.request.samplers import Sampler
 from tests.support.samples import b64, bomb, file_bytes, half_mask, sample_image
 
 CONFIG = HandlerConfig()
@@ -164,17 +165,24 @@ def test_fields_arrive_as_bytes_as_json_or_already_parsed() -> None:
     assert read_fields({}, "", 9) == {}
 
 
-def test_a_scheduler_is_one_of_those_that_are_offered() -> None:
-    offered = ["DDIMScheduler", "PNDMScheduler"]
+def test_a_scheduler_is_one_of_those_that_fit_the_model() -> None:
+    offered = {"DDIMScheduler": ["timestep_spacing"], "PNDMScheduler": []}
     defaults = ModelDefaults(scheduler="PNDMScheduler")
 
-    def chosen(name: str) -> str | None:
-        return parse_request("txt2img", {"prompt": "x", "scheduler": name}, CONFIG, defaults, offered).scheduler
+    def chosen(name: str) -> Sampler | None:
+        return parse_request("txt2img", {"prompt": "x", "scheduler": name}, CONFIG, defaults, offered).sampler
 
-    assert chosen("DDIMScheduler") == "DDIMScheduler"
+    assert chosen("DDIMScheduler") == Sampler("DDIMScheduler", {}, "DDIM")
+    assert chosen("ddim_trailing") == Sampler("DDIMScheduler", {"timestep_spacing": "trailing"}, "DDIM", "Trailing")
     assert chosen("") is None and chosen("PNDMScheduler") is None  # the model's own
-    with pytest.raises(InvalidRequest, match="scheduler must be one of DDIMScheduler, PNDMScheduler, not 'ddim'"):
-        chosen("ddim")
+    with pytest.raises(InvalidRequest, match="not 'Euler': these are there: DDIM, PLMS, DDIMScheduler, PNDM"):
+        chosen("Euler")
+
+
+def test_a_near_scheduler_is_a_warning() -> None:
+    offered = {"DDIMScheduler": ["timestep_spacing"]}
+    request = parse_request("txt2img", {"prompt": "x", "scheduler": "DDIM CFG++"}, CONFIG, ModelDefaults(), offered)
+    assert request.warnings == ("The scheduler DDIM CFG++ is not in diffusers: DDIM was used, the nearest.",)
 
 
 def test_every_error_has_a_status_of_the_contract() -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from handlers.request.parameters import SAMPLERS
+from handlers.request.samplers import NAMES
 from proxy.web.page import FOLDER, TYPES
 from tests.support.torchserve import RESULT, client, serving
 
@@ -56,4 +56,4 @@ def test_the_page_reads_the_samplers_that_the_files_name() -> None:
     script = (FOLDER / "parameters.js").read_text(encoding="utf-8")
     table = script[script.index("SAMPLERS = {") : script.index("};")]
     read = {name.strip('"'): scheduler for name, scheduler in re.findall(r'("[^"]+"|\w+): "(\w+)"', table)}
-    assert read == {name: scheduler for scheduler, name in SAMPLERS.items()}
+    assert read == {name: NAMES[name].kind for name in read}

@@ -1,0 +1,99 @@
+"""Schedulers by the names that people use."""
+
+from typing import Any
+
+import pytest
+
+from handlers.errors import InvalidRequest
+from handlers.pipelines.schedulers import options, scheduler, schedulers
+from handlers.request.samplers import NAMES, SIGMAS, find_sampler, name_of, names_for
+from tests.support import tiny_models
+
+# diffusers passes a tensor to NumPy, which will want another signature of it
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")
+STOCK = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return tiny_models.make("sd1")
+
+
+@pytest.fixture(scope="module")
+def kinds(pipeline: Any) -> dict[str, frozenset[str]]:
+    return {name: options(kind) for name, kind in schedulers(pipeline).items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected", "schedule"),
+    [
+        ("Euler a", "EulerAncestralDiscreteScheduler", {}, "Automatic"),
+        ("k_euler_ancestral", "EulerAncestralDiscreteScheduler", {}, "Automatic"),
+        ("euler_a", "EulerAncestralDiscreteScheduler", {}, "Automatic"),
+        ("EULER", "EulerDiscreteScheduler", STOCK, "Automatic"),
+        ("euler karras", "EulerDiscreteScheduler", STOCK | {"use_karras_sigmas": True}, "Karras"),
+        ("DPM++ 2M", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "Karras"),
+        ("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "Karras"),
+        ("dpm++2m", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, "Karras"),
+        ("dpm++2mv2 discrete", "DPMSolverMultistepScheduler", {"use_karras_sigmas": False}, "Discrete"),
+        ("k_dpmpp_2m", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "Karras"),
+        ("DPM++ 2M SDE Heun Exponential", "DPMSolverMultistepScheduler", {"solver_type": "heun"}, "Exponential"),
+        ("dpmpp_3m_sde_beta", "DPMSolverMultistepScheduler", {"solver_order": 3, "use_beta_sigmas": True}, "Beta"),
+        ("ddim", "DDIMScheduler", {}, "Automatic"),
+        ("ddim_trailing", "DDIMScheduler", {"timestep_spacing": "trailing"}, "Trailing"),
+        ("UniPC SGM Uniform", "UniPCMultistepScheduler", {"timestep_spacing": "trailing"}, "SGM Uniform"),
+        ("uni-pc simple", "UniPCMultistepScheduler", {"timestep_spacing": "trailing"}, "Simple"),
+        ("heun", "HeunDiscreteScheduler", STOCK, "Automatic"),
+        ("dpm2 a", "KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}, "Karras"),
+        ("LMS", "LMSDiscreteScheduler", {}, "Automatic"),
+        ("plms", "PNDMScheduler", {"skip_prk_steps": True}, "Automatic"),
+        ("DDIMScheduler", "DDIMScheduler", {}, ""),
+    ],
+)
+def test_each_spelling_is_what_it_means(
+    text: str, kind: str, expected: dict[str, Any], schedule: str, kinds: dict[str, frozenset[str]], pipeline: Any
+) -> None:
+    sampler, warnings = find_sampler(text, kinds)
+    assert (sampler.kind, sampler.schedule, warnings) == (kind, schedule, [])
+    made = scheduler(pipeline, sampler)
+    assert type(made).__name__ == kind
+    assert {name: made.config[name] for name in expected} == expected
+    made.set_timesteps(4)
+
+
+def test_every_name_makes_a_scheduler(kinds: dict[str, frozenset[str]], pipeline: Any) -> None:
+    for name in names_for(kinds):
+        sampler, _ = find_sampler(name, kinds)
+        made = scheduler(pipeline, sampler)
+        made.set_timesteps(5)
+        assert name_of(sampler.kind) in NAMES and sum(bool(made.config.get(option)) for option in SIGMAS) <= 1
+
+
+def test_a_model_of_pure_noise_gets_a_schedule_only_by_its_name(kinds: dict[str, frozenset[str]]) -> None:
+    assert find_sampler("DPM++ 2M SDE", kinds, zero_snr=True)[0].schedule == "Automatic"
+    assert find_sampler("DPM++ 2M SDE Karras", kinds, zero_snr=True)[0].schedule == "Karras"
+
+
+def test_what_diffusers_has_not_is_generated_with_the_nearest_and_named(kinds: dict[str, frozenset[str]]) -> None:
+    sampler, (warning,) = find_sampler("DPM++ 2S a Karras", kinds)
+    assert (sampler.kind, sampler.name) == ("DPMSolverSinglestepScheduler", "DPMSolverSinglestepScheduler")
+    assert warning.startswith("The scheduler DPM++ 2S a is not in diffusers: DPMSolverSinglestepScheduler was used")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Euler a Karras", "scheduler Euler a has no Karras schedule in diffusers: send scheduler=Euler a."),
+        ("Euler b", "not 'Euler b': the nearest are Euler"),
+        ("DPM++ 4M", "the nearest are DPM++ 2M"),
+        ("steam engine", "not 'steam engine': these are there: Euler, Euler a, "),
+        ("LCM", "the nearest are LMS"),  # this model's noise is another
+        ("euler " * 15, "scheduler must be the model's own or one that fits it"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(
+    text: str, sentence: str, kinds: dict[str, frozenset[str]]
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        find_sampler(text, kinds)
+    assert sentence in str(refused.value)
