@@ -76,7 +76,9 @@ class Steps:
         return self._step(slots)
 
 
-@pytest.mark.parametrize("settings", [{}, {"low_memory": True}, {"cuda_graphs": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"low_memory": True}, {"cuda_graphs": True, "channels_last": "always"}], ids=str
+)
 def test_its_images_are_the_cpus_and_no_step_waits_for_the_one_before(
     settings: dict[str, Any], tiny_model: Path, handler: CombinedHandler, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:

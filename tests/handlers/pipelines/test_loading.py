@@ -20,6 +20,7 @@ from handlers.pipelines.defaults import model_defaults
 from handlers.pipelines.loading import _check_family
 from handlers.pipelines.schedulers import scheduler, schedulers
 from handlers.pipelines.sources import loras
+from handlers.wire import TASKS
 from tests.support import tiny_models
 from tests.support.jobs import a_request, generated_alone, generated_together, load
 from tests.support.paths import EMBEDDED
@@ -195,3 +196,13 @@ def test_channels_last_generates_the_same_images(pipelines: dict[str, Any]) -> N
         assert module.weight.is_contiguous(memory_format=torch.channels_last)
     images = [np.asarray(generated_together(each, [request])[0][0], dtype=int) for each in (other, pipelines)]
     assert np.abs(images[0] - images[1]).max() <= 2
+
+
+def test_a_cpus_bfloat16_generates_nearly_the_same_images(pipelines: dict[str, Any]) -> None:
+    other = load(EMBEDDED, dtype=torch.bfloat16, channels_last=True)
+    requests = [a_request(task, "a house", 1, 5, 3.5) for task in TASKS]
+    made, expected = (
+        [np.asarray(image, dtype=int) for image in generated_together(each, requests)[0]] for each in (other, pipelines)
+    )
+    for image, exact in zip(made, expected, strict=True):
+        assert np.abs(image - exact).mean() < 6
