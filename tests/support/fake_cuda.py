@@ -291,5 +291,6 @@ def work_in_this_thread(card: Card) -> None:
 def fake_cuda() -> Iterator[Card]:
     """The device, in this thread and without gradients."""
     card = Card()
+    torch._C._ensureCUDADeviceGuardSet()  # a CUDA build would ask the driver, where there is no GPU
     with mock.patch.object(torch.cuda, "_lazy_init", lambda: None), _Operations(card), _Bindings(card), torch.no_grad():
         yield card
