@@ -28,6 +28,7 @@ SHARED = (
     "dtype",
     "engine",
     "low_memory",
+    "channels_last",
     "allow_pickle",
 )  # settings that custom models share with the main one
 

@@ -175,7 +175,7 @@ class Bench:
             name = "engine" + " with graphs" * graphs + ", channels-last" * channels_last
             begin = time.perf_counter()
             handler = CombinedHandler()
-            settings = {"cuda_graphs": graphs, "channels_last": channels_last}
+            settings = {"cuda_graphs": graphs, "channels_last": "always" if channels_last else "never"}
             handler.initialize(Context(model=str(self.model), device=self.options.device, **settings))
             self.row(f"{name}: load and warm up", f"{time.perf_counter() - begin:.1f} s")
             if self.on_gpu:

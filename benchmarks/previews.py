@@ -42,7 +42,7 @@ def main() -> None:
         times.append(time.perf_counter())
         seen = preview_map.look(job.call, output, GUIDANCE)
         times.append(time.perf_counter())
-        previews.append(preview_map.render(*seen))
+        previews.append(preview_map.render(seen))
         times.append(time.perf_counter())
         for name, begin, end in zip(seconds, times, times[1:], strict=False):
             seconds[name].append(end - begin)

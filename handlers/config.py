@@ -10,6 +10,7 @@ from typing import Any
 from handlers.errors import ModelError
 
 ENGINES = ("auto", "torch", "openvino")
+LAYOUTS = ("auto", "always", "never")  # when channels-last is the layout
 
 
 def _key(default: Any, help: str) -> Any:
@@ -34,17 +35,22 @@ class HandlerConfig:
     device: str = _key("auto", "`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`.")
     dtype: str = _key(
         "auto",
-        "`auto` (float16 on GPUs that support it; on a CPU float32, in OpenVINO bfloat16 if the processor has it), "
-        "`float32`, `float16`, `bfloat16`.",
+        "`auto` (float16 on GPUs that support it; on a CPU bfloat16 if the processor has it, but float32 with the "
+        "engine `torch`), `float32`, `float16`, `bfloat16`.",
     )
     low_memory: bool = _key(
         False, "Keep only the UNet on the GPU; text encoders and VAE are moved there for their calls, the VAE in tiles."
     )
     cuda_graphs: bool = _key(False, "On a GPU, run the UNet as CUDA graphs, and the VAE in a stream beside it.")
-    channels_last: bool = _key(False, "Keep the UNet and the VAE in the channels-last layout.")
+    channels_last: str = _key(
+        "auto",
+        "`always`, `never`, or `auto`: the UNet and the VAE in the channels-last layout, where it is the faster one "
+        "(see devices.md).",
+    )
     engine: str = _key(
         "auto",
-        "`torch`, `openvino` for the UNet and the VAE on a CPU, or `auto`: OpenVINO on an x86-64 CPU that has it.",
+        "`torch`, to the bit as the plain pipeline on a CPU; `openvino` for the UNet and the VAE on a CPU; or `auto`: "
+        "OpenVINO on an x86-64 CPU that has it, else torch in the dtype that the processor is fastest in.",
     )
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")

@@ -22,7 +22,7 @@ from handlers.forward.merging import forward
 from handlers.forward.openvino import Converter, OpenVINOForward, convert_vae, pays
 from handlers.forward.side_stream import NoSideStream, SideStream
 from handlers.forward.weights import Weights
-from handlers.hardware.device import choose_device, choose_dtype
+from handlers.hardware.device import choose_channels_last, choose_device, choose_dtype
 from handlers.hardware.memory import Memory
 from handlers.installation import Installation
 from handlers.pipelines.hub import fetch
@@ -70,7 +70,8 @@ class Worker:
         device = choose_device(config.device, gpu_id)
         engine, installed = _engine(config, device), Installation.find(config.home)
         converter = Converter(threads, config.dtype, installed.conversions) if engine == "openvino" else None
-        dtype = torch.float32 if converter else choose_dtype(config.dtype, device)
+        exact = config.engine == "torch"  # who asks for it gets the plain pipeline's images
+        dtype = torch.float32 if converter else choose_dtype(config.dtype, device, exact)
         # 2. the models
         timings = Timings()
         served = _load_models(tasks, config, device, dtype, timings, installed)
@@ -186,10 +187,13 @@ def _load_models(
         inpaints = task == "masking" and config.inpainting_model
         tasks_of.setdefault(config.inpainting_model if inpaints else config.model, []).append(task)
     served: dict[str, ServedPipeline] = {}
+    channels_last = choose_channels_last(config.channels_last, device, dtype)
+    # the files that were downloaded before, by a program that asks no CPU what it has
+    half = dtype != torch.float32 and (device.type != "cpu" or config.dtype != "auto")
     for model, own in tasks_of.items():
         source = resolve_model(model, installed)
-        path = fetch(source, installed, dtype != torch.float32, config.allow_pickle)
-        load = partial(load_pipelines, path, own, device, dtype, config, installed.configs)
+        path = fetch(source, installed, half, config.allow_pickle)
+        load = partial(load_pipelines, path, own, device, dtype, config, installed.configs, channels_last)
         pipelines = load()
         timings.watch(pipelines[own[0]])  # they share their modules
         served |= prepare_pipelines(source, path, pipelines, load)

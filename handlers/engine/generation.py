@@ -237,8 +237,8 @@ class Generation:
         # one at a time: a pool that is behind gets no second one
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
             try:
-                latents = preview_map.look(call, output, request.guidance_scale)
-                self._previewing = self._shared.pool.submit(preview_map.render, *latents)
+                look = preview_map.look(call, output, request.guidance_scale)
+                self._previewing = self._shared.pool.submit(preview_map.render, look)
             except Exception:  # the image itself is generated all the same
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None

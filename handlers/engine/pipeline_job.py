@@ -8,7 +8,6 @@ operations, which doubled the time of a step (docs/engine.md).
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import wraps
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from greenlet import getcurrent, greenlet
 
 from handlers.forward.calls import DecodeCall, UNetCall
 from handlers.pipelines.prompts import Prompts
+from handlers.pipelines.schedulers import without_waiting
 
 
 class Cancelled(BaseException):
@@ -69,7 +69,7 @@ class PipelineJob:
     ) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
-        own = _adapted(scheduler or copy.deepcopy(pipeline.scheduler))
+        own = without_waiting(scheduler or copy.deepcopy(pipeline.scheduler))
         self._pipeline.__dict__.update(
             scheduler=own, unet=PausingUNet(pipeline.unet, self), vae=_pausing_vae(pipeline.vae, self)
         )
@@ -129,24 +129,7 @@ class PipelineJob:
         finally:
             self.ended = True
             # reference cycles, which would keep this job until a garbage collection
-            self._pipeline.scheduler.__dict__.pop("set_timesteps", None)
+            for name in ("set_timesteps", "add_noise"):
+                self._pipeline.scheduler.__dict__.pop(name, None)
             self._pipeline.vae.__dict__.pop("to", None)
             del self._pipeline, self._arguments, self._prompts
-
-
-def _adapted(scheduler: Any) -> Any:
-    """Keeps a scheduler's timesteps off the GPU: it looks one up at each step, which would wait for the GPU.
-
-    It also begins with the first of them, where the pipeline does not say so: a schedule may have two that are equal,
-    and diffusers, which then begins with the second, fails at the end for a missing one.
-    """
-    set_timesteps = scheduler.set_timesteps
-
-    @wraps(set_timesteps)
-    def adapted(*arguments: Any, **options: Any) -> None:
-        set_timesteps(*arguments, **options | {"device": "cpu"})
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
-
-    scheduler.set_timesteps = adapted
-    return scheduler

@@ -1,4 +1,4 @@
-"""Where work is queued beside the steps: on CUDA in a stream of its own, elsewhere it is done at once."""
+"""What is done beside the steps: on CUDA in a stream of its own, or on the way to the CPU; elsewhere at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,3 +60,12 @@ class SideStream:
     def record(self) -> Event:
         event: Event = self._stream.record_event()
         return event
+
+
+def fetch(tensor: torch.Tensor) -> tuple[torch.Tensor, Event]:
+    """A copy on the CPU, and the event after which it has its numbers: on CUDA the copy is queued."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), DoneEvent()
+    copy = tensor.to("cpu", non_blocking=True)  # into pinned memory, as torch does for such a copy
+    event: Event = torch.cuda.current_stream(tensor.device).record_event()
+    return copy, event

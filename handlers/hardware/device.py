@@ -1,14 +1,17 @@
 """The device: which one, its number format, its memory. No other module asks which kind of device there is."""
 
 import gc
+import platform
 
 import torch
 
+from handlers.config import LAYOUTS
 from handlers.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # the words of the RuntimeErrors from the CPU's allocator on Linux and on Windows, from MPS and from CUDA's libraries
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")
+CHANNELS_LAST_TORCH = (2, 15)  # the first whose GroupNorm keeps the layout on NVIDIA GPUs
 FULL_PRECISION = "GTX 16"  # GPUs whose half precision gives black images (huggingface/diffusers issue 2153)
 
 
@@ -34,11 +37,12 @@ def choose_device(wanted: str, gpu_id: int | None) -> torch.device:
     return device
 
 
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on the CPU, where a dtype chosen by a timing would generate another image tomorrow.
+def choose_dtype(wanted: str, device: torch.device, exact: bool = True) -> torch.dtype:
+    """`auto` on a GPU is float16, which has three more bits of precision than bfloat16 and is what models come in.
 
-    On a GPU it is float16, which has three more bits of precision than bfloat16 and is what models are published in.
-    It is float32 on GPUs that compute only in float32, or wrongly in float16. Raises ModelError.
+    It is float32 on GPUs that compute only in float32, or wrongly in float16. On a CPU it is float32 if images are to
+    be `exact`, as the plain pipeline's; otherwise bfloat16 where the processor says that it has it. A dtype chosen by a
+    timing would generate another image tomorrow. Raises ModelError.
     """
     if wanted != "auto" and wanted not in DTYPES:
         raise ModelError(f"There is no dtype {wanted!r}: use auto, {', '.join(DTYPES)}.")
@@ -48,9 +52,40 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
             raise ModelError(f"The GPU {name} cannot compute in bfloat16: use --dtype auto.")
         if wanted == "auto":
             return torch.float32 if capability < (5, 3) or FULL_PRECISION in name else torch.float16
-    if wanted == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    return DTYPES[wanted]
+    if wanted == "auto" and device.type == "cpu":
+        return torch.bfloat16 if not exact and has_bfloat16() else torch.float32
+    return torch.float16 if wanted == "auto" else DTYPES[wanted]
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, and torch the library that uses them.
+
+    Without them torch computes in it all the same, and takes longer than in float32.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):  # on those the library takes any AVX-512 for enough
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def choose_channels_last(wanted: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the UNet and the VAE get the channels-last layout. `auto` is where it is the faster one in 16 bits.
+
+    On an NVIDIA GPU that is so from CHANNELS_LAST_TORCH on: before, torch's GroupNorm had no kernel for this layout, so
+    each one copied to the other layout, and the next convolution back. On a CPU it is so in bfloat16.
+
+    Raises ModelError.
+    """
+    if wanted not in LAYOUTS:
+        raise ModelError(f"There is no channels_last {wanted!r}: use {', '.join(LAYOUTS)}.")
+    if wanted != "auto":
+        return wanted == "always"
+    if device.type == "cuda":
+        version = tuple(map(int, torch.__version__.split(".")[:2]))
+        has_kernel = torch.version.cuda is not None and version >= CHANNELS_LAST_TORCH
+        return has_kernel and dtype != torch.float32
+    return device.type == "cpu" and dtype == torch.bfloat16
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -69,13 +69,20 @@ def prepare_pipelines(
 
 
 def load_pipelines(
-    path: Path, tasks: Sequence[str], device: torch.device, dtype: torch.dtype, config: HandlerConfig, configs: Path
+    path: Path,
+    tasks: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    config: HandlerConfig,
+    configs: Path,
+    channels_last: bool = False,
 ) -> dict[str, Any]:
     """The pipeline of each task, all on one set of weights.
 
     Args:
         path: a diffusers folder, or a single file.
         configs: the folder with the configurations for single files.
+        channels_last: whether the UNet and the VAE have that layout.
 
     Raises ModelError.
     """
@@ -99,7 +106,7 @@ def load_pipelines(
         if dtype != torch.float32 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
             # SDXL's overflows in half precision: its pipelines convert it to float32 and back while other jobs wait
             first.vae.to(torch.float32)
-        if config.channels_last:
+        if channels_last:
             for module in (first.unet, first.vae):
                 module.to(memory_format=torch.channels_last)
     except ModelError:

@@ -17,12 +17,25 @@ import torch
 from PIL import Image
 
 from handlers.forward.calls import UNetCall
+from handlers.forward.side_stream import Event, fetch
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 10  # previews of an image, about
 SIDE = 128  # pixels of the image that the map is fitted with
 PATCH = 16  # pixels of its patches of one colour
+
+
+@dataclass(frozen=True)
+class Look:
+    """A step of an image: the noisy latent and the UNet's output, (2, channels, h, w), and the share a.
+
+    `latents` is on the CPU, and has its numbers once `event` is done.
+    """
+
+    latents: torch.Tensor
+    event: Event
+    alpha: float
 
 
 @dataclass(frozen=True)
@@ -37,23 +50,22 @@ class PreviewMap:
     alphas_cumprod: np.ndarray
     prediction_type: str
 
-    def look(self, call: UNetCall, output: Any, guidance_scale: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """What `render` needs of a UNet call: the noisy latent and the UNet's output, (channels, h, w), and a.
-
-        This is all of torch's work for a preview, in the engine's thread: it copies two small tensors.
-        """
+    def look(self, call: UNetCall, output: Any, guidance_scale: float) -> Look:
+        """What `render` needs of a UNet call. This is all of torch's work for a preview, in the engine's thread."""
         channels = len(self.weights)
-        sample = call.sample[-1, :channels].float().cpu().numpy().copy()
         rows = output[0].float()
         made = rows[-1]
         if len(rows) == 2:  # without the prompt, and with it
             made = rows[0] + guidance_scale * (rows[1] - rows[0])
         timestep = min(max(int(torch.as_tensor(call.timestep).flatten()[-1]), 0), len(self.alphas_cumprod) - 1)
-        return sample, made[:channels].cpu().numpy().copy(), float(self.alphas_cumprod[timestep])
+        latents, event = fetch(torch.stack([call.sample[-1, :channels].float(), made[:channels]]))
+        return Look(latents, event, float(self.alphas_cumprod[timestep]))
 
-    def render(self, sample: np.ndarray, made: np.ndarray, alpha: float) -> str:
-        """The preview as a base64 JPEG of the latent's size. It uses no torch: it runs beside the engine's thread."""
-        signal, noise = max(alpha, 1e-4) ** 0.5, (1 - alpha) ** 0.5
+    def render(self, look: Look) -> str:
+        """The preview as a base64 JPEG of the latent's size. It computes nothing in torch: it runs beside the steps."""
+        look.event.synchronize()
+        sample, made = look.latents.numpy()
+        signal, noise = max(look.alpha, 1e-4) ** 0.5, (1 - look.alpha) ** 0.5
         if self.prediction_type == "epsilon":
             latent = (sample - noise * made) / signal
         elif self.prediction_type == "v_prediction":

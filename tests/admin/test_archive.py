@@ -35,6 +35,15 @@ def test_model_config_has_torchserves_keys_and_the_handlers_section(tmp_path: Pa
     assert (handler.device, handler.home, handler.model) == ("cpu", str(archive.HOME), "default")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [([], "auto"), (["--channels-last"], "always"), (["--no-channels-last"], "never")]
+)
+def test_the_layout_is_an_option(tmp_path: Path, given: list[str], expected: str) -> None:
+    archive.main(["--model-store", str(tmp_path), *given, "txt2img"])
+    config = yaml.safe_load(_read(tmp_path / "txt2img.mar", "model-config.yaml"))
+    assert config["handler"]["channels_last"] == expected
+
+
 def test_the_command_builds_the_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive.main(["--model-store", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["img2img.mar", "masking.mar", "txt2img.mar"]

@@ -1,8 +1,10 @@
 """What a worker loads, opens and describes, with small models."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 from handlers.errors import InvalidRequest, ModelError
 from handlers.wire import TASKS, RequestHead
@@ -41,6 +43,25 @@ def test_each_model_is_described_with_its_tasks(worker: Worker) -> None:
 def test_the_first_images_are_not_counted(worker: Worker) -> None:
     (activity, _) = (model["activity"] for model in worker.describe(0)["models"])
     assert activity["unet_forwards"] == 0 and not any(activity["stage_seconds"].values())
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype", "computed"),
+    [("auto", "auto", "bfloat16"), ("auto", "float32", "float32"), ("torch", "auto", "float32")],
+)
+def test_torch_computes_in_bfloat16_where_the_cpu_has_it_unless_somebody_asks_for_torch(
+    engine: str, dtype: str, computed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.worker.pays", lambda: False)  # no OpenVINO
+    monkeypatch.setattr("handlers.hardware.device.has_bfloat16", lambda: True)
+    model = str(tiny_models.save("sd1", tmp_path))
+    worker = Worker.load(
+        ["txt2img"], {"model": model, "device": "cpu", "engine": engine, "dtype": dtype}, None, threads=1
+    )
+    worker.shared.pool.shutdown()
+    unet = worker.served["txt2img"].pipeline.unet
+    assert (worker.engine, worker.dtype, str(unet.dtype)) == ("torch", computed, f"torch.{computed}")
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) is (computed == "bfloat16")
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -30,8 +30,15 @@ from tests.support.samples import sample_image
 CPU = torch.device("cpu")
 
 
-def load(path: Path, *tasks: str, dtype: torch.dtype = torch.float32, **config: Any) -> dict[str, Any]:
-    return load_pipelines(path, tasks or TASKS, CPU, dtype, HandlerConfig(**config), CONFIGS)
+def load(
+    path: Path,
+    *tasks: str,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    **config: Any,
+) -> dict[str, Any]:
+    return load_pipelines(path, tasks or TASKS, device, dtype, HandlerConfig(**config), CONFIGS, channels_last)
 
 
 def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: float) -> GenerationRequest:

@@ -61,11 +61,11 @@ class Previews:
     def __init__(self, broken: bool = False) -> None:
         self.broken, self.looks = broken, 0
 
-    def look(self, call: Any, output: Any, guidance_scale: float) -> tuple[int]:
+    def look(self, call: Any, output: Any, guidance_scale: float) -> Any:
         self.looks += 1
         if self.broken:
             raise RuntimeError("not like any map")
-        return (call.timestep,)
+        return call.timestep
 
     def render(self, timestep: int) -> str:
         return f"preview {timestep}"

@@ -85,6 +85,63 @@ def test_dtype_without_a_gpu() -> None:
         device.choose_dtype("float8", CPU)
 
 
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_computes_in_what_it_has_unless_images_are_to_be_exact(
+    monkeypatch: pytest.MonkeyPatch, machine: str, has: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has and machine == "x86_64")
+    # true of an x86-64 CPU that has AVX-512 alone
+    ops = SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: has or machine == "x86_64"))
+    monkeypatch.setattr(torch, "ops", ops)
+    assert device.choose_dtype("auto", CPU, exact=False) == (torch.bfloat16 if has else torch.float32)
+    assert device.choose_dtype("auto", CPU) == torch.float32
+    assert device.choose_dtype("float32", CPU, exact=False) == torch.float32
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert device.choose_dtype("auto", CPU, exact=False) == torch.float32
+
+
+def test_this_cpu_says_what_it_has() -> None:
+    assert device.has_bfloat16() in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("where", "version", "cuda", "dtype", "expected"),
+    [
+        (CUDA, "2.15.0+cu130", "13.0", torch.float16, True),
+        (CUDA, "3.0.1", "13.0", torch.bfloat16, True),
+        (CUDA, "2.14.1+cu130", "13.0", torch.float16, False),  # its GroupNorm gives the layout up
+        (CUDA, "2.15.0+cu130", "13.0", torch.float32, False),
+        (CUDA, "2.15.0+rocm7", None, torch.float16, False),
+        (CPU, "2.13.0+cpu", None, torch.bfloat16, True),
+        (CPU, "2.15.0+cpu", None, torch.float32, False),
+        (torch.device("mps"), "2.15.0", None, torch.float16, False),
+    ],
+)
+def test_channels_last_is_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    where: torch.device,
+    version: str,
+    cuda: str | None,
+    dtype: torch.dtype,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert device.choose_channels_last("auto", where, dtype) is expected
+    assert device.choose_channels_last("always", where, dtype) and not device.choose_channels_last(
+        "never", where, dtype
+    )
+
+
+def test_a_layout_that_is_none_is_a_sentence() -> None:
+    with pytest.raises(ModelError, match="There is no channels_last 'perhaps': use auto, always, never"):
+        device.choose_channels_last("perhaps", CPU, torch.float32)
+
+
 def test_what_torch_holds_in_reserve_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(monkeypatch, "NVIDIA H100", (9, 0), free=5 * 2**30)
     assert device.available_bytes(CUDA) == 6 * 2**30

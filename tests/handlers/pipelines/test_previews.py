@@ -12,7 +12,8 @@ from PIL import Image
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
-from handlers.pipelines.previews import PreviewMap, every, fit_preview
+from handlers.forward.side_stream import DoneEvent
+from handlers.pipelines.previews import Look, PreviewMap, every, fit_preview
 from handlers.request.samplers import Sampler
 from tests.support.samples import sample_image
 
@@ -40,7 +41,7 @@ def test_the_map_shows_an_images_latent_as_the_image(pipelines: dict[str, Any], 
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         latent = vae.encode(pixels).latent_dist.mode()[0] * vae.config.scaling_factor
-    preview = shown(fitted.render(latent.numpy(), np.zeros(latent.shape, np.float32), 1.0))
+    preview = shown(fitted.render(Look(torch.stack([latent, torch.zeros_like(latent)]), DoneEvent(), 1.0)))
     small = np.asarray(image.resize(preview.shape[1::-1], Image.Resampling.BOX)).astype(float)
     assert likeness(preview, small) > 0.8
 
@@ -60,7 +61,7 @@ def test_half_way_the_preview_is_like_the_image_that_comes_out(
     while job.call is not None:
         output = forward(job.call)
         if job.steps_done == 10 and isinstance(job.call, UNetCall):
-            preview = fitted.render(*fitted.look(job.call, output, 3.5))
+            preview = fitted.render(fitted.look(job.call, output, 3.5))
         job.advance(output)
     assert job.error is None
     pixels = shown(preview)

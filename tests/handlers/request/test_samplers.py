@@ -1,12 +1,15 @@
 """Schedulers by the names that people use."""
 
+import itertools
+from inspect import signature
 from typing import Any
 
 import pytest
+import torch
 
 from handlers.errors import InvalidRequest
-from handlers.pipelines.schedulers import options, scheduler, schedulers
-from handlers.request.samplers import NAMES, SIGMAS, find_sampler, name_of, names_for
+from handlers.pipelines.schedulers import options, scheduler, schedulers, without_waiting
+from handlers.request.samplers import SCHEDULES, SIGMAS, find_sampler, names_for
 from tests.support import tiny_models
 
 # diffusers passes a tensor to NumPy, which will want another signature of it
@@ -61,12 +64,23 @@ def test_each_spelling_is_what_it_means(
     made.set_timesteps(4)
 
 
-def test_every_name_makes_a_scheduler(kinds: dict[str, frozenset[str]], pipeline: Any) -> None:
-    for name in names_for(kinds):
-        sampler, _ = find_sampler(name, kinds)
-        made = scheduler(pipeline, sampler)
-        made.set_timesteps(5)
-        assert name_of(sampler.kind) in NAMES and sum(bool(made.config.get(option)) for option in SIGMAS) <= 1
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_every_name_with_every_schedule_steps_to_its_end(
+    steps: int, kinds: dict[str, frozenset[str]], pipeline: Any
+) -> None:
+    for name, schedule in itertools.product(names_for(kinds), ("", *SCHEDULES)):
+        try:
+            sampler, _ = find_sampler(f"{name} {schedule}", kinds)
+        except InvalidRequest:
+            continue
+        made = without_waiting(scheduler(pipeline, sampler))
+        made.set_timesteps(steps)
+        assert sum(bool(made.config.get(option)) for option in SIGMAS) <= 1
+        latents, noise = torch.zeros(1, 4, 8, 8), torch.Generator().manual_seed(1)
+        options = {"generator": noise} if "generator" in signature(made.step).parameters else {}
+        for timestep in made.timesteps:
+            latents = made.step(torch.ones(1, 4, 8, 8), timestep, latents, **options).prev_sample
+        assert latents.isfinite().all(), (name, schedule)
 
 
 def test_a_model_of_pure_noise_gets_a_schedule_only_by_its_name(kinds: dict[str, frozenset[str]]) -> None:
