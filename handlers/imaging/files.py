@@ -11,13 +11,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 from handlers.imaging.jpeg import still_image
 from handlers.imaging.png import bits_of, needed_chunks
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")  # Pillow's names
+# Pillow's blocks of memory, of 16 MB by default: those that malloc takes from the system, and gives back (launch/
+# processes.py has its threshold), leave no holes in a heap that grew to gigabytes
+Image.core.set_block_size(64 << 20)
 PARTS = 8  # a JPEG that lost the last of so many parts of its rows is refused
 _NOT_BASE64 = b"\r\n\t"
 
@@ -48,7 +51,7 @@ TURNS = {  # by EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TAKEN = "a PNG, JPEG or WebP file"
+TAKEN = "a PNG, JPEG, WebP, TIFF, GIF, BMP or AVIF file"
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,19 @@ def open_image(data: bytes, field: str, max_pixels: int) -> ImageFile:
         elif kind == "JPEG":
             data, complete = still_image(data, field)
         image = _load(data, kind, field, max_pixels)
-        if not complete:
-            _refuse_without_end(image)
+        if kind == "JPEG" and _ends_early(image):
+            if not complete:
+                raise ValueError(f"the last 1/{PARTS} of the image is missing")
+            notes.append(f"{field} ends in plain grey: a part of its file may be missing.")
+        elif not complete:
             notes.append(f"{field} lost the end of its file: its last rows may be grey.")
         return _described(image, kind == "PNG" and bits_of(data) == 16, tuple(notes))
     except (RequestError, MemoryError):
         raise
+    except UnidentifiedImageError:
+        if kind == "TIFF":
+            raise _unreadable_tiff(field) from None
+        raise InvalidRequest(f"{field} is damaged or incomplete: it cannot be decoded.") from None
     except Image.DecompressionBombError:
         raise TooLarge(f"{field} has far more pixels than the {max_pixels} that this server takes.") from None
     except Exception:  # for damaged files, Pillow's decoders raise a dozen kinds, struct.error and TypeError among them
@@ -137,21 +147,44 @@ def _load(data: bytes, kind: str, field: str, max_pixels: int) -> Image.Image:
             f"{field} has {image.width} x {image.height} pixels; this server takes at most {max_pixels} in all. "
             "Send a smaller image."
         )
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _refuse_tiff(image, field)
     image.load()
+    # Pillow keeps a file without its palette, and fails wherever it needs one
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("a palette is missing")
     return image
 
 
-def _refuse_without_end(image: Image.Image) -> None:
-    """Raises ValueError if a decoder found nothing for the last of PARTS, whose rows it fills with one grey."""
+def _refuse_tiff(image: TiffImagePlugin.TiffImageFile, field: str) -> None:
+    """Raises InvalidRequest for the kinds of TIFF that Pillow decodes to other values than the file's."""
+    tags = image.tag_v2
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    is_planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    is_negative = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if bits > 16 or (bits > 8 and (is_planar or is_negative)):
+        raise _unreadable_tiff(field)
+
+
+def _unreadable_tiff(field: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is a kind of TIFF that cannot be read here: save it as PNG, or as TIFF with 8 bits a channel."
+    )
+
+
+def _ends_early(image: Image.Image) -> bool:
+    """Whether a decoder found something, but nothing for the last of PARTS, whose rows it fills with one grey."""
     rows = image.crop((0, image.height - math.ceil(image.height / PARTS), *image.size))
-    if rows.convert("RGB").getextrema() == ((128, 128),) * 3:
-        raise ValueError(f"the last 1/{PARTS} of the image is missing")
+    grey = (127, 127) if image.mode == "CMYK" else (128, 128)
+    return all(channel.getextrema() == grey for channel in rows.split()) and any(
+        channel.getextrema() != grey for channel in image.split()
+    )
 
 
 def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -> ImageFile:
     """The image upright, with what its file says about it and nothing else."""
     info: dict[Any, Any] = image.info
-    dpi = _dpi(info.get("dpi"))
+    dpi = _dpi(info.get("dpi")) if _has_resolution(image) else None
     turn = _turn(image)
     # not by ImageOps.exif_transpose, which writes the EXIF anew, and raises where another of its fields is odd
     upright = image if turn is None else image.transpose(turn)
@@ -171,6 +204,16 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # for damaged EXIF, Pillow raises SyntaxError, struct.error and others
         return None
+
+
+def _has_resolution(image: Image.Image) -> bool:
+    """Whether the file has one: without it Pillow makes up 1 for a TIFF, and 72 for a JPEG with EXIF."""
+    if image.format not in ("TIFF", "JPEG") or image.info.get("jfif_unit"):
+        return True
+    try:
+        return ExifTags.Base.XResolution in image.getexif()
+    except Exception:  # as in _turn
+        return False
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:
