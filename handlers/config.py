@@ -58,6 +58,9 @@ class HandlerConfig:
     max_size: int = _key(1024, "The longest side, in pixels, that the model generates.")
     max_image_bytes: int = _key(33_554_432, "The largest image file of a request, in bytes before base64.")
     max_image_pixels: int = _key(50_000_000, "The most pixels of an image of a request.")
+    max_open_pixels: int = _key(
+        200_000_000, "The most pixels of all large images that are held decoded at once; further ones wait."
+    )
     max_prompt_chars: int = _key(10_000, "The longest prompt or negative prompt, in characters.")
     max_fields: int = _key(100, "The most fields of a request.")
     max_response_bytes: int = _key(100_663_296, "TorchServe's `max_response_size`: no answer may be larger.")

@@ -11,7 +11,9 @@ import torch
 from handlers.config import ENGINES, HandlerConfig
 from handlers.engine.decoder import Decoder
 from handlers.engine.finishing import Provenance
-from handlers.engine.generation import Generation, IncomingRequest, Shared
+from handlers.engine.generation import Generation, IncomingRequest
+from handlers.engine.large_images import LargeImages
+from handlers.engine.shared import Shared
 from handlers.engine.step_batcher import RowLimit, StepBatcher
 from handlers.engine.timings import Timings
 from handlers.engine.warm_up import Measured, warm_up
@@ -97,7 +99,9 @@ class Worker:
         return cls(
             tasks, config, device, engine, converter.dtype if converter else str(dtype).removeprefix("torch."), threads,
             served, measured,
-            shared=Shared(config, memory, pool, timings, provenance=provenance),
+            shared=Shared(
+                config, memory, pool, timings, provenance=provenance, large=LargeImages(config.max_open_pixels)
+            ),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
         )  # fmt: skip

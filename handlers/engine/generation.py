@@ -6,22 +6,23 @@ of TorchServe's calls reads `ending`, `error` and `progress` alone.
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 from handlers.config import HandlerConfig
-from handlers.engine.finishing import FinishedImage, Provenance, check_answer, finish_image
+from handlers.engine.finishing import FinishedImage, check_answer, finish_image
+from handlers.engine.large_images import LARGE, LargeImage
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
-from handlers.engine.timings import Timings
+from handlers.engine.shared import Shared
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
-from handlers.hardware.memory import Memory, no_room
+from handlers.hardware.memory import no_room
+from handlers.imaging.files import TooManyPixels
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
@@ -32,6 +33,10 @@ from handlers.request.parameters import parameters_text
 from handlers.wire import Failed, Progress, RequestHead, Result
 
 logger = logging.getLogger(__name__)
+
+
+# the request, its prompts, and the pipeline's arguments for each crop of an image
+Parsed = tuple[GenerationRequest, Prompts, list[dict[str, Any]]]
 
 
 class GenerationState(Enum):
@@ -48,25 +53,6 @@ class IncomingRequest:
     task: str
     data: Mapping[str, Any]
     head: RequestHead
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all requests of a worker have in common.
-
-    Attributes:
-        pool: for what must not hold up the step: parsing and encoding.
-        timings: told how long parsing and encoding take.
-        clock: seconds since the epoch, as deadlines are.
-        provenance: what an answer's file says about its origin.
-    """
-
-    config: HandlerConfig
-    memory: Memory
-    pool: ThreadPoolExecutor
-    timings: Timings
-    clock: Callable[[], float] = time.time
-    provenance: Provenance = field(default_factory=Provenance)
 
 
 class Generation:
@@ -91,7 +77,8 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[tuple[GenerationRequest, Prompts, list[dict[str, Any]]]] | None = None
+        self._parsing: Future[Parsed | TooManyPixels] | None = None
+        self._large: LargeImage | None = None
         self._request: GenerationRequest | None = None
         self._encoding: dict[int, Future[None]] = {}  # by the number of the image
         self._encoded: dict[int, FinishedImage] = {}
@@ -103,21 +90,29 @@ class Generation:
     def start(self, when_pool_is_done: Callable[["Generation"], None] = lambda _: None) -> None:
         """Has the pool parse it. `when_pool_is_done` is called each time that the pool has finished something."""
         self._when_pool_is_done = when_pool_is_done
-        self._parsing = self._in_pool(self._parse)
+        self._parsing = self._watched(self._shared.pool.submit(self._parse_small))
 
     @property
     def _has_fixed_size(self) -> bool:
         """Whether the model generates at a size of its own, whatever the request's."""
         return self._served.defaults.drawn_size is not None
 
-    def _in_pool(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future = self._shared.pool.submit(work, *arguments)
+    def _watched(self, future: Future[Any]) -> Future[Any]:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
 
-    def _parse(self) -> tuple[GenerationRequest, Prompts, list[dict[str, Any]]]:
-        """The request, its prompts, and the pipeline's arguments for each crop of an image."""
-        incoming, served, config = self._incoming, self._served, self._shared.config
+    def _parse_small(self) -> Parsed | TooManyPixels:
+        """The request, unless it has a large image."""
+        config = self._shared.config
+        try:
+            return self._parse(replace(config, max_image_pixels=min(config.max_image_pixels, LARGE)))
+        except TooManyPixels as error:
+            if error.pixels > config.max_image_pixels:
+                raise
+            return error
+
+    def _parse(self, config: HandlerConfig) -> Parsed:
+        incoming, served = self._incoming, self._served
         with self._shared.timings.timed("parse"):
             fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
             request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers)
@@ -143,7 +138,12 @@ class Generation:
                 )
             # 2. a request that was parsed gets its jobs
             if self._parsing is not None and self._parsing.done():
-                (self._request, prompts, arguments), self._parsing = self._parsing.result(), None
+                parsed, self._parsing = self._parsing.result(), None
+                if isinstance(parsed, TooManyPixels):
+                    self._large = self._shared.large.read(parsed.pixels, lambda: self._parse(self._shared.config))
+                    self._parsing = self._watched(self._large.reading)
+                    return
+                self._request, prompts, arguments = parsed
                 if self._request.crops:
                     scale = self._served.pipeline.vae_scale_factor
                     self._shared.memory.admit(self._request, scale, self._has_fixed_size)
@@ -176,12 +176,15 @@ class Generation:
         for index in range(self._request.num_outputs):
             jobs = [slot.job for slot in self.slots[index * crops : (index + 1) * crops]]
             if index not in self._encoding and all(job.ended for job in jobs):
-                self._encoding[index] = self._in_pool(self._finish_image, index, [job.result for job in jobs])
+                submit = self._shared.large.write if self._large else self._shared.pool.submit
+                work = submit(self._finish_image, index, [job.result for job in jobs])
+                self._encoding[index] = self._watched(work)
 
     def _enter(self, state: GenerationState) -> None:
         with self._conclusion:  # the pool may end the request at the same time
             if self.state is not GenerationState.ENDED:
                 self.state = state
+        self._release()
 
     def fail(self, error: BaseException) -> None:
         """Ends the request with what the pool or a pipeline raised."""
@@ -209,6 +212,12 @@ class Generation:
             if self.ending is None:
                 # in this order: another thread looks at the ending first
                 self.error, self.state, self.ending = error, GenerationState.ENDED, ending
+        self._release()
+
+    def _release(self) -> None:
+        """Once it has ended, other large images have its room."""
+        if self._large is not None and self.state is GenerationState.ENDED:
+            self._large.end()
 
     @property
     def has_progress(self) -> bool:

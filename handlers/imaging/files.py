@@ -20,7 +20,7 @@ from handlers.imaging.png import bits_of, needed_chunks
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")  # Pillow's names
 # Pillow's blocks of memory, of 16 MB by default: those that malloc takes from the system, and gives back (launch/
 # processes.py has its threshold), leave no holes in a heap that grew to gigabytes
-Image.core.set_block_size(64 << 20)
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 PARTS = 8  # a JPEG that lost the last of so many parts of its rows is refused
 _NOT_BASE64 = b"\r\n\t"
 
@@ -52,6 +52,14 @@ TURNS = {  # by EXIF's orientation
     8: Image.Transpose.ROTATE_90,
 }
 TAKEN = "a PNG, JPEG, WebP, TIFF, GIF, BMP or AVIF file"
+
+
+class TooManyPixels(TooLarge):
+    """An image has more than it may; `pixels` is how many."""
+
+    def __init__(self, message: str, pixels: int) -> None:
+        super().__init__(message)
+        self.pixels = pixels
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def decode_base64(text: bytes, field: str) -> bytes:
 def open_image(data: bytes, field: str, max_pixels: int) -> ImageFile:
     """Decodes the first frame of an image file.
 
-    Raises InvalidRequest for other kinds and broken files, TooLarge for more than `max_pixels`.
+    Raises InvalidRequest for other kinds and broken files, TooManyPixels for more than `max_pixels`.
     """
     kind = kind_of(data)
     if kind not in FORMATS:
@@ -142,10 +150,11 @@ def open_image(data: bytes, field: str, max_pixels: int) -> ImageFile:
 
 def _load(data: bytes, kind: str, field: str, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=(kind,))
-    if image.width * image.height > max_pixels:
-        raise TooLarge(
+    if (pixels := image.width * image.height) > max_pixels:
+        raise TooManyPixels(
             f"{field} has {image.width} x {image.height} pixels; this server takes at most {max_pixels} in all. "
-            "Send a smaller image."
+            "Send a smaller image.",
+            pixels,
         )
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _refuse_tiff(image, field)

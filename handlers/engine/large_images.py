@@ -1,0 +1,64 @@
+"""Large images, read and written beside the small ones: no client waits for another's, and memory is bounded."""
+
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from threading import Condition
+from typing import Any
+
+LARGE = 8_000_000  # pixels from which on it takes a noticeable part of a second
+
+
+class LargeImages:
+    """One thread that reads them and one that writes them.
+
+    Args:
+        max_pixels: of all images that are held decoded at once. One that is larger is read while there is no other.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self.held = 0
+        self.changed = Condition()
+        # two, since a reader that waits for room waits for a writer
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="large-in")
+        self._writers = ThreadPoolExecutor(1, thread_name_prefix="large-out")
+
+    def read(self, pixels: int, work: Callable[[], Any]) -> "LargeImage":
+        """Has `work` done once there is room for an image of so many pixels."""
+        image = LargeImage(pixels, self)
+        image.reading = self._readers.submit(image.read, work)
+        return image
+
+    def write(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        return self._writers.submit(work, *arguments)
+
+
+class LargeImage:
+    """An image that takes part of the room, from when it is read until `end`. `reading` is what its `work` returns."""
+
+    reading: Future[Any]
+
+    def __init__(self, pixels: int, images: LargeImages) -> None:
+        self._pixels = pixels
+        self._images = images
+        self._is_held = False
+        self._has_ended = False
+
+    def read(self, work: Callable[[], Any]) -> Any:
+        images = self._images
+        with images.changed:
+            images.changed.wait_for(
+                lambda: self._has_ended or not images.held or images.held + self._pixels <= images.max_pixels
+            )
+            if self._has_ended:
+                raise CancelledError
+            images.held += self._pixels
+            self._is_held = True
+        return work()
+
+    def end(self) -> None:
+        """Gives its room to others, or gives up waiting for it. May be called again."""
+        with self._images.changed:
+            self._images.held -= self._pixels * self._is_held
+            self._is_held, self._has_ended = False, True
+            self._images.changed.notify_all()
