@@ -203,7 +203,8 @@ class Server:
         text = (
             f"Ready: {place} — open it in a browser, or paste it into the plugin's settings.\n"
             f"Serving {' and '.join(names)} on {models[0]['device']}: {expectation(models[0])}. "
-            "Another model: --model, or SD_MODEL; see README.md."
+            "Another model: --model, or SD_MODEL; see README.md.\n"
+            f"Logs, as long as it runs: {self._logs}"
         )
         for name in names:
             if not all(model["safety_checker"] for model in models if model["model"] == name):

@@ -94,9 +94,10 @@ class Access:
         path, given = request.scope["path"], _key_in_headers(request) or key
         is_open = path in OPEN_PATHS or path.startswith(OPEN_FILES)
         if self._keys and not is_open and not self._opens(given):
+            problem = "This API key is not known here" if given else "This server requires an API key"
             raise Failure(
-                401, "This server requires an API key: send it as 'Authorization: Bearer KEY', as X-API-Key, or as "
-                "/k/KEY before the path.", headers={"WWW-Authenticate": "Bearer"},
+                401, f"{problem}: send one as 'Authorization: Bearer KEY', as X-API-Key, or as /k/KEY before the path.",
+                headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         if len(self._keys) > 1:
             return given.decode("latin-1")

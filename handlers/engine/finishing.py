@@ -55,6 +55,8 @@ def finish_image(
     )
     text, warnings = encode(image, request.output_format, request.output_quality, side, keep_alpha=request.patch)
     place = (box[0], box[1], box[2] - box[0], box[3] - box[1]) if box else None
+    if flagged:
+        warnings.append("The safety checker flagged an image, which is black for that reason (nsfw).")
     return FinishedImage(
         image_entry(text, request.seed + index, flagged, f"image/{request.output_format}", place), warnings
     )

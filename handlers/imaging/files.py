@@ -171,7 +171,8 @@ def _refuse_tiff(image: TiffImagePlugin.TiffImageFile, field: str) -> None:
     bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     is_planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
     is_negative = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-    if bits > 16 or (bits > 8 and (is_planar or is_negative)):
+    is_float = 3 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ())  # which is refused by another sentence
+    if (bits > 16 and not is_float) or (bits > 8 and (is_planar or is_negative)):
         raise _unreadable_tiff(field)
 
 

@@ -36,6 +36,9 @@ def read_mask(image: Image.Image, mode: str, field: str) -> tuple[Image.Image, l
                     "mask_mode=alpha replaces the visible part."
                 ]
     if mode != "luminance":
+        if alpha is None:
+            what = "all of the image is replaced" if mode == "alpha" else "nothing is"
+            warnings.append(f"{field} has no transparent part, so with mask_mode={mode} {what}.")
         alpha = alpha or Image.new("L", image.size, 255)
         return (alpha if mode == "alpha" else inverted(alpha)), warnings
     grey = colour.convert("RGB").convert("L")

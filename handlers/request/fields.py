@@ -19,6 +19,7 @@ from handlers.request.reader import MAX_SEED, Reader
 from handlers.request.samplers import Sampler, find_sampler
 
 MAX_REACH, MAX_PADDING = 256, 10_000  # pixels that a mask may grow or blur by, and that are around it
+FAINT_MASK = 64  # of 255; a mask that is nowhere above it hardly replaces anything
 MAX_CLIP_SKIP = 12  # layers: as many as the text encoder of Stable Diffusion 1 has
 
 
@@ -118,10 +119,14 @@ def parse_request(
         "eta": read.real("eta", 0.0, 0.0, 1.0),
         "clip_skip": read.whole("clip_skip", None, 1, MAX_CLIP_SKIP),
         "preview": read.flag("preview"),
-        "output_format": read.choice("output_format", output.FORMATS, "png"),
+        "output_format": _output_format(read),
         "output_quality": read.whole("output_quality", 90, 1, 100),
     }
-    values["sampler"], warnings = _sampler(read, defaults, schedulers)
+    warnings: list[str] = []
+    if values["output_format"] == "png" and read.whole("output_quality", None, 1, 100) is not None:
+        warnings.append("output_quality has no effect on PNG, which loses nothing.")
+    values["sampler"], doubts = _sampler(read, defaults, schedulers)
+    warnings += doubts
     # 2. the seed, random unless it was sent
     values["seed"] = _seed(read, values["num_outputs"])
     # 3. the size, or the images that give it, and what of them is generated at which size
@@ -150,6 +155,11 @@ def _sampler(
     """None for the model's own; and sentences for the client."""
     text = read.text("scheduler", "", 100).strip()
     return (None, []) if text in ("", defaults.scheduler) else find_sampler(text, schedulers, defaults.zero_snr)
+
+
+def _output_format(read: Reader) -> str:
+    format = read.choice("output_format", (*output.FORMATS, "jpg"), "png")
+    return {"jpg": "jpeg"}.get(format, format)
 
 
 def _seed(read: Reader, num_outputs: int) -> int:
@@ -192,6 +202,9 @@ def _masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, streng
     if read.has("mask_image"):
         file = read.image("mask_image", config)
         mask, doubts = masks.read_mask(file.image, mode, "mask_image")
+        strongest = max(value for value, pixels in enumerate(mask.histogram()) if pixels)
+        if 0 < strongest < FAINT_MASK:
+            doubts.append(f"The mask is faint: what it replaces shows through by {100 - strongest * 100 // 255} %.")
         mask = masks.fit_mask(mask, document.size, "mask_image")
         warnings += [*file.warnings, *doubts]
     elif (alpha := document.alpha) is not None:

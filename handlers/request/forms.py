@@ -14,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from handlers.errors import InvalidRequest
+from handlers.imaging.files import FORMATS, kind_of
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
@@ -33,6 +34,8 @@ def parse_body(body: bytes, content_type: str, max_fields: int) -> Fields:
     kind = content_type.partition(";")[0].strip().lower()
     if body.startswith(GZIP):
         raise InvalidRequest("The body is compressed with gzip: send it uncompressed.")
+    if kind != MULTIPART and kind_of(body) in FORMATS:
+        raise InvalidRequest("The body is an image's file: send it as a field of a form, such as init_image.")
     if kind in (FORM, "", "application/octet-stream"):
         if body.lstrip()[:1] in (b"{", b"["):
             raise InvalidRequest(f"The body looks like JSON: send it with the header Content-Type: {JSON}.")
@@ -142,10 +145,10 @@ def parse_json(body: bytes, max_fields: int) -> Fields:
     """The members of a JSON object; values stay as JSON types."""
 
     if not body.strip():
-        raise InvalidRequest("The JSON body is empty: send an object with the contract's fields.")
+        raise InvalidRequest("The JSON body is empty: send an object with fields such as prompt.")
     # json.loads holds the interpreter lock, so no step could run meanwhile: count the elements first
     if sum(body.count(sign) for sign in (b",", b":", b"[", b"{")) > MAX_JSON_SIGNS:
-        raise InvalidRequest("The JSON body has far too many elements: send an object with the contract's fields.")
+        raise InvalidRequest("The JSON body has far too many elements: send an object with fields such as prompt.")
 
     def members(pairs: list[tuple[str, Any]]) -> Fields:
         _check_count(len(pairs), max_fields)
@@ -167,7 +170,7 @@ def parse_json(body: bytes, max_fields: int) -> Fields:
             "The body is not valid JSON: it is no UTF-8 text, or has a number that is too long."
         ) from None
     if not isinstance(value, dict):
-        raise InvalidRequest("The JSON body must be an object with the contract's fields.")
+        raise InvalidRequest("The JSON body must be an object with fields such as prompt.")
     return value
 
 

@@ -82,7 +82,7 @@ class Reader:
 
     def choice(self, name: str, choices: Collection[str], default: str) -> str:
         """One of `choices`; `default` if the field is absent or blank."""
-        value = self.text(name, "", 100).strip() or default
+        value = self.text(name, "", 100).strip().lower() or default
         if value != default and value not in choices:
             raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {forms.shown(value)}.")
         return value
@@ -105,7 +105,7 @@ class Reader:
         if value is None or value == -1:  # as other servers say it
             return 0
         if not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-            rule = f"seed must be a whole number from 1 to {MAX_SEED}, or 0 for a random one"
+            rule = f"seed must be a whole number from 1 to {MAX_SEED}, or 0 or -1 for a random one"
             raise InvalidRequest(_whole_rule(rule, value))
         return value
 

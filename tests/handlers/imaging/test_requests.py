@@ -100,7 +100,7 @@ def test_warnings_of_both_files_are_passed_on() -> None:
         ({"mask_blur": -1}, "mask_blur must be a whole number from 0 to 256, not -1."),
         ({"mask_blur": 1.5}, "mask_blur must be a whole number from 0 to 256, not 1.5."),
         ({"patch": "perhaps"}, "patch must be true or false, not 'perhaps'."),
-        ({"output_format": "gif"}, "output_format must be one of png, jpeg, webp, not 'gif'."),
+        ({"output_format": "gif"}, "output_format must be one of png, jpeg, webp, jpg, not 'gif'."),
         ({"output_quality": 0}, "output_quality must be a whole number from 1 to 100, not 0."),
     ],
 )
@@ -124,7 +124,7 @@ def test_blank_fields_are_their_defaults() -> None:
     assert blank == absent
     defaults = {
         "mask_mode": "auto", "mask_fill": "original", "mask_grow": 0, "mask_blur": 0, "patch": False,
-        "output_format": "png", "output_quality": 90,
+        "output_format": "png",
     }  # fmt: skip
     assert absent == parse(**MASKED, **defaults)
 
@@ -174,3 +174,24 @@ def test_the_parameters_are_as_the_web_ui_writes_them() -> None:
     assert masking.startswith("x\nSteps: ") and masking.endswith("Denoising strength: 0.75, Mask blur: 4")
     skipping = text(parse("txt2img", prompt="", clip_skip=1))
     assert skipping.endswith(", Clip skip: 2")  # it counts from 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"mask_mode": "alpha"}, "has no transparent part, so with mask_mode=alpha all of the image is replaced."),
+        (
+            {"mask_image": b64(Image.new("L", (64, 64), 29))},
+            "The mask is faint: what it replaces shows through by 89 %.",
+        ),
+        ({"output_quality": "80"}, "output_quality has no effect on PNG, which loses nothing."),
+    ],
+)
+def test_what_hardly_anybody_means_is_a_warning(fields: dict[str, Any], sentence: str) -> None:
+    images = {"init_image": b64(sample_image()), "mask_image": b64(half_mask())}
+    assert any(sentence in warning for warning in parse(**images | fields).warnings)
+
+
+@pytest.mark.parametrize(("text", "format"), [("jpg", "jpeg"), ("JPEG", "jpeg"), ("PNG", "png"), ("WebP", "webp")])
+def test_formats_by_their_usual_spellings(text: str, format: str) -> None:
+    assert parse("txt2img", output_format=text).output_format == format

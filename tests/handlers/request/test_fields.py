@@ -199,9 +199,9 @@ def test_every_error_has_a_status_of_the_contract() -> None:
         ("txt2img", {"num_inference_steps": "7,5"}, "from 1 to 250, not '7,5': write it in digits alone."),
         ("txt2img", {"num_outputs": "60%"}, "from 1 to 8, not '60%': write it in digits alone."),
         ("txt2img", {"width": "512,0"}, "from 64 to 1024, not '512,0': write it in digits alone."),
-        ("txt2img", {"seed": "1,5"}, "0 for a random one, not '1,5': write it in digits alone."),
-        ("txt2img", {"seed": "x"}, "from 1 to 9007199254740991, or 0 for a random one, not 'x'."),
-        ("txt2img", {"seed": -2}, "or 0 for a random one, not -2."),
+        ("txt2img", {"seed": "1,5"}, "0 or -1 for a random one, not '1,5': write it in digits alone."),
+        ("txt2img", {"seed": "x"}, "from 1 to 9007199254740991, or 0 or -1 for a random one, not 'x'."),
+        ("txt2img", {"seed": -2}, "or 0 or -1 for a random one, not -2."),
         ("txt2img", {"preview": 2}, "preview must be true or false, not '2'."),
     ],
 )

@@ -121,3 +121,9 @@ def test_a_sentence_says_how_to_mend_it(body: bytes, sentence: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse_body(body, FORM, 100)
     assert sentence in refused.value.message and "b'" not in refused.value.message
+
+
+def test_a_file_instead_of_a_form_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="The body is an image's file: send it as a field of a form"):
+        parse_body(b"\x89PNG\r\n\x1a\n&&&", FORM, 10)
+    assert parse_body("prompt=Möwe".encode(), FORM, 10) == {"prompt": "Möwe".encode()}
