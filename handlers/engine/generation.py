@@ -77,7 +77,7 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[Parsed | TooManyPixels] | None = None
+        self._parsing: Future[Parsed | int] | None = None
         self._large: LargeImage | None = None
         self._request: GenerationRequest | None = None
         self._encoding: dict[int, Future[None]] = {}  # by the number of the image
@@ -101,15 +101,15 @@ class Generation:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
 
-    def _parse_small(self) -> Parsed | TooManyPixels:
-        """The request, unless it has a large image."""
+    def _parse_small(self) -> Parsed | int:
+        """The request, unless it has a large image: the number of its pixels."""
         config = self._shared.config
         try:
             return self._parse(replace(config, max_image_pixels=min(config.max_image_pixels, LARGE)))
         except TooManyPixels as error:
             if error.pixels > config.max_image_pixels:
                 raise
-            return error
+            return error.pixels
 
     def _parse(self, config: HandlerConfig) -> Parsed:
         incoming, served = self._incoming, self._served
@@ -139,8 +139,8 @@ class Generation:
             # 2. a request that was parsed gets its jobs
             if self._parsing is not None and self._parsing.done():
                 parsed, self._parsing = self._parsing.result(), None
-                if isinstance(parsed, TooManyPixels):
-                    self._large = self._shared.large.read(parsed.pixels, lambda: self._parse(self._shared.config))
+                if isinstance(parsed, int):
+                    self._large = self._shared.large.read(parsed, lambda: self._parse(self._shared.config))
                     self._parsing = self._watched(self._large.reading)
                     return
                 self._request, prompts, arguments = parsed
@@ -184,7 +184,6 @@ class Generation:
         with self._conclusion:  # the pool may end the request at the same time
             if self.state is not GenerationState.ENDED:
                 self.state = state
-        self._release()
 
     def fail(self, error: BaseException) -> None:
         """Ends the request with what the pool or a pipeline raised."""
@@ -212,12 +211,21 @@ class Generation:
             if self.ending is None:
                 # in this order: another thread looks at the ending first
                 self.error, self.state, self.ending = error, GenerationState.ENDED, ending
-        self._release()
 
-    def _release(self) -> None:
-        """Once it has ended, other large images have its room."""
-        if self._large is not None and self.state is GenerationState.ENDED:
+    def release(self) -> None:
+        """Lets go of its images, for the engine, which does nothing more with it.
+
+        The pool's futures hold their callbacks, and those hold this request; an error holds the frames that it passed.
+        Without this, its images would stay in memory until a garbage collection.
+        """
+        if self.error is not None:
+            self.error = self.error.with_traceback(None)
+            self.error.__context__ = self.error.__cause__ = None
+        self._request = self._parsing = None
+        self._encoding, self._encoded, self.slots = {}, {}, []
+        if self._large is not None:
             self._large.end()
+            self._large = None
 
     @property
     def has_progress(self) -> bool:

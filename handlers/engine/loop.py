@@ -73,6 +73,7 @@ class Engine(Generic[Loaded]):
 
         def drop() -> None:
             generation.cancel()
+            generation.release()
             if generation in self._generations:
                 self._generations.remove(generation)
 
@@ -209,6 +210,8 @@ class Engine(Generic[Loaded]):
         if not ended:
             return
         self._generations = [generation for generation in self._generations if generation.ending is None]
+        for generation in ended:
+            generation.release()
         if any(isinstance(generation.error, OutOfMemory) for generation in ended):
             self.batcher.memory.release()
         if any(generation.error is not None for generation in ended):  # images were announced by the pool

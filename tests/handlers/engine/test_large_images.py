@@ -1,6 +1,8 @@
 """Requests with large images beside small ones, and the room that they share."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 
@@ -77,3 +79,21 @@ def test_what_is_wrong_with_a_large_image_is_said(frontend: Frontend, large: Non
     frontend.run()
     assert "damaged or incomplete" in frontend.messages(name)[-1]["error"]["message"]
     assert not frontend.handler.worker.shared.large.held
+
+
+@pytest.mark.parametrize("fields", [{}, {"init_image": b64(sample_image(128, 96))[:-200]}, {"scheduler": "none"}])
+def test_no_image_stays_in_memory_until_a_garbage_collection(
+    frontend: Frontend, large: None, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = generation.Generation.start, []
+    monkeypatch.setattr(
+        generation.Generation, "start", lambda self, *given: (started.append(weakref.ref(self)), start(self, *given))
+    )
+    gc.disable()
+    try:
+        image = {"init_image": b64(sample_image(128, 96))}
+        frontend.send("img2img", **image | fields, num_inference_steps=2, strength=1)
+        frontend.run()
+        frontend.run_until(lambda: started[0]() is None)
+    finally:
+        gc.enable()
