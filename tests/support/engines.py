@@ -90,6 +90,9 @@ class Request:
     def cancel(self) -> None:
         self.slots, self.was_cancelled = [], True
 
+    def release(self) -> None:
+        assert self.ending is not None or self.was_cancelled
+
 
 class Memory:
     def __init__(self) -> None:
