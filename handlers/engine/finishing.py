@@ -56,7 +56,7 @@ def finish_image(
     text, warnings = encode(image, request.output_format, request.output_quality, side, keep_alpha=request.patch)
     place = (box[0], box[1], box[2] - box[0], box[3] - box[1]) if box else None
     return FinishedImage(
-        image_entry(text, request.seed + index, flagged, f"image/{request.output_format}", place), warnings
+        image_entry(text, request.seed + index, flagged, image.size, f"image/{request.output_format}", place), warnings
     )
 
 
