@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from handlers.wire import TASKS
 from proxy.custom_models import CustomModels
+from proxy.dialects import openai as openai_images
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
 from proxy.generating import Generate, Native
@@ -65,4 +66,5 @@ routes = [
     Route("/custom/{url_path}", Generate(Native("txt2img")), methods=["POST"]),
     Route("/custom/{url_path}/img2img", Generate(Native("img2img")), methods=["POST"]),
     Route("/custom/{url_path}/masking", Generate(Native("masking")), methods=["POST"]),
+    *openai_images.routes,
 ]
