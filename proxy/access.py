@@ -34,7 +34,7 @@ class Cors(CORSMiddleware):
             allow_methods=["*"],  # a wrong one gets the sentence that names the right ones
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=["Retry-After", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Request-Id", "Location", "Preference-Applied"],
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from proxy.access import Access, Cors
 from proxy.admission import Admission
@@ -21,6 +22,7 @@ from proxy.dialects.openai_errors import refused
 from proxy.dialects.served import Served
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
+from proxy.jobs import Jobs
 from proxy.kept import Kept
 from proxy.loading import Loading
 from proxy.paths import Paths
@@ -48,7 +50,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             if state != READY:
                 logger.warning("%s: %s", task, state)
         unloading = asyncio.create_task(loading.unload_idle())
+        app.state.jobs = jobs = Jobs(app.state.kept, app.state.drain, counts)
         yield
+        await jobs.aclose()
         unloading.cancel()
         await upstream.aclose()
 
@@ -88,13 +92,17 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405, in the contract's form."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
-    if error.status_code == 405 and (allowed := (error.headers or {}).get("Allow")):
-        methods = " or ".join(sorted({*allowed.split(", ")} - {"HEAD"}))
-        response = Failure(405, f"{path} takes {methods}, not {request.method}.")
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # several routes may share a path, and Starlette names the methods of the first
+        there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = sorted({method for route in there for method in route.methods or ()} - {"HEAD"})
+        headers["Allow"] = ", ".join(methods)
+        response = Failure(405, f"{path} takes {' or '.join(methods)}, not {request.method}.")
     else:
         response = Failure(error.status_code, f"There is no {path} here: /docs lists every address of the API.")
     answer = refused(request, response)
-    answer.headers.update(error.headers or {})
+    answer.headers.update(headers)
     return answer
 
 

@@ -9,13 +9,16 @@ from typing import Protocol
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from handlers.wire import CUSTOM, Progress, RequestHead, Result
+from handlers.wire import CUSTOM, TASKS, Progress, RequestHead, Result
 from proxy.admission import Admission, Queued
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
-from proxy.errors import answers_200
+from proxy.errors import Failure, answers_200
+from proxy.job_routes import accepted, kind_of, prefers_job
+from proxy.jobs import Job, Jobs
 from proxy.loading import Loading
 from proxy.settings import Settings
 from proxy.shutdown import Drain
@@ -34,7 +37,13 @@ class Order:
 
 
 class Dialect(Protocol):
-    """How the requests of one kind of client are read."""
+    """How the requests of one kind of client are read.
+
+    Attributes:
+        is_job: whether each request becomes a job, also without `Prefer: respond-async`.
+    """
+
+    is_job: bool
 
     async def archive(self, request: Request) -> str:
         """The archive whose queue must have room before the body is read. Raises Failure."""
@@ -46,6 +55,8 @@ class Dialect(Protocol):
 class Native:
     """The contract's own requests for a task, with a custom model if the path names one."""
 
+    is_job = False
+
     def __init__(self, task: str) -> None:
         self._task = task
 
@@ -56,6 +67,21 @@ class Native:
         order = Order(self._task, await self.archive(request), body, request.headers.get("content-type", ""))
         as_events = wants_events(request.headers.get("accept", ""))
         return order, NativeAnswer(as_events, answers_200(request))
+
+
+class NativeJob:
+    """`POST /v1/jobs`: a native body, with its task as `kind`."""
+
+    is_job = True
+
+    async def archive(self, request: Request) -> str:
+        kind = request.query_params.get("kind")
+        return archive_of(request, kind if kind in TASKS else TASKS[0], None)
+
+    async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
+        kind = kind_of(request, body)
+        order = Order(kind, archive_of(request, kind, None), body, request.headers.get("content-type", ""))
+        return order, NativeAnswer(as_events=False, always_200=False)
 
 
 class Generate:
@@ -80,10 +106,40 @@ class Generate:
                 admission.check(archive, request.state.client)
                 body = await held.enter_async_context(bodies.body(request))
                 order, answer = await self._dialect.read(request, body)
+                if self._dialect.is_job or prefers_job(request):
+                    response = await _start_job(request, body, order, answer, (deadline, deadline_on_clock), held)
+                    await response(scope, receive, send)
+                    return
+                del body  # of a dialect, the native one is enough
                 events = generation(request, order, answer.as_events, deadline_on_clock)
                 await Generated(events, answer, drain, deadline)(scope, receive, send)
         except ClientDisconnect:
             pass  # the client disconnected before its request was complete
+
+
+async def _start_job(
+    request: Request, body: bytes, order: Order, answer: Answer, deadlines: tuple[float, float], held: AsyncExitStack
+) -> Response:
+    """Starts a job, unless its Idempotency-Key has started it before. Raises Failure.
+
+    Args:
+        deadlines: on the event loop's clock, and in seconds since the epoch.
+        held: what the job takes over and needs until its end.
+    """
+    jobs: Jobs = request.app.state.jobs
+    admission: Admission = request.app.state.admission
+    owner: str = request.state.owner
+    if answer.as_events:
+        raise Failure(400, "A stream cannot be a job: leave out the stream, or Prefer: respond-async.")
+    key = request.headers.get("idempotency-key", "")
+    sent = request.scope["path"].encode() + b"?" + request.scope["query_string"] + b"\n" + body if key else b""
+    job = jobs.repeated(owner, key, sent)
+    if job is None:
+        admission.check(order.archive, request.state.client)
+        job = Job(order.task, order.archive)
+        events = generation(request, order, True, deadlines[1])
+        await jobs.start(job, owner, events, answer, deadlines[0] + 1, held, key, sent)
+    return accepted(request, job)
 
 
 def generation(

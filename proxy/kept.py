@@ -100,6 +100,10 @@ class Kept:
         self._expire()
         return [e.value for e in self._entries.values() if e.owner == owner and isinstance(e.value, kind)]
 
+    def holds(self, name: str) -> bool:
+        self._expire()
+        return name in self._entries
+
     def expires_in(self, name: str) -> float | None:
         """Seconds until an ended value expires."""
         expires = self._entries[name].expires if name in self._entries else None

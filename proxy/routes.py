@@ -8,11 +8,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from handlers.wire import TASKS
+from proxy import job_routes
 from proxy.custom_models import CustomModels
 from proxy.dialects import openai as openai_images
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
-from proxy.generating import Generate, Native
+from proxy.generating import Generate, Native, NativeJob
+from proxy.jobs import PATH
 from proxy.loading import Loading
 from proxy.metrics import metrics
 from proxy.web.page import docs, openapi, page, static
@@ -67,4 +69,10 @@ routes = [
     Route("/custom/{url_path}/img2img", Generate(Native("img2img")), methods=["POST"]),
     Route("/custom/{url_path}/masking", Generate(Native("masking")), methods=["POST"]),
     *openai_images.routes,
+    Route(PATH, Generate(NativeJob()), methods=["POST"]),
+    Route(PATH, job_routes.listing, methods=["GET"]),
+    Route(PATH + "/{name}", job_routes.show, methods=["GET"]),
+    Route(PATH + "/{name}", job_routes.cancel, methods=["DELETE"]),
+    Route(PATH + "/{name}/cancel", job_routes.cancel, methods=["POST"]),
+    Route(PATH + "/{name}/images/{index:int}", job_routes.image, methods=["GET"]),
 ]

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import anyio
 from starlette.responses import Response
@@ -53,10 +54,15 @@ class Answer(Protocol):
         as_events: whether the client asked for events.
         head_at_once: whether a stream's head is sent before anything is known. Otherwise a failure before the first
             step, such as a wrong field, still has its own status.
+        names: by native field, the name by which the client sent it.
     """
 
     as_events: bool
     head_at_once: bool
+    names: Mapping[str, str]
+
+    def native(self, result: Result) -> Mapping[str, Any]:
+        """The native answer, with the dialect's own warnings, for a job. Raises as `response`."""
 
     def response(self, result: Result) -> Response:
         """Raises Failure for a result that the dialect counts as one."""
@@ -83,10 +89,15 @@ class NativeAnswer:
     """
 
     head_at_once = True
+    names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, as_events: bool, always_200: bool) -> None:
         self.as_events = as_events
         self._always_200 = always_200
+
+    def native(self, result: Result) -> Mapping[str, Any]:
+        native: dict[str, Any] = json.loads(result.body)
+        return native
 
     def response(self, result: Result) -> Response:
         return Response(result.body, media_type="application/json")

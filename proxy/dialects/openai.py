@@ -47,6 +47,8 @@ class Images:
         kind: of TASKS.
     """
 
+    is_job = False
+
     def __init__(self, kind: str) -> None:
         self._kind = kind
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from typing import Any
 
 import httpx
@@ -45,7 +46,7 @@ def parse(task: str, **fields: Any) -> Any:
 def test_every_route_is_described() -> None:
     described = {(path, method.upper()) for path, methods in DOCUMENT["paths"].items() for method in methods}
     served = {
-        (route.path.replace(":path}", "}"), method)
+        (re.sub(r":\w+}", "}", route.path), method)
         for route in routes
         for method in (route.methods or set()) - {"HEAD"}
         if route.path not in PAGES
@@ -127,7 +128,7 @@ def test_the_examples_work_as_they_stand(combined: Running) -> None:
 )
 def test_schemathesis_finds_nothing(combined: Running, path: str, method: str, mode: GenerationMode) -> None:
     """What fits the description, and what does not: the answers are of the kinds that it has."""
-    if method in ("get", "options") and mode == GenerationMode.NEGATIVE:
+    if "requestBody" not in DOCUMENT["paths"][path][method] and mode == GenerationMode.NEGATIVE:
         return  # there is nothing to send
     schema = schemathesis.openapi.from_dict(DOCUMENT)
     schema.config.base_url = combined.url

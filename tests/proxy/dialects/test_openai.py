@@ -136,7 +136,7 @@ async def test_keys_and_unknown_paths_fail_in_the_same_form() -> None:
             answer = await http.get("/v1/nothing", headers=headers)
             assert answer.status_code == 404 and answer.json()["error"]["message"].startswith("There is no /v1/nothing")
             answer = await http.get(GENERATIONS, headers=headers)
-            assert answer.status_code == 405 and "takes POST, not GET" in answer.json()["error"]["message"]
+            assert answer.status_code == 405 and "takes OPTIONS or POST, not GET" in answer.json()["error"]["message"]
 
 
 async def test_a_client_without_a_key_may_send_an_empty_one() -> None:
