@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from handlers.wire import Progress, Result
 from proxy.admission import Queued
-from proxy.dialects.openai_errors import Refused, error_object, refusal
+from proxy.dialects.openai_errors import Refused, error_object, refusal, renamed
 from proxy.errors import Failure
 from proxy.kept import Kept, KeptImage
 from proxy.streaming import event_bytes
@@ -97,7 +97,7 @@ class OpenAIAnswer:
             if self.is_dalle:
                 raise Refused(400, message, code="content_policy_violation")
             raise Refused(400, message, code="moderation_blocked", type="image_generation_user_error")
-        warnings = [*self.warnings, *native.get("warnings", [])]
+        warnings = [*self.warnings, *(renamed(text, self.names) for text in native.get("warnings", []))]
         got = {f"{image['width']}x{image['height']}" for image in images}
         if self.size is not None and got and got != {self.size}:
             # only edits and variations, since a size that cannot be generated is refused

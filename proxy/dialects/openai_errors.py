@@ -58,8 +58,13 @@ def error_object(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> dict[
     if failure.status in (400, 413):  # the native sentence begins with the field's name
         first = re.match(r"[a-z_]+", message)
         param = names.get(first[0]) if first else None
-        message = re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda word: names.get(word[0], word[0]), message)
+        message = renamed(message, names)
     return {"message": message, "type": kind, "param": param, "code": code}
+
+
+def renamed(sentence: str, names: Mapping[str, str]) -> str:
+    """A native sentence with the client's own names of fields."""
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda word: names.get(word[0], word[0]), sentence)
 
 
 def refusal(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> JSONResponse:

@@ -65,6 +65,12 @@ async def test_an_edit_in_json() -> None:
         assert answer.json()["error"]["param"] == "mask"
 
 
+async def test_native_warnings_in_the_clients_words() -> None:
+    async with talking(result(warnings=("mask_image is larger than init_image.",))) as (http, _):
+        answer = await http.post(EDITS, json={"prompt": "x", "image": DATA, "mask": DATA})
+    assert answer.json()["warnings"] == ["mask is larger than image."]
+
+
 async def test_an_edit_without_a_mask_and_a_variation() -> None:
     files = {"image": ("upload", FILE)}
     async with talking() as (http, served):
