@@ -1,14 +1,18 @@
 """OpenAI's Images API in front of a played TorchServe: what becomes of a request, and of its answer."""
 
 import json
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
 from handlers.wire import Progress
+from proxy.shutdown import Drain
 from tests.support.dialects import DATA, FILE, Described, result, talking
-from tests.support.torchserve import client, serving
+from tests.support.torchserve import client, management, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -244,3 +248,29 @@ async def test_a_streams_failure_has_its_status_before_the_first_step_and_is_an_
     async with talking(Progress(1, 2).line(), result(True)) as (http, _):
         ((_, data),) = read_events((await http.post(GENERATIONS, json=sent)).text)
         assert data["error"]["code"] == "moderation_blocked"
+
+
+async def test_the_limits_and_the_end_of_the_server_hold_for_it() -> None:
+    go = anyio.Event()
+
+    async def held() -> AsyncIterator[bytes]:
+        await go.wait()
+        yield result()
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        return management(request) if request.url.port == 8081 else httpx.Response(200, content=held())
+
+    async with client(respond, max_per_client=1, max_body_bytes=999) as http, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(http.post, "/txt2img", data={"prompt": "x"}))
+        await anyio.wait_all_tasks_blocked()
+        answer = await http.post(GENERATIONS, json={"prompt": "x"})
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "true")
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded" and int(answer.headers["retry-after"]) > 0
+        go.set()
+        answer = await http.post(EDITS, content=b"x" * 1000)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    async with talking() as (http, _):
+        drain: Drain = http._transport.app.state.drain  # type: ignore[attr-defined]
+        drain.begun = True
+        answer = await http.post(GENERATIONS, json={"prompt": "x"})
+        assert answer.status_code == 503 and "being shut down" in answer.json()["error"]["message"]
