@@ -15,8 +15,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALL = @$(PIP) --constraint $(VENV)/constraints.txt -e '.$(1)' && touch $@
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-ci test-faults test-pythons test-browser test-container test-cluster test-true-shapes fuzz soak check lock archives bench \
-  bench-true-shapes train eval-embedded clean
+.PHONY: serve test test-ci test-faults test-pythons test-browser test-container test-cluster test-clients \
+  test-true-shapes fuzz soak check lock archives bench bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
@@ -47,6 +47,10 @@ test-container: $(VENV)/.installed-dev
 
 test-cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
+
+# other programs' libraries, each in a venv of its own
+test-clients: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 test-true-shapes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m true_shapes tests/handlers/pipelines/test_true_shapes.py $(ARGS)

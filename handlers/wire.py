@@ -142,14 +142,21 @@ def read_line(line: bytes) -> Progress | Result | Failed | None:
 
 
 def image_entry(
-    base64: str, seed: int, nsfw: bool, mime_type: str = "image/png", box: tuple[int, int, int, int] | None = None
+    base64: str,
+    seed: int,
+    nsfw: bool,
+    size: tuple[int, int],
+    mime_type: str = "image/png",
+    box: tuple[int, int, int, int] | None = None,
 ) -> bytes:
     """One image of the contract's answer, as JSON. It has both spellings of the MIME type: clients read either.
 
     Args:
+        size: width and height in pixels.
         box: where a patch belongs: left, top, width and height, in the init image's pixels.
     """
     entry: dict[str, object] = {"base64": base64, "seed": seed, "mimetype": mime_type, "mime_type": mime_type}
+    entry |= {"width": size[0], "height": size[1]}
     return json.dumps(entry | {"nsfw": nsfw} | ({} if box is None else {"box": box})).encode()
 
 

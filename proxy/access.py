@@ -12,11 +12,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.errors import Failure, answers_200
+from proxy.dialects.openai_errors import refused
+from proxy.errors import Failure
 
 # health checks, which have no key and learn only yes or no; and the page, which asks for the key
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
-OPEN_FILES = "/static/"  # the page's own files
+# the page's own files; and images by addresses that nobody can guess, which programs fetch that have no key
+OPEN_FOLDERS = ("/static/", "/v1/images/files/")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _KEY_ALONE = re.compile(r"/k/([^/]+)")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -32,7 +34,7 @@ class Cors(CORSMiddleware):
             allow_methods=["*"],  # a wrong one gets the sentence that names the right ones
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=["Retry-After", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Request-Id", "Location", "Preference-Applied"],
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
@@ -45,10 +47,10 @@ class Cors(CORSMiddleware):
 class Access:
     """Admits requests that name this server and, if keys are set, carry one of them.
 
-    A key comes as `Authorization: Bearer …`, as `X-API-Key`, or as a path prefix `/k/<key>` for clients that cannot
-    send a header, such as the plugin. A browser names the page that sends a request in `Origin`; only this server's
-    own page and the allowed ones may send. `Host` must be an address or a known name, because a foreign page can make
-    its own name point here (DNS rebinding).
+    A key comes as `Authorization: Bearer …`, as `X-API-Key` or `api-key`, or as a path prefix `/k/<key>` for clients
+    that cannot send a header, such as the plugin. A browser names the page that sends a request in `Origin`; only this
+    server's own page and the allowed ones may send. `Host` must be an address or a known name, because a foreign page
+    can make its own name point here (DNS rebinding).
 
     Args:
         keys: any of them gives access; without keys, access is open.
@@ -71,16 +73,19 @@ class Access:
             key = _take_key(scope)
             request = Request(scope)
             try:
-                client = self._check(request, key)
+                client, owner = self._check(request, key)
             except Failure as failure:
-                await failure.response(answers_200(request))(scope, receive, send)
+                await refused(request, failure)(scope, receive, send)
                 return
-            scope["state"] = {**scope.get("state", {}), "client": client}
+            scope["state"] = {**scope.get("state", {}), "client": client, "owner": owner}
         if scope["type"] in ("http", "lifespan"):  # websockets are not served
             await self._app(scope, receive, send)
 
-    def _check(self, request: Request, key: bytes) -> str:
-        """The client: its key if there are several, otherwise its address. Raises Failure 400, 401 or 403."""
+    def _check(self, request: Request, key: bytes) -> tuple[str, str]:
+        """The client: its key if there are several, otherwise its address; and whose jobs it sees: its key's, if any.
+
+        Raises Failure 400, 401 or 403.
+        """
         host = request.headers.get("host")
         if host is not None and not self._knows(host):  # browsers always send it
             raise Failure(
@@ -92,16 +97,17 @@ class Access:
             raise _foreign(origin)
         # the scope's path, since request.url contains the Host that the client sends
         path, given = request.scope["path"], _key_in_headers(request) or key
-        is_open = path in OPEN_PATHS or path.startswith(OPEN_FILES)
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
         if self._keys and not is_open and not self._opens(given):
             problem = "This API key is not known here" if given else "This server requires an API key"
             raise Failure(
                 401, f"{problem}: send one as 'Authorization: Bearer KEY', as X-API-Key, or as /k/KEY before the path.",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        if len(self._keys) > 1:
-            return given.decode("latin-1")
-        return request.client.host if request.client else ""
+        owner = address = request.client.host if request.client else ""
+        if self._keys:
+            owner = given.decode("latin-1")
+        return (owner if len(self._keys) > 1 else address), owner
 
     def _knows(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
@@ -138,7 +144,11 @@ def _foreign(origin: str) -> Failure:
 
 def _key_in_headers(request: Request) -> bytes:
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    key = bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    key = (
+        bearer.strip()
+        if scheme.lower() == "bearer"
+        else request.headers.get("x-api-key", "") or request.headers.get("api-key", "")
+    )
     return bytes(key, "latin-1")
 
 

@@ -47,6 +47,10 @@ class Admission:
         """Raises as `Queue.turn`, before any work is done for a request."""
         self._queue(archive).check(client)
 
+    def expected_s(self, archive: str, place: int) -> float | None:
+        """Seconds until a request at this place is finished, by the duration of recent ones; None if there are none."""
+        return self._queue(archive).expected_s(place)
+
     def _queue(self, archive: str) -> "Queue":
         return self._queues.setdefault(archive, self._make_queue())
 
@@ -137,6 +141,10 @@ class Queue:
         if not at_once and sum(map(len, self._waiting.values())) >= self._max_waiting:
             again = self._room_in("", self._open)
             raise busy(again)
+
+    def expected_s(self, place: int) -> float | None:
+        """As `Admission.expected_s`: with all places taken, one becomes free every usual_s / max_open seconds."""
+        return None if self._usual_s is None else self._usual_s * (1 + place / self._max_open)
 
     def _place(self, turn: _Turn) -> int:
         """1 + the requests that are admitted before, round-robin by client, if no client's share holds it up."""

@@ -12,13 +12,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from proxy.access import Access, Cors
 from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
-from proxy.errors import Failure, answers_200
+from proxy.dialects.openai_errors import refused
+from proxy.dialects.served import Served
+from proxy.errors import Failure
 from proxy.frontend_failures import READY
+from proxy.jobs import Jobs
+from proxy.kept import Kept
 from proxy.loading import Loading
 from proxy.paths import Paths
 from proxy.routes import routes
@@ -40,11 +45,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         )
         app.state.upstream = upstream
         app.state.loading = loading = Loading(upstream, app.state.custom_models.archives, settings.idle_unload * 60)
+        app.state.served = Served(loading, upstream, app.state.custom_models)
         for task, state in (await loading.states()).items():
             if state != READY:
                 logger.warning("%s: %s", task, state)
         unloading = asyncio.create_task(loading.unload_idle())
+        app.state.jobs = jobs = Jobs(app.state.kept, app.state.drain, counts)
         yield
+        await jobs.aclose()
         unloading.cancel()
         await upstream.aclose()
 
@@ -70,32 +78,37 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.counts = counts
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)
+    app.state.kept = Kept(settings.max_kept, settings.max_kept_bytes)
     app.state.bodies = Bodies(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app
 
 
 async def _failure(request: Request, failure: Exception) -> Response:
     assert isinstance(failure, Failure)
-    return failure.response(answers_200(request))
+    return refused(request, failure)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405, in the contract's form."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
-    if error.status_code == 405 and (allowed := (error.headers or {}).get("Allow")):
-        methods = " or ".join(sorted({*allowed.split(", ")} - {"HEAD"}))
-        response = Failure(405, f"{path} takes {methods}, not {request.method}.")
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # several routes may share a path, and Starlette names the methods of the first
+        there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = sorted({method for route in there for method in route.methods or ()} - {"HEAD"})
+        headers["Allow"] = ", ".join(methods)
+        response = Failure(405, f"{path} takes {' or '.join(methods)}, not {request.method}.")
     else:
         response = Failure(error.status_code, f"There is no {path} here: /docs lists every address of the API.")
-    answer = response.response(answers_200(request))
-    answer.headers.update(error.headers or {})
+    answer = refused(request, response)
+    answer.headers.update(headers)
     return answer
 
 
 async def _fault(request: Request, error: Exception) -> Response:
     """A fault of the server: the log has the trace, the client gets a sentence."""
-    answer = Failure(500, "This is a fault of the server; its log has the cause.").response(answers_200(request))
+    answer = refused(request, Failure(500, "This is a fault of the server; its log has the cause."))
     # this answer bypasses Telemetry, which adds the id to all others
     answer.headers["X-Request-Id"] = request.state.request_id.decode()
     return answer

@@ -56,7 +56,9 @@ class Bodies:
                 self.bytes_in_flight += len(chunk)
                 self._of_client[client] += len(chunk)
                 chunks.append(chunk)
-            yield b"".join(chunks)
+            whole = [b"".join(chunks)]
+            chunks.clear()
+            yield whole.pop()  # not held here as well: a dialect puts another body in its place
         finally:
             self.bytes_in_flight -= size
             self._of_client[client] -= size

@@ -1,28 +1,22 @@
 """The contract's endpoints."""
 
 import asyncio
-import math
-import time
 from itertools import chain
 
-import anyio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from handlers.wire import CUSTOM, TASKS, RequestHead
-from proxy.admission import Admission
-from proxy.bodies import Bodies
+from handlers.wire import TASKS
+from proxy import job_routes
 from proxy.custom_models import CustomModels
-from proxy.errors import Failure, answers_200
+from proxy.dialects import openai as openai_images
+from proxy.errors import Failure
 from proxy.frontend_failures import READY
+from proxy.generating import Generate, Native, NativeJob
+from proxy.jobs import PATH
 from proxy.loading import Loading
 from proxy.metrics import metrics
-from proxy.settings import Settings
-from proxy.shutdown import Drain
-from proxy.streaming import Generated, wants_events
-from proxy.upstream import Upstream
 from proxy.web.page import docs, openapi, page, static
 
 
@@ -59,46 +53,6 @@ async def custom_models(request: Request) -> Response:
     return JSONResponse(custom.listing())
 
 
-class Generate:
-    """A task, with a custom model if the path names one. It is an ASGI app, since it holds the body until the end."""
-
-    def __init__(self, task: str) -> None:
-        self._task = task
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        settings: Settings = request.app.state.settings
-        bodies: Bodies = request.app.state.bodies
-        upstream: Upstream = request.app.state.upstream
-        loading: Loading = request.app.state.loading
-        custom: CustomModels = request.app.state.custom_models
-        admission: Admission = request.app.state.admission
-        drain: Drain = request.app.state.drain
-        url_path: str | None = request.path_params.get("url_path")
-        as_events = wants_events(request.headers.get("accept", ""))
-        limit = settings.deadline_s or math.inf
-        deadline = anyio.current_time() + limit
-        head = RequestHead(
-            task=self._task,
-            form_type=request.headers.get("content-type", ""),
-            request_id=request.state.request_id.decode("latin-1"),
-            deadline=time.time() + limit,
-            wants_progress=as_events,
-        )
-        if url_path:
-            custom.check(url_path)
-        archive = CUSTOM + url_path if url_path else upstream.archive_of(self._task)
-        try:
-            with drain.request():
-                admission.check(archive, request.state.client)
-                async with bodies.body(request) as body:
-                    events = loading.generate(archive, head, body)
-                    in_turn = admission.generate(archive, request.state.client, events)
-                    await Generated(in_turn, as_events, drain, deadline, answers_200(request))(scope, receive, send)
-        except ClientDisconnect:
-            pass  # the client disconnected before its request was complete
-
-
 routes = [
     Route("/", page, methods=["GET"]),
     Route("/docs", docs, methods=["GET"]),
@@ -110,8 +64,15 @@ routes = [
     Route("/metrics", metrics, methods=["GET"]),
     Route("/models", models, methods=["GET"]),
     Route("/custom_models", custom_models, methods=["GET"]),
-    *(Route(f"/{task}", Generate(task), methods=["POST"]) for task in TASKS),
-    Route("/custom/{url_path}", Generate("txt2img"), methods=["POST"]),
-    Route("/custom/{url_path}/img2img", Generate("img2img"), methods=["POST"]),
-    Route("/custom/{url_path}/masking", Generate("masking"), methods=["POST"]),
+    *(Route(f"/{task}", Generate(Native(task)), methods=["POST"]) for task in TASKS),
+    Route("/custom/{url_path}", Generate(Native("txt2img")), methods=["POST"]),
+    Route("/custom/{url_path}/img2img", Generate(Native("img2img")), methods=["POST"]),
+    Route("/custom/{url_path}/masking", Generate(Native("masking")), methods=["POST"]),
+    *openai_images.routes,
+    Route(PATH, Generate(NativeJob()), methods=["POST"]),
+    Route(PATH, job_routes.listing, methods=["GET"]),
+    Route(PATH + "/{name}", job_routes.show, methods=["GET"]),
+    Route(PATH + "/{name}", job_routes.cancel, methods=["DELETE"]),
+    Route(PATH + "/{name}/cancel", job_routes.cancel, methods=["POST"]),
+    Route(PATH + "/{name}/images/{index:int}", job_routes.image, methods=["GET"]),
 ]

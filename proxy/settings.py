@@ -52,6 +52,10 @@ class Settings:
     max_per_client: int = _setting(
         64, "Open requests of one client (an API key, otherwise an address) per archive; more get 429."
     )
+    max_kept: int = _setting(1000, "Jobs, and images answered by address, that are held at once; more get 429.")
+    max_kept_bytes: int = _setting(
+        268_435_456, "The most bytes of finished images that are kept to be fetched; the oldest go first."
+    )
     idle_unload: float = _setting(
         0.0, "Minutes without a request for an image after which a model leaves memory, until the next; 0 = never."
     )

@@ -29,6 +29,7 @@ class Counts:
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge("sd_requests_in_flight", "Requests that are being answered.", registry=self.registry)
+        self.jobs = Counter("sd_jobs", "Jobs that ended.", ["status"], registry=self.registry)
         self.waiting = Gauge(
             "sd_requests_waiting", "Requests that wait for their client's turn.", registry=self.registry
         )

@@ -58,7 +58,7 @@ def finish_image(
     if flagged:
         warnings.append("The safety checker flagged an image, which is black for that reason (nsfw).")
     return FinishedImage(
-        image_entry(text, request.seed + index, flagged, f"image/{request.output_format}", place), warnings
+        image_entry(text, request.seed + index, flagged, image.size, f"image/{request.output_format}", place), warnings
     )
 
 

@@ -22,6 +22,8 @@ def read_mask(image: Image.Image, mode: str, field: str) -> tuple[Image.Image, l
     - dark, or many-coloured: an image with holes, and the holes are replaced (`transparent`);
     - greys from dark to light: a black-and-white mask, read as if on black (`luminance`).
 
+    `transparent`, for a mask without transparency, is `luminance` too.
+
     A colour is light if its largest channel is: pure red and blue, which editors show masks in, are strokes.
     """
     colour, alpha = split(image, field)
@@ -35,6 +37,9 @@ def read_mask(image: Image.Image, mode: str, field: str) -> tuple[Image.Image, l
                     f"The visible part of {field} has one dark colour, so its transparent part is replaced: "
                     "mask_mode=alpha replaces the visible part."
                 ]
+    if mode == "transparent" and alpha is None:
+        # programs that ask for transparent masks also get black-and-white ones, and an opaque mask has no holes
+        mode, warnings = "luminance", [f"{field} has no transparent part, so its white part is replaced."]
     if mode != "luminance":
         if alpha is None:
             what = "all of the image is replaced" if mode == "alpha" else "nothing is"

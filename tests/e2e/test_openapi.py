@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from typing import Any
 
 import httpx
@@ -44,8 +45,13 @@ def parse(task: str, **fields: Any) -> Any:
 
 def test_every_route_is_described() -> None:
     described = {(path, method.upper()) for path, methods in DOCUMENT["paths"].items() for method in methods}
-    served = {(route.path, method) for route in routes for method in (route.methods or set()) - {"HEAD"}}
-    assert described == {(path, method) for path, method in served if path not in PAGES}
+    served = {
+        (re.sub(r":\w+}", "}", route.path), method)
+        for route in routes
+        for method in (route.methods or set()) - {"HEAD"}
+        if route.path not in PAGES
+    }
+    assert described == served
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -122,7 +128,7 @@ def test_the_examples_work_as_they_stand(combined: Running) -> None:
 )
 def test_schemathesis_finds_nothing(combined: Running, path: str, method: str, mode: GenerationMode) -> None:
     """What fits the description, and what does not: the answers are of the kinds that it has."""
-    if method == "get" and mode == GenerationMode.NEGATIVE:
+    if "requestBody" not in DOCUMENT["paths"][path][method] and mode == GenerationMode.NEGATIVE:
         return  # there is nothing to send
     schema = schemathesis.openapi.from_dict(DOCUMENT)
     schema.config.base_url = combined.url
@@ -135,7 +141,8 @@ def test_schemathesis_finds_nothing(combined: Running, path: str, method: str, m
     def sends(case: Any) -> None:
         if isinstance(case.body, dict):
             # what is allowed would take long, or overflow this model's numbers, which is a 500 that says so
-            most_of = {"num_inference_steps": 3, "num_outputs": 2, "guidance_scale": 30, "width": 256, "height": 256}
+            most_of = {"num_inference_steps": 3, "num_outputs": 2, "n": 2, "guidance_scale": 30, "width": 256,
+                       "height": 256}  # fmt: skip
             for name, most in most_of.items():
                 if isinstance(case.body.get(name), (int, float)) and case.body[name] > most:
                     case.body[name] = most

@@ -27,7 +27,7 @@ def test_progress_then_the_result(frontend: Frontend) -> None:
     messages = frontend.messages(name)
     assert messages[:-1] == [{"progress": {"step": i, "of": 3}} for i in (1, 2, 3)]
     image = messages[-1]["result"]["images"][0]
-    assert image.keys() == {"base64", "seed", "mimetype", "mime_type", "nsfw"}
+    assert image.keys() == {"base64", "seed", "mimetype", "mime_type", "width", "height", "nsfw"}
     assert (image["seed"], image["mimetype"], image["mime_type"], image["nsfw"]) == (4, "image/png", "image/png", False)
 
 

@@ -42,7 +42,7 @@ def test_a_deadline_that_is_no_number_gets_a_sentence() -> None:
         Failed(507, "There is no room."),
         Failed(400, 'prompt must be text, not "…"\n.'),
         Result(b'{"models": []}'),
-        Result.of_images([image_entry("aW1hZ2U=", 3, False), image_entry("aW1hZ2U=", 4, True)]),
+        Result.of_images([image_entry("aW1hZ2U=", 3, False, (8, 16)), image_entry("aW1hZ2U=", 4, True, (8, 16))]),
     ],
 )
 def test_a_message_arrives_as_it_was_written(message: Progress | Failed | Result) -> None:
@@ -53,10 +53,11 @@ def test_a_message_arrives_as_it_was_written(message: Progress | Failed | Result
 
 
 def test_a_result_is_the_contracts_answer() -> None:
-    answer = json.loads(Result.of_images([image_entry("aW1hZ2U=", 3, True)]).body)
+    answer = json.loads(Result.of_images([image_entry("aW1hZ2U=", 3, True, (8, 16))]).body)
     image = {"base64": "aW1hZ2U=", "seed": 3, "mimetype": "image/png", "mime_type": "image/png", "nsfw": True}
+    image |= {"width": 8, "height": 16}
     assert answer == {"status": "success", "images": [image]}
-    patch = image_entry("aW1hZ2U=", 3, True, "image/webp", (1, 2, 30, 40))
+    patch = image_entry("aW1hZ2U=", 3, True, (8, 16), "image/webp", (1, 2, 30, 40))
     answer = json.loads(Result.of_images([patch], ['a "sentence".']).body)
     image |= {"mimetype": "image/webp", "mime_type": "image/webp", "box": [1, 2, 30, 40]}
     assert answer == {"status": "success", "images": [image], "warnings": ['a "sentence".']}

@@ -173,3 +173,13 @@ def retry_after(there: Clients, client: str) -> int | None:
     with pytest.raises(Failure) as refused:
         there.queue.check(client)
     return refused.value.retry_after
+
+
+async def test_when_a_request_at_a_place_will_be_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    queue = Queue(4, 5, 5, Counts())
+    assert queue.expected_s(0) is None
+    async with queue.turn("a"):
+        clock.now = 8.0
+    assert [queue.expected_s(place) for place in (0, 1, 4)] == [8.0, 10.0, 16.0]

@@ -166,7 +166,7 @@ async def test_a_fault_of_ours_is_still_json(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("secret detail")
 
     async with client(serving(RESULT)) as http:
-        monkeypatch.setattr("proxy.routes.Generated", broken)
+        monkeypatch.setattr("proxy.generating.Generated", broken)
         answer = await http.post("/txt2img", content=b"x")
     assert answer.status_code == 500 and "secret" not in json.dumps(answer.json())
     assert answer.json()["status"] == "failure" and answer.headers["x-request-id"]

@@ -26,6 +26,9 @@ pytestmark = pytest.mark.anyio
         ("http://box.local", "/"),
         ("/httpfoo", "/httpfoo"),
         ("/ping\n", "/ping%0A"),
+        ("/images/generations", "/v1/images/generations"),
+        ("/k/KEY/images/edits/", "/k/KEY/v1/images/edits"),
+        ("/x/images/edits", "/x/images/edits"),
     ],
 )
 def test_a_path_is_normalized(sent: str, served: str) -> None:

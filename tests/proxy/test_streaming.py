@@ -12,7 +12,7 @@ from handlers.wire import Progress, Result
 from proxy import streaming
 from proxy.admission import Queued
 from proxy.shutdown import Drain
-from proxy.streaming import Generated, wants_events
+from proxy.streaming import Generated, NativeAnswer, wants_events
 from tests.support.torchserve import RESULT, client, serving
 
 HANGS_S = 30
@@ -80,7 +80,7 @@ async def events(result: anyio.Event) -> AsyncGenerator[Queued | Progress | Resu
 
 
 def generated(result: anyio.Event, as_events: bool) -> Generated:
-    return Generated(events(result), as_events, Drain(), math.inf, always_200=False)
+    return Generated(events(result), NativeAnswer(as_events, always_200=False), Drain(), math.inf)
 
 
 @pytest.mark.anyio

@@ -79,7 +79,12 @@ def test_each_mode_means_one_thing() -> None:
     assert same(read(mask, "alpha"), RIGHT) and same(read(mask, "transparent"), LEFT)
     assert same(read(mask, "luminance"), Image.composite(sample_image().convert("L"), Image.new("L", (64, 64)), RIGHT))
     opaque = sample_image()
-    assert read(opaque, "alpha").all() and not read(opaque, "transparent").any()
+    assert read(opaque, "alpha").all()
+
+
+def test_the_white_of_a_mask_without_holes_is_replaced() -> None:
+    mask, (warning,) = read_mask(half_mask(), "transparent", "mask_image")
+    assert same(mask, LEFT) and "no transparent part, so its white part" in warning
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "CMYK", "I;16"])

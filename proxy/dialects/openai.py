@@ -1,0 +1,227 @@
+"""OpenAI's Images API: `/v1/images/generations`, `edits`, `variations`, and `/v1/models`.
+
+What it asks for becomes native fields. What cannot be done is refused, or named in the answer's `warnings`.
+"""
+
+import re
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from proxy.dialects.forms import native_body, read_fields
+from proxy.dialects.openai_answer import FILES, OpenAIAnswer
+from proxy.dialects.openai_errors import Refused
+from proxy.dialects.served import Served
+from proxy.dialects.translation import Translation
+from proxy.generating import Generate, Order, archive_of
+from proxy.kept import Kept, KeptImage
+
+# clients have these names built in, so they mean the default model
+ALIASES = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.{1,64}|sd-cpp-local|default")
+SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
+# the model's own steps are multiplied with these, for a model that needs four has no use for thirty
+STEPS = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
+LEVELS = {"": "medium", "auto": "medium", "standard": "medium", "hd": "high"} | {level: level for level in STEPS}
+MAX_STEPS = 250
+MAX_PARTIALS = 3
+TASKS = {"generations": "txt2img", "edits": "img2img", "variations": "img2img"}
+# native fields by the names that other servers of this API gave them; the others have the native names
+NAMES = {
+    "prompt": ("prompt",),
+    "num_outputs": ("n",),
+    "num_inference_steps": ("num_inference_steps", "steps", "step"),
+    "guidance_scale": ("guidance_scale", "cfg_scale", "true_cfg_scale"),
+    "scheduler": ("scheduler", "sampler"),
+    "output_quality": ("output_compression",),
+}
+COMMON = (*NAMES, "negative_prompt", "seed", "eta", "clip_skip", "output_format")
+OF_MASKS = ("mask_mode", "mask_padding", "mask_grow", "mask_blur", "mask_fill")
+
+
+class Images:
+    """A route, as `proxy.generating.Dialect`.
+
+    Args:
+        kind: of TASKS.
+    """
+
+    is_job = False
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    async def archive(self, request: Request) -> str:
+        return archive_of(request, TASKS[self._kind], None)
+
+    async def read(self, request: Request, body: bytes) -> tuple[Order, OpenAIAnswer]:
+        fields = Translation(read_fields(body, request.headers.get("content-type", "")))
+        # 1. the model, which other fields depend on
+        model = fields.text("model")
+        url_path = await _custom_model(request, model)
+        # 2. the images, which decide on the task
+        task = TASKS[self._kind] if self._kind == "generations" else self._read_images(fields, model)
+        archive = archive_of(request, task, url_path)
+        # 3. what has a native field
+        for native in COMMON:
+            fields.passes(native, *NAMES.get(native, (native,)))
+        if self._kind == "variations":
+            fields.native.setdefault("prompt", "")
+        if task != "txt2img":
+            fields.passes("strength", "strength")
+        for native in OF_MASKS if task == "masking" else ():
+            fields.passes(native, native)
+        output_format = fields.native.get("output_format", "png")
+        if fields.native.get("output_quality") == "0":
+            fields.native["output_quality"] = "1"
+        if "output_quality" in fields.native and output_format == "png":
+            fields.warnings.append("output_compression has no effect on PNG, which is lossless: ask for jpeg or webp.")
+        size = _read_size(fields, self._kind)
+        quality = await _read_quality(fields, request, archive, task)
+        # 4. how the answer comes
+        background = fields.text("background")
+        if background not in ("", "auto", "opaque"):
+            raise Refused(400, "background must be opaque or auto: images here have no transparency.", "background")
+        how = fields.text("response_format")
+        if how not in ("", "b64_json", "url"):
+            raise Refused(400, "response_format must be b64_json or url.", "response_format")
+        stream, partials = _read_stream(fields)
+        if partials:
+            fields.native["preview"] = "true"
+        if stream and how == "url":
+            fields.warnings.append("A stream has its images as base64: response_format=url has no effect.")
+        fields.warn_of_rest()
+        answer = OpenAIAnswer(
+            request, "image_generation" if self._kind == "generations" else "image_edit",
+            fields.names, fields.warnings, str(output_format), quality, size,
+            as_address=how == "url", as_events=stream, partial_images=partials, is_dalle=model.startswith("dall-e"),
+        )  # fmt: skip
+        return Order(task, archive, *native_body(fields.native)), answer
+
+    def _read_images(self, fields: Translation, model: str) -> str:
+        """The task by the images that there are, which become native fields."""
+        images = fields.pictures("image", "images")
+        if not images:
+            raise Refused(400, "image is missing: send a PNG, JPEG or WebP file.", "image")
+        fields.put("init_image", "image", images[0])
+        if len(images) > 1:
+            fields.warnings.append(f"Only the first of the {len(images)} images is edited; the others have no effect.")
+        if self._kind == "variations":
+            return "img2img"
+        if masks := fields.pictures("mask"):
+            fields.put("mask_image", "mask", masks[0])
+            fields.native["mask_mode"] = "transparent"  # and white, where nothing is transparent
+        elif masks := fields.pictures("mask_image"):  # of other servers, where white is replaced
+            fields.put("mask_image", "mask_image", masks[0])
+        elif model != "dall-e-2":  # whose mask was the image's own transparency
+            return "img2img"
+        if len(masks) > 1:
+            raise Refused(400, "mask must be one file.", "mask")
+        fields.native["strength"] = "1"  # what is masked is generated anew, unless strength says otherwise
+        return "masking"
+
+
+def _read_size(fields: Translation, kind: str) -> str | None:
+    """`512x512`, or None for the model's or the image's own."""
+    text = fields.text("size")
+    if text in ("", "auto"):
+        return None
+    match = SIZE.fullmatch(text)
+    if not match:
+        raise Refused(400, "size must be WIDTHxHEIGHT in pixels, such as 512x512, or auto.", "size")
+    width, height = match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"
+    if kind == "generations":
+        fields.put("width", "size", width)
+        fields.put("height", "size", height)
+    return f"{width}x{height}"
+
+
+async def _read_quality(fields: Translation, request: Request, archive: str, task: str) -> str:
+    """The level; a number of steps follows from it unless the client sent one."""
+    text = fields.text("quality").lower()
+    if text not in LEVELS:
+        fields.warnings.append(f"quality is one of {', '.join(STEPS)}, standard, hd and auto: it was taken as medium.")
+    level = LEVELS.get(text, "medium")
+    if level == "medium":
+        return level
+    if "num_inference_steps" in fields.native:
+        fields.warnings.append(f"quality has no effect beside {fields.names['num_inference_steps']}.")
+        return level
+    served: Served = request.app.state.served
+    own = (await served.defaults(archive, task))["num_inference_steps"]
+    # an edit runs only a part of its steps, which must not be none
+    least = min(own, 1 if task == "txt2img" else 2)
+    fields.native["num_inference_steps"] = str(max(least, min(MAX_STEPS, round(own * STEPS[level]))))
+    return level
+
+
+def _read_stream(fields: Translation) -> tuple[bool, int]:
+    """Whether the answer is a stream, and how many partial images it shows."""
+    stream = fields.text("stream").lower()
+    if stream not in ("", "true", "false"):
+        raise Refused(400, "stream must be true or false.", "stream")
+    partials = fields.text("partial_images").removesuffix(".0") or "0"
+    if not partials.isdecimal() or int(partials) > MAX_PARTIALS:
+        raise Refused(400, f"partial_images must be a whole number from 0 to {MAX_PARTIALS}.", "partial_images")
+    if int(partials) and stream != "true":
+        fields.warnings.append("partial_images has no effect without stream=true.")
+        return False, 0
+    return stream == "true", int(partials)
+
+
+async def _custom_model(request: Request, name: str) -> str | None:
+    """The custom model that a name means; None for the default one. Raises Refused 404 for a name of neither."""
+    if not name or ALIASES.fullmatch(name):
+        return None
+    served: Served = request.app.state.served
+    custom = served.custom_models()
+    if name in custom:
+        return name
+    models = await served.models()
+    if name in models:
+        return None
+    known = ", ".join([*models, *custom][:20])
+    raise Refused(
+        404, f"There is no model {name[:100]!r} here: use {known}, or gpt-image-1.", "model", "model_not_found"
+    )
+
+
+async def models(request: Request) -> Response:
+    """The default model by its name, and the custom ones by their paths."""
+    served: Served = request.app.state.served
+    names = [*await served.models(), *served.custom_models()]
+    return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
+
+
+async def model(request: Request) -> Response:
+    name = request.path_params["model"]
+    await _custom_model(request, name)
+    return JSONResponse(_model(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    # the time of its making is not known, and clients want a number
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sd-api-server"}
+
+
+async def file(request: Request) -> Response:
+    """An image that was answered by address."""
+    kept: Kept = request.app.state.kept
+    image = kept.get(request.path_params["name"], KeptImage)
+    headers = {"Cache-Control": "private, max-age=600", "X-Content-Type-Options": "nosniff"}
+    return Response(image.data, media_type=image.mime_type, headers=headers)
+
+
+async def options(request: Request) -> Response:
+    """A client asks in this way whether the server is there."""
+    return Response(status_code=204, headers={"Allow": "POST, OPTIONS"})
+
+
+routes = [
+    *(Route(f"/v1/images/{kind}", Generate(Images(kind)), methods=["POST"]) for kind in TASKS),
+    Route("/v1/images/generations", options, methods=["OPTIONS"]),
+    Route(FILES + "{name}", file, methods=["GET"]),
+    Route("/v1/models", models, methods=["GET"]),
+    Route("/v1/models/{model:path}", model, methods=["GET"]),
+]

@@ -1,0 +1,137 @@
+"""The native answer as OpenAI's clients read it: images, events with partial images, and what was not done."""
+
+import base64
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from handlers.wire import Progress, Result
+from proxy.admission import Queued
+from proxy.dialects.openai_errors import Refused, error_object, refusal, renamed
+from proxy.errors import Failure
+from proxy.kept import Kept, KeptImage
+from proxy.streaming import event_bytes
+
+FILES = "/v1/images/files/"  # below it, whoever knows an image's address may have it
+# no tokens are counted here; clients that add the numbers up need them
+USAGE = {
+    "input_tokens": 0, "output_tokens": 0, "total_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}  # fmt: skip
+
+
+@dataclass
+class OpenAIAnswer:
+    """The answer to one request.
+
+    Attributes:
+        event_name: what the names of a stream's events begin with, `image_generation` or `image_edit`.
+        names: by native field, the name by which the client sent it.
+        warnings: sentences about what the dialect could not do as asked; the native ones are added.
+        size: as it was asked for, `512x512`; None for `auto`.
+        quality: the level, never `auto`.
+        as_address: whether images are answered by address instead of base64.
+        partial_images: how many previews a stream shows, at most.
+        is_dalle: whether the client names one of the models that had another code for filtered images.
+    """
+
+    request: Request
+    event_name: str
+    names: Mapping[str, str]
+    warnings: Sequence[str]
+    output_format: str
+    quality: str
+    size: str | None = None
+    as_address: bool = False
+    as_events: bool = False
+    partial_images: int = 0
+    is_dalle: bool = False
+    head_at_once = False
+    _partials = 0  # sent so far
+
+    def response(self, result: Result) -> Response:
+        native = self.native(result)
+        images = [self._image(image) for image in native["images"]]
+        return JSONResponse({**self._described(native), "data": images, "usage": USAGE})
+
+    def refusal(self, failure: Failure) -> Response:
+        return refusal(failure, self.names)
+
+    def event(self, event: Queued | Progress) -> bytes:
+        """A preview where the next of `partial_images` equal parts of the steps has passed."""
+        if not isinstance(event, Progress) or event.preview is None or self._partials == self.partial_images:
+            return b""
+        if event.step * (self.partial_images + 1) < event.of * (self._partials + 1):
+            return b""
+        told = {
+            "b64_json": event.preview, "partial_image_index": self._partials, "created_at": int(time.time()),
+            "size": self.size or "auto", "quality": self.quality, "background": "opaque", "output_format": "jpeg",
+        }  # fmt: skip
+        self._partials += 1
+        return self._event("partial_image", told)
+
+    def last(self, result: Result) -> bytes:
+        native = self.native(result)
+        described = self._described(native)
+        described["created_at"] = described.pop("created")
+        return b"".join(
+            self._event("completed", {**_entry(image), **described, "b64_json": image["base64"], "usage": USAGE})
+            for image in native["images"]
+        )
+
+    def error(self, failure: Failure) -> bytes:
+        # libraries raise an error for nothing but this member
+        return event_bytes("error", json.dumps({"error": error_object(failure, self.names)}).encode())
+
+    def native(self, result: Result) -> dict[str, Any]:
+        """The native answer, with all warnings. Raises Refused 400 where the filter blackened every image."""
+        native: dict[str, Any] = json.loads(result.body)
+        images = native["images"]
+        if images and all(image["nsfw"] for image in images):
+            message = "The safety checker of the model flagged every image: change the prompt."
+            if self.is_dalle:
+                raise Refused(400, message, code="content_policy_violation")
+            raise Refused(400, message, code="moderation_blocked", type="image_generation_user_error")
+        warnings = [*self.warnings, *(renamed(text, self.names) for text in native.get("warnings", []))]
+        got = {f"{image['width']}x{image['height']}" for image in images}
+        if self.size is not None and got and got != {self.size}:
+            # only edits and variations, since a size that cannot be generated is refused
+            warnings.append(f"size {self.size} was not applied: the answer has its image's size, {', '.join(got)}.")
+        if warnings:
+            native["warnings"] = warnings
+        return native
+
+    def _described(self, native: Mapping[str, Any]) -> dict[str, Any]:
+        """The members beside the images."""
+        first = native["images"][0]
+        described = {
+            "created": int(time.time()), "background": "opaque", "output_format": self.output_format,
+            "quality": self.quality, "size": f"{first['width']}x{first['height']}",
+        }  # fmt: skip
+        return described | ({"warnings": native["warnings"]} if "warnings" in native else {})
+
+    def _image(self, image: Mapping[str, Any]) -> dict[str, Any]:
+        # one of the two: clients prefer different ones
+        if not self.as_address:
+            return {"b64_json": image["base64"], **_entry(image)}
+        kept: Kept = self.request.app.state.kept
+        file = KeptImage(base64.b64decode(image["base64"]), image["mime_type"])
+        kept.check(len(file.data))
+        name = kept.add(self.request.state.owner, file, "img_")
+        kept.end(name, len(file.data))
+        # access.py has checked the Host that this contains
+        return {"url": f"{str(self.request.base_url).rstrip('/')}{FILES}{name}", **_entry(image)}
+
+    def _event(self, name: str, members: Mapping[str, Any]) -> bytes:
+        kind = f"{self.event_name}.{name}"
+        return event_bytes(kind, json.dumps({"type": kind, **members}).encode())
+
+
+def _entry(image: Mapping[str, Any]) -> dict[str, Any]:
+    """What OpenAI's answers do not have; its libraries keep unknown members."""
+    return {name: image[name] for name in ("seed", "nsfw", "width", "height")}

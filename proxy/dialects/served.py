@@ -1,0 +1,45 @@
+"""What the archives serve, as dialects need it before a request: names of models, and their defaults."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from proxy.custom_models import CustomModels
+from proxy.loading import Loading
+from proxy.upstream import Upstream
+
+FRESH_S = 30  # a description is asked for again after that: a reload may have brought another model
+
+
+class Served:
+    """Descriptions of archives, asked for once in a while: an archive answers between two steps."""
+
+    def __init__(
+        self, loading: Loading, upstream: Upstream, custom: CustomModels, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._loading, self._upstream, self._custom, self._clock = loading, upstream, custom, clock
+        self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}
+
+    async def defaults(self, archive: str, task: str) -> dict[str, Any]:
+        """The defaults of the model that does a task, as in `GET /models`. Raises Failure 503."""
+        models = await self._described(archive)
+        found: dict[str, Any] = next((model for model in models if task in model["tasks"]), models[0])["defaults"]
+        return found
+
+    async def models(self) -> list[str]:
+        """The names of the models of the tasks, each once. Raises Failure 503."""
+        names: list[str] = []
+        for archive in await self._upstream.archives():
+            names += [model["model"] for model in await self._described(archive)]
+        return [*dict.fromkeys(names)]
+
+    def custom_models(self) -> list[str]:
+        """The paths of the custom models, which are their names in dialects."""
+        return [model["url_path"] for model in self._custom.listing()]
+
+    async def _described(self, archive: str) -> list[dict[str, Any]]:
+        asked, described = self._known.get(archive, (0.0, []))
+        if not described or self._clock() > asked + FRESH_S:
+            described = await self._loading.describe(archive, may_load=True)
+            self._known[archive] = self._clock(), described
+        return described

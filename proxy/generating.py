@@ -1,0 +1,173 @@
+"""The one way of every request for images, in whichever dialect: admitted, read, translated, generated, answered."""
+
+import math
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from handlers.wire import CUSTOM, TASKS, Progress, RequestHead, Result
+from proxy.admission import Admission, Queued
+from proxy.bodies import Bodies
+from proxy.custom_models import CustomModels
+from proxy.errors import Failure, answers_200
+from proxy.job_routes import accepted, kind_of, prefers_job
+from proxy.jobs import Job, Jobs
+from proxy.loading import Loading
+from proxy.settings import Settings
+from proxy.shutdown import Drain
+from proxy.streaming import Answer, Generated, NativeAnswer, wants_events
+from proxy.upstream import Upstream
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an archive is asked for: the native request's body with its Content-Type."""
+
+    task: str
+    archive: str
+    body: bytes
+    form_type: str
+
+
+class Dialect(Protocol):
+    """How the requests of one kind of client are read.
+
+    Attributes:
+        is_job: whether each request becomes a job, also without `Prefer: respond-async`.
+    """
+
+    is_job: bool
+
+    async def archive(self, request: Request) -> str:
+        """The archive whose queue must have room before the body is read. Raises Failure."""
+
+    async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
+        """The native request, and how its answer is told. Raises Failure."""
+
+
+class Native:
+    """The contract's own requests for a task, with a custom model if the path names one."""
+
+    is_job = False
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+
+    async def archive(self, request: Request) -> str:
+        return archive_of(request, self._task, request.path_params.get("url_path"))
+
+    async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
+        order = Order(self._task, await self.archive(request), body, request.headers.get("content-type", ""))
+        as_events = wants_events(request.headers.get("accept", ""))
+        return order, NativeAnswer(as_events, answers_200(request))
+
+
+class NativeJob:
+    """`POST /v1/jobs`: a native body, with its task as `kind`."""
+
+    is_job = True
+
+    async def archive(self, request: Request) -> str:
+        kind = request.query_params.get("kind")
+        return archive_of(request, kind if kind in TASKS else TASKS[0], None)
+
+    async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
+        kind = kind_of(request, body)
+        order = Order(kind, archive_of(request, kind, None), body, request.headers.get("content-type", ""))
+        return order, NativeAnswer(as_events=False, always_200=False)
+
+
+class Generate:
+    """A route that generates. It is an ASGI app, since it holds the body until the end."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        state = request.app.state
+        settings: Settings = state.settings
+        bodies: Bodies = state.bodies
+        admission: Admission = state.admission
+        drain: Drain = state.drain
+        limit_s = settings.deadline_s or math.inf
+        deadline, deadline_on_clock = anyio.current_time() + limit_s, time.time() + limit_s
+        archive = await self._dialect.archive(request)
+        try:
+            async with AsyncExitStack() as held:
+                held.enter_context(drain.request())
+                admission.check(archive, request.state.client)
+                body = await held.enter_async_context(bodies.body(request))
+                order, answer = await self._dialect.read(request, body)
+                if self._dialect.is_job or prefers_job(request):
+                    response = await _start_job(request, body, order, answer, (deadline, deadline_on_clock), held)
+                    await response(scope, receive, send)
+                    return
+                del body  # of a dialect, the native one is enough
+                events = generation(request, order, answer.as_events, deadline_on_clock)
+                await Generated(events, answer, drain, deadline)(scope, receive, send)
+        except ClientDisconnect:
+            pass  # the client disconnected before its request was complete
+
+
+async def _start_job(
+    request: Request, body: bytes, order: Order, answer: Answer, deadlines: tuple[float, float], held: AsyncExitStack
+) -> Response:
+    """Starts a job, unless its Idempotency-Key has started it before. Raises Failure.
+
+    Args:
+        deadlines: on the event loop's clock, and in seconds since the epoch.
+        held: what the job takes over and needs until its end.
+    """
+    jobs: Jobs = request.app.state.jobs
+    admission: Admission = request.app.state.admission
+    owner: str = request.state.owner
+    if answer.as_events:
+        raise Failure(400, "A stream cannot be a job: leave out the stream, or Prefer: respond-async.")
+    key = request.headers.get("idempotency-key", "")
+    sent = request.scope["path"].encode() + b"?" + request.scope["query_string"] + b"\n" + body if key else b""
+    job = jobs.repeated(owner, key, sent)
+    if job is None:
+        admission.check(order.archive, request.state.client)
+        job = Job(order.task, order.archive)
+        events = generation(request, order, True, deadlines[1])
+        await jobs.start(job, owner, events, answer, deadlines[0] + 1, held, key, sent)
+    return accepted(request, job)
+
+
+def generation(
+    request: Request, order: Order, wants_progress: bool, deadline: float
+) -> AsyncGenerator[Queued | Progress | Result, None]:
+    """What an order's generation tells, which begins when it is the client's turn. Closing it cancels the request.
+
+    Args:
+        deadline: when the client stops waiting, in seconds since the epoch.
+    """
+    loading: Loading = request.app.state.loading
+    admission: Admission = request.app.state.admission
+    head = RequestHead(
+        task=order.task,
+        form_type=order.form_type,
+        request_id=request.state.request_id.decode("latin-1"),
+        deadline=deadline,
+        wants_progress=wants_progress,
+    )
+    events = loading.generate(order.archive, head, order.body)
+    return admission.generate(order.archive, request.state.client, events)
+
+
+def archive_of(request: Request, task: str, url_path: str | None) -> str:
+    """The archive of a task, or that of a custom model. Raises Failure 404 for a model that is not there."""
+    if url_path:
+        custom: CustomModels = request.app.state.custom_models
+        custom.check(url_path)
+        return CUSTOM + url_path
+    upstream: Upstream = request.app.state.upstream
+    return upstream.archive_of(task)

@@ -1,0 +1,210 @@
+"""Jobs: requests for images that run without a connection, and are asked about until they have ended."""
+
+import asyncio
+import base64
+import hashlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from handlers.wire import Progress, Result
+from proxy.admission import Queued
+from proxy.dialects.openai_errors import Refused, error_object
+from proxy.errors import Failure
+from proxy.kept import Kept, KeptImage
+from proxy.shutdown import Drain
+from proxy.streaming import Answer
+from proxy.telemetry import Counts
+
+logger = logging.getLogger(__name__)
+
+PATH = "/v1/jobs"
+MAX_KEY = 255  # characters of an Idempotency-Key
+ENDED = ("completed", "failed", "cancelled")
+
+
+@dataclass(eq=False)
+class Job:
+    """One request; `tell` moves it on.
+
+    Attributes:
+        status: `queued`, `in_progress`, or one of ENDED.
+        place: in the queue, 1 is the next; 0 while it runs.
+        images: without their files, which are in `files`.
+        preview: the newest one, a JPEG; None once the images are there.
+        changed: set when the status changes, and then replaced.
+    """
+
+    kind: str
+    archive: str
+    id: str = ""
+    status: str = "queued"
+    created_at: float = field(default_factory=time.time)
+    started_at: float | None = None
+    completed_at: float | None = None
+    place: int = 0
+    step: int = 0
+    steps: int = 0
+    images: list[dict[str, Any]] = field(default_factory=list)
+    files: list[KeptImage] = field(default_factory=list)
+    preview: KeptImage | None = None
+    warnings: list[str] = field(default_factory=list)
+    error: Mapping[str, Any] | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _stepped: tuple[float, float] = (0.0, 0.0)  # when the first step and the last one ended, on the monotonic clock
+    _first: int = 0  # the number of the first step that was told
+
+    def tell(self, event: Queued | Progress) -> None:
+        if isinstance(event, Queued):
+            self.place = event.place
+            return
+        now = time.monotonic()
+        if self.status == "queued":
+            self.place, self.started_at = 0, time.time()
+            self._first, self._stepped = event.step, (now, now)
+            self.enter("in_progress")
+        self.step, self.steps, self._stepped = event.step, event.of, (self._stepped[0], now)
+        if event.preview is not None:
+            self.preview = KeptImage(base64.b64decode(event.preview), "image/jpeg")
+
+    def finish(self, native: Mapping[str, Any]) -> None:
+        """Takes the images over from the native answer."""
+        for i, image in enumerate(native["images"]):
+            self.files.append(KeptImage(base64.b64decode(image["base64"]), image["mime_type"]))
+            told = {name: value for name, value in image.items() if name not in ("base64", "mimetype")}
+            self.images.append({"index": i, **told, "url": f"{PATH}/{self.id}/images/{i}"})
+        self.warnings = list(native.get("warnings", ()))
+
+    def enter(self, status: str) -> None:
+        """Enters a status, unless it has ended."""
+        if self.status in ENDED:
+            return
+        self.status = status
+        if status in ENDED:
+            self.completed_at, self.preview = time.time(), None
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that the rest of its steps takes, by those that it has taken; None before the second one."""
+        taken = self.step - self._first
+        if self.status != "in_progress" or taken < 1:
+            return None
+        first, last = self._stepped
+        return max(0.0, (last - first) / taken * (self.steps - self.step) - (time.monotonic() - last))
+
+
+class Jobs:
+    """Starts jobs and keeps them, within the bounds of `kept`."""
+
+    def __init__(self, kept: Kept, drain: Drain, counts: Counts) -> None:
+        self._kept, self._drain, self._counts = kept, drain, counts
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._by_key: dict[tuple[str, str], tuple[str, bytes]] = {}  # owner and key: the id, and what was sent
+
+    async def aclose(self) -> None:
+        """Cancels what still runs."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def repeated(self, owner: str, key: str, sent: bytes) -> Job | None:
+        """The job that this owner has started before with this Idempotency-Key.
+
+        Raises Refused 400 for a key that is too long, 422 if something else was sent with it.
+        """
+        if len(key) > MAX_KEY:
+            raise Refused(400, f"Idempotency-Key has more than {MAX_KEY} characters.")
+        name, digest = self._by_key.get((owner, key), ("", b""))
+        if not key or not self._kept.holds(name):
+            return None
+        if digest != hashlib.sha256(sent).digest():
+            raise Refused(422, "This Idempotency-Key came with another request: use a new one.")
+        return self._kept.get(name, Job, owner)
+
+    async def start(
+        self,
+        job: Job,
+        owner: str,
+        events: AsyncGenerator[Queued | Progress | Result, None],
+        answer: Answer,
+        deadline: float,
+        held: AsyncExitStack,
+        key: str,
+        sent: bytes,
+    ) -> None:
+        """Runs a job. Raises Failure 429 if there is room for no more.
+
+        Args:
+            deadline: on the event loop's clock.
+            held: what the job needs until its end, such as its body.
+            key: its Idempotency-Key, or empty.
+            sent: what came with the key.
+        """
+        job.id = self._kept.add(owner, job, "job_")
+        task = self._tasks[job.id] = asyncio.create_task(self._run(job, events, answer, deadline, held.pop_all()))
+        task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+        if key:
+            self._remember(job, owner, key, sent)
+        await asyncio.sleep(0)  # a task that is cancelled before it has begun would release nothing
+
+    def _remember(self, job: Job, owner: str, key: str, sent: bytes) -> None:
+        self._by_key = {known: one for known, one in self._by_key.items() if self._kept.holds(one[0])}
+        self._by_key[owner, key] = job.id, hashlib.sha256(sent).digest()
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job, if it has not ended; TorchServe drops its request at its next call."""
+        job.enter("cancelled")
+        if task := self._tasks.get(job.id):
+            task.cancel()
+
+    def expires_at(self, job: Job) -> int | None:
+        left = self._kept.expires_in(job.id)
+        return None if left is None else int(time.time() + left)
+
+    async def _run(
+        self,
+        job: Job,
+        events: AsyncGenerator[Queued | Progress | Result, None],
+        answer: Answer,
+        deadline: float,
+        held: AsyncExitStack,
+    ) -> None:
+        status, size = "cancelled", 0
+        try:
+            async with held, aclosing(events):
+                while True:
+                    with self._drain.wait_until(deadline):
+                        event = await anext(events)
+                    if isinstance(event, Result):
+                        break
+                    job.tell(event)
+                job.finish(answer.native(event))
+            size = sum(len(file.data) for file in job.files)
+            self._kept.check(size)
+            status = "completed"
+        except Failure as failure:
+            status, job.error = "failed", error_object(failure, answer.names)
+        except Exception:
+            logger.exception("Job %s failed.", job.id)
+            fault = Failure(500, "This is a fault of the server; its log has the cause.")
+            status, job.error = "failed", error_object(fault)
+        finally:
+            if status != "completed":
+                job.images, job.files, size = [], [], 0
+            job.enter(status)
+            self._counts.jobs.labels(job.status).inc()
+            self._kept.end(job.id, size)
+
+
+async def until_changed(job: Job, seconds: float) -> None:
+    """Returns when the status changes, when so many seconds have passed, or at once if the job has ended."""
+    if job.status not in ENDED:
+        with anyio.move_on_after(seconds):
+            await job.changed.wait()

@@ -1,0 +1,58 @@
+"""OpenAI's own Python library, an old version and a new one, against a real server."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import HOME
+from tests.support.running import HANG_S, Running
+
+pytestmark = pytest.mark.clients
+
+VERSIONS = ("1.109.1", "3.57.0")
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a venv that has the library."""
+    folder = tmp_path_factory.mktemp("openai") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=HANG_S)
+    python = folder / "bin" / "python"
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"openai=={request.param}"]
+    subprocess.run(command, check=True, timeout=HANG_S)
+    return python
+
+
+def run(python: Path, *arguments: str, cwd: Path = HOME) -> str:
+    done = subprocess.run([python, *arguments], cwd=cwd, capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_library_understands_every_answer(library: Path, server: Running) -> None:
+    program = str(Path(__file__).with_name("openai_library.py"))
+    seen = json.loads(run(library, "-W", "ignore", program, server.url, str(HOME / "docs" / "mask.png")))
+    assert seen["version"] in VERSIONS and seen["models"] == ["embedded"]
+    assert seen["generation"] == ["256x256", "medium", [3, 4], 0]
+    size, output_format, head, warnings = seen["edit"]
+    assert (size, output_format, head) == ("256x256", "jpeg", "ffd8ff") and "no transparent part" in warnings[0]
+    assert seen["variation"].startswith(f"{server.url}/v1/images/files/img_")
+    partial = ["ImageGenPartialImageEvent", "image_generation.partial_image", True]
+    assert seen["events"] == [partial] * 3 + [["ImageGenCompletedEvent", "image_generation.completed", True]]
+    assert seen["errors"] == [
+        ["BadRequestError", "n", None, True],
+        ["NotFoundError", "model", "model_not_found", True],
+        ["BadRequestError", "background", None, True],
+        ["BadRequestError", "n", None, True],
+    ]
+
+
+def test_the_readmes_program_runs(library: Path, server: Running, tmp_path: Path) -> None:
+    text = (HOME / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    run(library, "-c", program.replace("http://127.0.0.1:1337", server.url), cwd=tmp_path)
+    assert (tmp_path / "apple.png").stat().st_size > 1000
