@@ -42,9 +42,8 @@ def read_mask(image: Image.Image, mode: str, field: str) -> tuple[Image.Image, l
         mode, warnings = "luminance", [f"{field} has no transparent part, so its white part is replaced."]
     if mode != "luminance":
         if alpha is None:
-            what = "all of the image is replaced" if mode == "alpha" else "nothing is"
-            warnings.append(f"{field} has no transparent part, so with mask_mode={mode} {what}.")
-        alpha = alpha or Image.new("L", image.size, 255)
+            warnings.append(f"{field} has no transparent part, so with mask_mode=alpha all of the image is replaced.")
+            alpha = Image.new("L", image.size, 255)
         return (alpha if mode == "alpha" else inverted(alpha)), warnings
     grey = colour.convert("RGB").convert("L")
     return (grey if alpha is None else Image.composite(grey, Image.new("L", grey.size), alpha)), warnings
