@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from handlers.config import HandlerConfig
@@ -24,6 +25,7 @@ from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import Memory, no_room
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
+from handlers.pipelines.loras import Lend
 from handlers.pipelines.previews import every
 from handlers.pipelines.prompts import Prompts
 from handlers.pipelines.schedulers import scheduler
@@ -69,6 +71,21 @@ class Shared:
     provenance: Provenance = field(default_factory=Provenance)
 
 
+@dataclass(frozen=True)
+class _Parsed:
+    """What the pool has made of a request.
+
+    Attributes:
+        lend: gives its jobs the parts that its LoRAs change.
+        crops: the pipeline's arguments for each crop of an image.
+    """
+
+    request: GenerationRequest
+    prompts: Prompts
+    lend: Lend
+    crops: Sequence[Mapping[str, Any]]
+
+
 class Generation:
     """One request. `collect` moves it on; `slots` are its jobs; `progress` and `ending` are what the client is told.
 
@@ -91,7 +108,7 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[tuple[GenerationRequest, Prompts, list[dict[str, Any]]]] | None = None
+        self._parsing: Future[_Parsed] | None = None
         self._request: GenerationRequest | None = None
         self._encoding: dict[int, Future[None]] = {}  # by the number of the image
         self._encoded: dict[int, FinishedImage] = {}
@@ -115,15 +132,16 @@ class Generation:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
 
-    def _parse(self) -> tuple[GenerationRequest, Prompts, list[dict[str, Any]]]:
-        """The request, its prompts, and the pipeline's arguments for each crop of an image."""
+    def _parse(self) -> _Parsed:
         incoming, served, config = self._incoming, self._served, self._shared.config
         with self._shared.timings.timed("parse"):
             fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
             request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers)
-            prompts = Prompts(request.prompt, request.negative_prompt)
-            request = replace(request, warnings=(*request.warnings, *prompts.warnings))
-            return request, prompts, [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
+            prompts = Prompts(request.prompt, request.negative_prompt, served.embeddings)
+            loras, doubts = served.loras.choose(prompts.loras)
+            request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
+            crops = [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
+            return _Parsed(request, prompts, partial(served.loras.lend, loras), crops)
 
     def wait_until_parsed(self, timeout_s: float) -> None:
         """Returns once the pool has parsed it, or has failed to."""
@@ -143,11 +161,12 @@ class Generation:
                 )
             # 2. a request that was parsed gets its jobs
             if self._parsing is not None and self._parsing.done():
-                (self._request, prompts, arguments), self._parsing = self._parsing.result(), None
+                parsed, self._parsing = self._parsing.result(), None
+                self._request = parsed.request
                 if self._request.crops:
                     scale = self._served.pipeline.vae_scale_factor
                     self._shared.memory.admit(self._request, scale, self._has_fixed_size)
-                self._create_jobs(self._request, prompts, arguments)
+                self._create_jobs(parsed)
                 self._enter(GenerationState.RUNNING)
             # 3. the progress is that of the image that is furthest behind
             counts = [(slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps]
@@ -243,13 +262,14 @@ class Generation:
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None
 
-    def _create_jobs(self, request: GenerationRequest, prompts: Prompts, crops: Sequence[Mapping[str, Any]]) -> None:
+    def _create_jobs(self, parsed: _Parsed) -> None:
         """A job for each crop of each image, an image's crops one after the other."""
-        pipeline = self._served.pipeline
+        pipeline, request = self._served.pipeline, parsed.request
         for i in range(request.num_outputs):
-            for arguments in crops:
+            for crop in parsed.crops:
                 own = scheduler(pipeline, request.sampler) if request.sampler else None
-                job = PipelineJob(pipeline, {**arguments, "generator": generator(request.seed + i)}, own, prompts)
+                arguments = {**crop, "generator": generator(request.seed + i)}
+                job = PipelineJob(pipeline, arguments, own, parsed.prompts, parsed.lend)
                 self.slots.append(Slot(job, owner=self))
 
     def _finish_image(self, index: int, outputs: Sequence[Any]) -> None:
