@@ -63,15 +63,14 @@ class Embeddings:
     def used_in(self, texts: Iterable[str]) -> tuple["Words", list[str]]:
         """The embeddings whose names are words of `texts`, and a sentence for each that cannot be used."""
         files = self.files.all()
-        for gone in self._read.keys() - set(files.values()):
+        for gone in {*self._read} - {*files.values()}:  # a copy first: another thread may add one meanwhile
             self._read.pop(gone, None)
         found: dict[str, Embedding] = {}
         warnings: list[str] = []
-        names = dict.fromkeys(word for text in texts for word in Words(files).pattern.findall(text)) if files else {}
+        pattern = Words(files).pattern
+        names = dict.fromkeys(word for text in texts for word in pattern.findall(text))
         for file in {file: None for name in names if (file := named(files, name))}:
-            if file not in self._read:
-                self._read[file] = self._load(file)
-            embedding = self._read[file]
+            embedding = self._read[file] = self._read.get(file) or self._load(file)
             if isinstance(embedding, str):
                 warnings.append(f"The embedding {file.name} cannot be used, so its name is plain text: {embedding}")
             else:

@@ -127,7 +127,7 @@ class Prompts:
 
     def __init__(self, prompt: str, negative_prompt: str, embeddings: Embeddings | None = None) -> None:
         prompt, self.loras, others = take_tags(prompt)
-        negative_prompt, *tags = take_tags(negative_prompt)
+        negative_prompt, *tags = take_tags(negative_prompt, "negative_prompt")
         self._texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         self._parsed = {name: parse_prompt(text) for name, text in self._texts.items()}
         self._embeddings: dict[str, Any] | None = None  # arguments instead of the texts; none for plain prompts

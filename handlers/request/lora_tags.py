@@ -24,10 +24,13 @@ class LoraTag:
     unet: float = 1.0
 
 
-def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
+def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
     """A prompt without its tags; its LoRAs, each once, by name; and the tags of other kinds.
 
     Of a LoRA that is named twice the weights add up.
+
+    Args:
+        field: that has the text, for the sentences.
 
     Raises InvalidRequest for a faulty tag, or more than MAX_LORAS.
     """
@@ -37,11 +40,11 @@ def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
         if found[1].lower() not in _KINDS:
             others.append(found[0])
             continue
-        tag = _read(found[0], found[2].split(":"))
+        tag = _read(f"{found[0]} in {field}", found[2].split(":"))
         before = weights.get(tag.name, (0.0, 0.0))
         weights[tag.name] = before[0] + tag.text_encoder, before[1] + tag.unet
     if len(weights) > MAX_LORAS:
-        raise InvalidRequest(f"prompt has {len(weights)} LoRAs: at most {MAX_LORAS} can be used at once.")
+        raise InvalidRequest(f"{field} has {len(weights)} LoRAs: at most {MAX_LORAS} can be used at once.")
     tags = tuple(LoraTag(name, *weights[name]) for name in sorted(weights))
     for tag in tags:
         if abs(most := max(tag.text_encoder, tag.unet, key=abs)) > MAX_WEIGHT:
@@ -59,7 +62,7 @@ def _read(source: str, parts: Sequence[str]) -> LoraTag:
         key, sign, number = value.rpartition("=")
         key = key.strip() if sign else ("te", "unet", "")[min(len(named), 2)]
         if key not in ("te", "unet") or key in named or not name:
-            raise InvalidRequest(f"{source} in prompt is not understood: {_SYNTAX}.")
+            raise InvalidRequest(f"{source} is not understood: {_SYNTAX}.")
         named[key] = _number(number.strip(), source)
     text_encoder = named.get("te", 1.0)
     return LoraTag(name, text_encoder, named.get("unet", text_encoder))
@@ -71,5 +74,5 @@ def _number(text: str, source: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InvalidRequest(f"{source} in prompt has the weight {text!r}, which is not a number: {_SYNTAX}.")
+        raise InvalidRequest(f"{source} has the weight {text!r}, which is not a number: {_SYNTAX}.")
     return value

@@ -56,6 +56,11 @@ def test_a_faulty_tag_is_a_sentence(tag: str, sentence: str) -> None:
     assert sentence in error.value.message
 
 
+def test_the_sentence_names_the_field() -> None:
+    with pytest.raises(InvalidRequest, match="<lora:a:b> in negative_prompt has the weight 'b'"):
+        take_tags("<lora:a:b>", "negative_prompt")
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([*"<>:=,. 1-x", "lora", "te=", "0.5"]), max_size=30).map("".join))
 def test_any_text_is_read_or_refused(text: str) -> None:
