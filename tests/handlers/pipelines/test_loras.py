@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from handlers.engine.pipeline_job import PipelineJob
 from handlers.errors import InvalidRequest
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.loras import SUFFIXES, ChosenLora, Loras
@@ -173,6 +175,20 @@ def test_the_least_recently_used_goes_but_none_in_use(tmp_path: Path) -> None:
     assert len(served.loras.loaded) == 2
     for twin in served.loras._twins.values():
         assert len(twin.module.peft_config) == 2
+
+
+def test_a_job_that_is_cancelled_gives_its_loras_back(tmp_path: Path) -> None:
+    save_lora(tmp_path / "loras" / "a.safetensors")
+    served = Served(tiny_models.save("sd1", tmp_path / "model"), "txt2img", max_bytes=1)
+    lend = partial(served.loras.lend, served.choose("<lora:a>"))
+    arguments = {"prompt": "a house", "generator": generator(1)}
+    jobs = [PipelineJob(served.pipelines["txt2img"], arguments, lend=lend) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    jobs[0].cancel()
+    assert served.loras.loaded == ["a"]
+    jobs[1].cancel()
+    assert served.loras.loaded == []
 
 
 def test_the_folder_may_change(tmp_path: Path) -> None:
