@@ -76,17 +76,16 @@ class Management:
         return result
 
     def drain(self, name: str, version: str) -> None:
-        """Returns when no request is in flight on a version any more."""
-        while self.open_requests(name, version):
-            time.sleep(POLL_S)
+        """Returns when no request is in flight on a version any more.
+
+        A version without a worker, which is unloaded, has none: it would never answer the question.
+        """
+        if any(described["workers"] for described in self.versions(name) if described["modelVersion"] == version):
+            while self.open_requests(name, version):
+                time.sleep(POLL_S)
 
     def open_requests(self, name: str, version: str) -> int:
-        """The open requests of a version. The question goes through its queue, so those that wait there come first.
-
-        A version without a worker, which is unloaded, has none: it would never answer.
-        """
-        if not any(described["workers"] for described in self.versions(name) if described["modelVersion"] == version):
-            return 0
+        """The open requests of a version. The question goes through its queue, so those that wait there come first."""
         described = self.predict(name, version, DESCRIBE, {})
         count: int = described["models"][0]["activity"]["open_requests"]
         return count

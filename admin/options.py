@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from handlers.config import ENGINES, HandlerConfig
+from handlers.errors import ModelError
 from handlers.pipelines.sources import loras
 
 
@@ -21,6 +22,10 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a LoRA to merge into the weights, FILE or FILE=SCALE; may be repeated",
+    )
+    parser.add_argument("--lora-dir", default="", help="the folder of the LoRAs that prompts may name (default: loras)")
+    parser.add_argument(
+        "--embeddings-dir", default="", help="the folder of the embeddings that prompts may name (default: embeddings)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (default: %(default)s)")
@@ -48,13 +53,15 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_handler_options` as keys of HandlerConfig, with absolute paths.
 
-    Raises ModelError for a missing LoRA file.
+    Raises ModelError for a missing LoRA file or folder.
     """
     given = {key.name: getattr(options, key.name) for key in fields(HandlerConfig) if hasattr(options, key.name)}
     return given | {
         "model": _absolute(options.model),
         "inpainting_model": _absolute(options.inpainting_model),
         "vae": _absolute(options.vae),
+        "lora_dir": _folder(options.lora_dir),
+        "embeddings_dir": _folder(options.embeddings_dir),
         "lora": "\n".join(f"{file}={scale:g}" for file, scale in loras("\n".join(options.lora))),
     }
 
@@ -63,3 +70,10 @@ def _absolute(name: str) -> str:
     """An existing path as an absolute one, since the worker runs in another folder. Hub ids stay as they are."""
     there = Path(name).expanduser()
     return str(there.resolve()) if name not in ("", "default") and there.exists() else name
+
+
+def _folder(name: str) -> str:
+    """Raises ModelError for one that is not there."""
+    if name and not Path(name).expanduser().is_dir():
+        raise ModelError(f"There is no folder {name}: make it, or give another one.")
+    return _absolute(name)

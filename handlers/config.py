@@ -29,6 +29,13 @@ class HandlerConfig:
         "", "A VAE instead of the model's own, such as a tiny one: a hub id, or the absolute path of a folder or file."
     )
     lora: str = _key("", "LoRA files to merge into the weights, one per line: `/a.safetensors=0.8`.")
+    lora_dir: str = _key("", "The folder of the LoRAs that prompts may name; without it, `loras` beside the README.")
+    max_lora_bytes: int = _key(
+        2_147_483_648, "The most bytes of LoRA files that stay loaded; those in use do so in any case."
+    )
+    embeddings_dir: str = _key(
+        "", "The folder of the embeddings (textual inversion) that prompts may name; without it, `embeddings`."
+    )
     safety_checker: bool = _key(True, "Whether the model's safety checker is used.")
     allow_pickle: bool = _key(False, "Whether pickled weights are loaded, which can run any program.")
     home: str = _key("", "The folder that holds `models`, unless `SD_HOME` names it. The builder records it.")

@@ -32,7 +32,7 @@ class Installation:
 
     @property
     def user_folder(self) -> Path:
-        """Where people's own files lie, `token.txt`, `config.json` and `model_store`: the project's folder.
+        """Where people's own files lie, `token.txt`, `loras`, `model_store` and others: the project's folder.
 
         The folder of an installed server belongs to pip, which may replace it: then it is `~/.sd-api-server`.
         """
@@ -52,6 +52,16 @@ class Installation:
     def config_file(self) -> Path:
         """SD_CONFIG, else config.json in the user's folder; as an absolute path."""
         return Path(self.environment.get("SD_CONFIG") or self.user_folder / FILE_NAME).absolute()
+
+    @property
+    def loras(self) -> Path:
+        """The LoRAs that prompts may name, in the user's folder."""
+        return self.user_folder / "loras"
+
+    @property
+    def embeddings(self) -> Path:
+        """The embeddings that prompts may name, in the user's folder."""
+        return self.user_folder / "embeddings"
 
     @property
     def model(self) -> str | None:

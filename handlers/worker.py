@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ import torch
 from handlers.config import ENGINES, HandlerConfig
 from handlers.engine.decoder import Decoder
 from handlers.engine.finishing import Provenance
-from handlers.engine.generation import Generation, IncomingRequest
+from handlers.engine.generation import Generation
 from handlers.engine.large_images import LargeImages
+from handlers.engine.parsing import IncomingRequest
 from handlers.engine.shared import Shared
 from handlers.engine.step_batcher import RowLimit, StepBatcher
 from handlers.engine.timings import Timings
@@ -27,8 +29,10 @@ from handlers.forward.weights import Weights
 from handlers.hardware.device import choose_channels_last, choose_device, choose_dtype
 from handlers.hardware.memory import Memory
 from handlers.installation import Installation
+from handlers.pipelines import embeddings, loras
 from handlers.pipelines.hub import fetch
 from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
+from handlers.pipelines.named_files import NamedFiles
 from handlers.pipelines.sources import resolve_model
 from handlers.request.samplers import names_for
 from handlers.wire import TASK_HEADER, RequestHead
@@ -141,6 +145,8 @@ class Worker:
             "safety_checker": getattr(served.pipeline, "safety_checker", None) is not None,
             "schedulers": [*served.schedulers],
             "samplers": names_for(served.schedulers),
+            "loras": [*served.loras.files.all()],
+            "embeddings": [*served.embeddings.files.all()],
             "defaults": asdict(served.defaults),
             "limits": {name: getattr(self.config, name) for name in LIMITS},
             "activity": {
@@ -200,7 +206,11 @@ def _load_models(
         load = partial(load_pipelines, path, own, device, dtype, config, installed.configs, channels_last)
         pipelines = load()
         timings.watch(pipelines[own[0]])  # they share their modules
-        served |= prepare_pipelines(source, path, pipelines, load)
+        served |= prepare_pipelines(
+            source, path, pipelines, load,
+            NamedFiles(Path(config.lora_dir or installed.loras), loras.SUFFIXES), config.max_lora_bytes,
+            NamedFiles(Path(config.embeddings_dir or installed.embeddings), embeddings.suffixes(config.allow_pickle)),
+        )  # fmt: skip
     return served
 
 

@@ -6,15 +6,15 @@ of TorchServe's calls reads `ending`, `error` and `progress` alone.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
-from handlers.config import HandlerConfig
 from handlers.engine.finishing import FinishedImage, check_answer, finish_image
-from handlers.engine.large_images import LARGE, LargeImage
+from handlers.engine.large_images import LargeImage
+from handlers.engine.parsing import IncomingRequest, Parsed, parse, parse_small
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
 from handlers.engine.shared import Shared
@@ -22,21 +22,15 @@ from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, Req
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import no_room
-from handlers.imaging.files import TooManyPixels
-from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.arguments import generator
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
-from handlers.pipelines.prompts import Prompts
 from handlers.pipelines.schedulers import scheduler
-from handlers.request.fields import GenerationRequest, parse_request, read_fields
+from handlers.request.fields import GenerationRequest
 from handlers.request.parameters import parameters_text
-from handlers.wire import Failed, Progress, RequestHead, Result
+from handlers.wire import Failed, Progress, Result
 
 logger = logging.getLogger(__name__)
-
-
-# the request, its prompts, and the pipeline's arguments for each crop of an image
-Parsed = tuple[GenerationRequest, Prompts, list[dict[str, Any]]]
 
 
 class GenerationState(Enum):
@@ -44,15 +38,6 @@ class GenerationState(Enum):
     RUNNING = "running"  # its jobs take part in the steps
     ENCODING = "encoding"  # its jobs have ended; the pool encodes the last images
     ENDED = "ended"  # its last line is there, or nobody waits for it any more
-
-
-@dataclass(frozen=True)
-class IncomingRequest:
-    """A request as TorchServe hands it over: what it is for, its body or fields, and the proxy's headers."""
-
-    task: str
-    data: Mapping[str, Any]
-    head: RequestHead
 
 
 class Generation:
@@ -90,7 +75,7 @@ class Generation:
     def start(self, when_pool_is_done: Callable[["Generation"], None] = lambda _: None) -> None:
         """Has the pool parse it. `when_pool_is_done` is called each time that the pool has finished something."""
         self._when_pool_is_done = when_pool_is_done
-        self._parsing = self._watched(self._shared.pool.submit(self._parse_small))
+        self._parsing = self._watched(self._shared.pool.submit(parse_small, self._incoming, self._served, self._shared))
 
     @property
     def _has_fixed_size(self) -> bool:
@@ -100,25 +85,6 @@ class Generation:
     def _watched(self, future: Future[Any]) -> Future[Any]:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
-
-    def _parse_small(self) -> Parsed | int:
-        """The request, unless it has a large image: the number of its pixels."""
-        config = self._shared.config
-        try:
-            return self._parse(replace(config, max_image_pixels=min(config.max_image_pixels, LARGE)))
-        except TooManyPixels as error:
-            if error.pixels > config.max_image_pixels:
-                raise
-            return error.pixels
-
-    def _parse(self, config: HandlerConfig) -> Parsed:
-        incoming, served = self._incoming, self._served
-        with self._shared.timings.timed("parse"):
-            fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
-            request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers)
-            prompts = Prompts(request.prompt, request.negative_prompt)
-            request = replace(request, warnings=(*request.warnings, *prompts.warnings))
-            return request, prompts, [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
 
     def wait_until_parsed(self, timeout_s: float) -> None:
         """Returns once the pool has parsed it, or has failed to."""
@@ -140,14 +106,14 @@ class Generation:
             if self._parsing is not None and self._parsing.done():
                 parsed, self._parsing = self._parsing.result(), None
                 if isinstance(parsed, int):
-                    self._large = self._shared.large.read(parsed, lambda: self._parse(self._shared.config))
+                    self._large = self._shared.large.read(parsed, parse, self._incoming, self._served, self._shared)
                     self._parsing = self._watched(self._large.reading)
                     return
-                self._request, prompts, arguments = parsed
+                self._request = parsed.request
                 if self._request.crops:
                     scale = self._served.pipeline.vae_scale_factor
                     self._shared.memory.admit(self._request, scale, self._has_fixed_size)
-                self._create_jobs(self._request, prompts, arguments)
+                self._create_jobs(parsed)
                 self._enter(GenerationState.RUNNING)
             # 3. the progress is that of the image that is furthest behind
             counts = [(slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps]
@@ -260,13 +226,14 @@ class Generation:
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None
 
-    def _create_jobs(self, request: GenerationRequest, prompts: Prompts, crops: Sequence[Mapping[str, Any]]) -> None:
+    def _create_jobs(self, parsed: Parsed) -> None:
         """A job for each crop of each image, an image's crops one after the other."""
-        pipeline = self._served.pipeline
+        pipeline, request = self._served.pipeline, parsed.request
         for i in range(request.num_outputs):
-            for arguments in crops:
+            for crop in parsed.crops:
                 own = scheduler(pipeline, request.sampler) if request.sampler else None
-                job = PipelineJob(pipeline, {**arguments, "generator": generator(request.seed + i)}, own, prompts)
+                arguments = {**crop, "generator": generator(request.seed + i)}
+                job = PipelineJob(pipeline, arguments, own, parsed.prompts, parsed.lend)
                 self.slots.append(Slot(job, owner=self))
 
     def _finish_image(self, index: int, outputs: Sequence[Any]) -> None:

@@ -23,10 +23,10 @@ class LargeImages:
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="large-in")
         self._writers = ThreadPoolExecutor(1, thread_name_prefix="large-out")
 
-    def read(self, pixels: int, work: Callable[[], Any]) -> "LargeImage":
+    def read(self, pixels: int, work: Callable[..., Any], *arguments: Any) -> "LargeImage":
         """Has `work` done once there is room for an image of so many pixels."""
         image = LargeImage(pixels, self)
-        image.reading = self._readers.submit(image.read, work)
+        image.reading = self._readers.submit(image.read, work, *arguments)
         return image
 
     def write(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -44,7 +44,7 @@ class LargeImage:
         self._is_held = False
         self._has_ended = False
 
-    def read(self, work: Callable[[], Any]) -> Any:
+    def read(self, work: Callable[..., Any], *arguments: Any) -> Any:
         images = self._images
         with images.changed:
             images.changed.wait_for(
@@ -54,7 +54,7 @@ class LargeImage:
                 raise CancelledError
             images.held += self._pixels
             self._is_held = True
-        return work()
+        return work(*arguments)
 
     def end(self) -> None:
         """Gives its room to others, or gives up waiting for it. May be called again."""

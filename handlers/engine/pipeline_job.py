@@ -8,12 +8,15 @@ operations, which doubled the time of a step (docs/engine.md).
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
 
+from handlers.forward.adapters import Adapters
 from handlers.forward.calls import DecodeCall, UNetCall
+from handlers.pipelines.loras import Lend, LentParts
 from handlers.pipelines.prompts import Prompts
 from handlers.pipelines.schedulers import without_waiting
 
@@ -30,7 +33,7 @@ class PausingUNet:
         self._job = job
 
     def __call__(self, sample: Any, timestep: Any, **kwargs: Any) -> Any:
-        return self._job._pause(UNetCall(self._unet, sample, timestep, kwargs))
+        return self._job._pause(UNetCall(self._unet, sample, timestep, kwargs, self._job.adapters))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)
@@ -56,8 +59,10 @@ class PipelineJob:
         arguments: of the pipeline's `__call__`.
         scheduler: the job's own, instead of a copy of the pipeline's.
         prompts: what the start makes of the prompts in `arguments`; None to pass them on as they are.
+        lend: gives the pipeline the parts that its LoRAs change, for as long as it runs.
 
     Attributes:
+        adapters: that the UNet's calls pass through.
         call: the call of the UNet or VAE that the job is paused at; None before the start and after the end.
         steps_done, total_steps: answered UNet calls, and UNet calls in all (0 until the first).
         result: the pipeline's output, once `ended` without an `error`.
@@ -65,7 +70,12 @@ class PipelineJob:
     """
 
     def __init__(
-        self, pipeline: Any, arguments: Mapping[str, Any], scheduler: Any = None, prompts: Prompts | None = None
+        self,
+        pipeline: Any,
+        arguments: Mapping[str, Any],
+        scheduler: Any = None,
+        prompts: Prompts | None = None,
+        lend: Lend = lambda: nullcontext(LentParts()),
     ) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
@@ -75,6 +85,8 @@ class PipelineJob:
         )
         self._arguments = arguments
         self._prompts = prompts
+        self._lend = lend
+        self.adapters: Adapters | None = None
         self.has_image = "image" in arguments  # its start encodes an image with the VAE
         self._greenlet = greenlet(self._run)
         self.call: UNetCall | DecodeCall | None = None
@@ -120,10 +132,13 @@ class PipelineJob:
 
     def _run(self) -> None:
         try:
-            arguments = self._arguments
-            if self._prompts is not None:
-                arguments = self._prompts.arguments_for(self._pipeline, arguments)
-            self.result = self._pipeline(**arguments)
+            with self._lend() as parts:
+                self.adapters = parts.adapters
+                self._pipeline.__dict__.update(parts.encoders)
+                arguments = self._arguments
+                if self._prompts is not None:
+                    arguments = self._prompts.arguments_for(self._pipeline, arguments)
+                self.result = self._pipeline(**arguments)
         except BaseException as error:  # the owner knows which request it ends
             self.error = error
         finally:
@@ -132,4 +147,4 @@ class PipelineJob:
             for name in ("set_timesteps", "add_noise"):
                 self._pipeline.scheduler.__dict__.pop(name, None)
             self._pipeline.vae.__dict__.pop("to", None)
-            del self._pipeline, self._arguments, self._prompts
+            del self._pipeline, self._arguments, self._prompts, self._lend

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from handlers.forward.adapters import Adapters
+
 
 class Call:
     """One paused call; `sample` is (rows, channels, latent height, latent width)."""
@@ -28,17 +30,19 @@ class Call:
 
 @dataclass(frozen=True)
 class UNetCall(Call):
-    """Of a UNet."""
+    """Of a UNet, through `adapters` if there are any."""
 
     unet: Any
     sample: Any
     timestep: Any
     kwargs: Mapping[str, Any]
+    adapters: Adapters | None = None
 
     def run(self) -> Any:
         # off the CPU the UNet would copy the timestep to the sample's device, and wait for it
         timestep = self.timestep if self.sample.device.type == "cpu" else self.with_timesteps().timestep
-        return self.unet(self.sample, timestep, **self.kwargs)
+        unet = self.unet if self.adapters is None else self.adapters.module()
+        return unet(self.sample, timestep, **self.kwargs)
 
     def with_timesteps(self) -> "UNetCall":
         """The call with a timestep for each row, (rows,), on the sample's device."""
@@ -63,7 +67,7 @@ class UNetCall(Call):
                 return {name: put(value[name]) for name in sorted(value)}
             return next(given) if isinstance(value, torch.Tensor) else value
 
-        return UNetCall(self.unet, put(self.sample), put(self.timestep), put(self.kwargs))
+        return replace(self, sample=put(self.sample), timestep=put(self.timestep), kwargs=put(self.kwargs))
 
 
 def _tensors_of(value: Any) -> Iterator[torch.Tensor]:

@@ -117,9 +117,9 @@ class _Captured:
 
 
 def _graph_key(call: UNetCall) -> Key | None:
-    """The key of a call's graph; None for a call that no graph fits."""
+    """The key of a call's graph; None for a call that no graph fits, as one with adapters, which come and go."""
     signature, size = CallSignature.of(call), _size(call.rows)
-    if size is None or signature.alone is not None or not signature.is_by_value:
+    if size is None or call.adapters is not None or signature.alone is not None or not signature.is_by_value:
         return None
     return signature, size
 

@@ -159,6 +159,9 @@ class OpenVINOForward:
     def __call__(self, call: UNetCall) -> Any:
         plain = _plain(call)
         weights = self._weights.setdefault(call.unet, Weights(call.unet))
+        if call.adapters is not None:  # which are layers around torch's
+            weights.use()
+            return forward(call)
         signature = CallSignature.of(plain).without_sizes()  # a conversion takes every size
         if not signature.is_by_value:
             weights.use()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from handlers.forward.adapters import Adapters
 from handlers.forward.calls import DecodeCall, UNetCall
 
 # VAEs that decode each image by itself and use no generator, so calls merge whatever generators they bring
@@ -86,6 +87,7 @@ class CallSignature:
         timestep: its form; None for a VAE. Rows may have timesteps of their own.
         arguments: the others, by name.
         alone: set for a call that no other can join, since an argument has no row for each row of the sample.
+        adapters: what it passes through besides the UNet, with the weights of each.
     """
 
     module: Identity
@@ -93,6 +95,7 @@ class CallSignature:
     timestep: Hashable
     arguments: tuple[tuple[str, Hashable], ...]
     alone: int | None = None
+    adapters: Adapters | None = None
 
     @classmethod
     def of(cls, call: UNetCall | DecodeCall) -> "CallSignature":
@@ -116,6 +119,7 @@ class CallSignature:
             timestep=timestep,
             arguments=tuple((name, _form(value)) for name, value in sorted(arguments.items())),
             alone=None if joins else id(call),
+            adapters=call.adapters if isinstance(call, UNetCall) else None,
         )
 
     @property
@@ -131,7 +135,7 @@ class CallSignature:
     def differences(self, other: "CallSignature") -> list[str]:
         """Why two calls cannot run as one, for the log: the fields that differ, and how."""
         found = [
-            f"{field.name}: {getattr(self, field.name)} against {getattr(other, field.name)}"
+            f"{field.name}: {_shown(getattr(self, field.name))} against {_shown(getattr(other, field.name))}"
             for field in fields(self)
             if field.name not in ("arguments", "alone") and getattr(self, field.name) != getattr(other, field.name)
         ]

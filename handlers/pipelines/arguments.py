@@ -9,7 +9,7 @@ from handlers.errors import InvalidRequest
 from handlers.imaging.documents import fill_masked, model_image
 from handlers.imaging.masks import pipeline_mask
 from handlers.imaging.regions import Crop
-from handlers.pipelines.prompts import ENCODERS
+from handlers.pipelines.embeddings import ENCODERS
 from handlers.request.fields import GenerationRequest
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ import torch
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.pipelines.defaults import model_defaults
+from handlers.pipelines.embeddings import Embeddings
 from handlers.pipelines.hub import PICKLE_WARNING, check_files, variant_of
+from handlers.pipelines.loras import Loras
 from handlers.pipelines.low_memory import offload
+from handlers.pipelines.named_files import NO_FILES, NamedFiles
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.schedulers import options, schedulers
@@ -34,6 +37,7 @@ class ServedPipeline:
         model: the name that clients see.
         schedulers: those that fit it, by diffusers' class names, each with the options that it takes.
         load: loads the model's pipelines once more.
+        loras, embeddings: that prompts may name.
     """
 
     model: str
@@ -42,6 +46,8 @@ class ServedPipeline:
     schedulers: Mapping[str, Collection[str]]
     load: Callable[[], Mapping[str, Any]]
     preview_map: PreviewMap | None = None
+    loras: Loras = field(default_factory=lambda: Loras(None, NO_FILES, 0))
+    embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, NO_FILES))
 
     @property
     def native_area(self) -> int:
@@ -50,7 +56,13 @@ class ServedPipeline:
 
 
 def prepare_pipelines(
-    source: ModelSource, path: Path, pipelines: Mapping[str, Any], load: Callable[[], Mapping[str, Any]]
+    source: ModelSource,
+    path: Path,
+    pipelines: Mapping[str, Any],
+    load: Callable[[], Mapping[str, Any]],
+    lora_files: NamedFiles = NO_FILES,
+    max_lora_bytes: int = 0,
+    embedding_files: NamedFiles = NO_FILES,
 ) -> dict[str, ServedPipeline]:
     """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
     remember_prompts(list(pipelines.values()))
@@ -62,8 +74,9 @@ def prepare_pipelines(
     except Exception:  # a model without previews is served all the same
         logger.exception("No previews with this model.")
         preview_map = None
+    own_loras, own_embeddings = Loras(first, lora_files, max_lora_bytes), Embeddings(first, embedding_files)
     return {
-        task: ServedPipeline(source.name, pipeline, defaults, kinds, load, preview_map)
+        task: ServedPipeline(source.name, pipeline, defaults, kinds, load, preview_map, own_loras, own_embeddings)
         for task, pipeline in pipelines.items()
     }
 

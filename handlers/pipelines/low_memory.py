@@ -22,6 +22,9 @@ class OffloadSlot:
         self._module: torch.nn.Module | None = None
         self._on_cpu: list[tuple[torch.Tensor, torch.Tensor]] = []  # its tensors, and their data on the CPU
 
+    def __deepcopy__(self, _: Any) -> "OffloadSlot":
+        return self  # the copy of a module needs the same room
+
     def enter(self, module: torch.nn.Module) -> None:
         """Moves `module` in, and the previous one out."""
         if self._module is module:

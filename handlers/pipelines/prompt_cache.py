@@ -1,7 +1,8 @@
 """A text encoder that remembers its last prompts: a prompt of eight images, or an empty one, is encoded once."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,13 +23,36 @@ class RememberingEncoder:
     def __init__(self, encoder: Any) -> None:
         self.module = encoder
         self._outputs: OrderedDict[Hashable, Any] = OrderedDict()
+        self._changes: tuple[Hashable, ...] = ()
+        self._prepare: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def variant(
+        self, change: Hashable, module: Any, prepare: Callable[[], AbstractContextManager[Any]]
+    ) -> "RememberingEncoder":
+        """An encoder with other weights or other tokens, which shares this one's memory.
+
+        Args:
+            change: what tells its outputs from others.
+            module: that encodes.
+            prepare: makes the context that a call of the module needs, within that of this encoder.
+        """
+
+        @contextmanager
+        def prepare_both() -> Iterator[None]:
+            with self._prepare(), prepare():
+                yield
+
+        other = RememberingEncoder(module)
+        other._outputs, other._changes, other._prepare = self._outputs, (*self._changes, change), prepare_both
+        return other
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        key = tuple(_key(value) for value in (*arguments, *sorted(options.items())))
+        key = (self._changes, *(_key(value) for value in (*arguments, *sorted(options.items()))))
         if key in self._outputs:
             self._outputs.move_to_end(key)
         else:
-            self._outputs[key] = self.module(*arguments, **options)
+            with self._prepare():
+                self._outputs[key] = self.module(*arguments, **options)
             if len(self._outputs) > ENTRIES:
                 self._outputs.popitem(last=False)
         return self._outputs[key]

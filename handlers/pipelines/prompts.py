@@ -6,7 +6,7 @@ the web UI's `sd_hijack_clip.py` and `prompt_parser.py`.
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from handlers.errors import InvalidRequest
+from handlers.pipelines.embeddings import ENCODERS, Embedding, Embeddings, Vector, Words, with_vectors
+from handlers.pipelines.named_files import NO_FILES
+from handlers.request.lora_tags import take_tags
 
 FACTORS = {"(": 1.1, "[": 1 / 1.1}
 CLOSING = {"(": ")", "[": "]"}
 MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
 MAX_CHUNKS = 20
-ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 
 _SIGNS = re.compile(
     r"""
@@ -34,7 +36,8 @@ _SIGNS = re.compile(
 )
 
 Piece = tuple[str, float]  # text, and its weight
-Chunk = Sequence[tuple[int, float]]  # at most 75 tokens, each with its weight
+Token = int | Vector
+Chunk = Sequence[tuple[Token, float]]  # at most 75 tokens, each with its weight
 
 
 @dataclass(frozen=True)
@@ -112,17 +115,25 @@ def _brackets(text: str, signs: Sequence[re.Match[str]]) -> tuple[dict[int, floa
 class Prompts:
     """A request's prompt and negative prompt, which all its jobs share: what one of them encodes, the others reuse.
 
-    Raises InvalidRequest for a weight beyond MAX_WEIGHT.
+    Args:
+        embeddings: whose names are more than text.
+
+    Raises InvalidRequest for a weight beyond MAX_WEIGHT, or a faulty `<lora:…>`.
 
     Attributes:
+        loras: that the prompt names; no tag stays in the text.
         warnings: sentences about the parts that are not understood.
     """
 
-    def __init__(self, prompt: str, negative_prompt: str) -> None:
+    def __init__(self, prompt: str, negative_prompt: str, embeddings: Embeddings | None = None) -> None:
+        prompt, self.loras, others = take_tags(prompt)
+        negative_prompt, *tags = take_tags(negative_prompt, "negative_prompt")
         self._texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         self._parsed = {name: parse_prompt(text) for name, text in self._texts.items()}
         self._embeddings: dict[str, Any] | None = None  # arguments instead of the texts; none for plain prompts
-        warnings = []
+        warnings = [f"{tag} in prompt has no effect: of such tags, only <lora:…> is known here." for tag in others[:5]]
+        if any(tags):
+            warnings.append("A tag such as <lora:…> has no effect in negative_prompt: it belongs into prompt.")
         for name, parsed in self._parsed.items():
             if abs(most := max(parsed.weights, key=abs, default=1.0)) > MAX_WEIGHT:
                 raise InvalidRequest(
@@ -131,10 +142,14 @@ class Prompts:
             if parsed.edits:
                 shown = ", ".join(edit if len(edit) <= 50 else f"{edit[:50]}…" for edit in parsed.edits[:5])
                 warnings.append(f"{name} has {shown}: prompts do not change between steps here, so this is plain text.")
-        self.warnings = tuple(warnings)
+        pieces = (text for parsed in self._parsed.values() for section in parsed.sections for text, _ in section)
+        self._words, doubts = (embeddings or Embeddings(None, NO_FILES)).used_in(pieces)
+        self.warnings = (*warnings, *doubts)
 
     def arguments_for(self, pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """`arguments` of a stock pipeline, with embeddings instead of texts if those are long or have weights.
+
+        The texts are without their tags.
 
         For the engine's thread, within a job: it calls the pipeline's text encoders.
 
@@ -148,7 +163,7 @@ class Prompts:
             plain = self._is_plain(chunks)
             self._embeddings = {} if plain else _embeddings(pipeline, chunks, arguments.get("clip_skip"))
         if not self._embeddings:
-            return dict(arguments)
+            return {name: self._texts.get(name, value) for name, value in arguments.items()}
         return {name: value for name, value in arguments.items() if name not in self._texts} | self._embeddings
 
     def _chunks(self, name: str, pipeline: Any) -> dict[str, list[Chunk]]:
@@ -159,7 +174,7 @@ class Prompts:
             if tokenizer is None:
                 continue
             room = tokenizer.model_max_length - 2
-            chunks[part] = own = _cut(self._parsed[name], tokenizer, room)
+            chunks[part] = own = _cut(self._parsed[name], tokenizer, room, self._words)
             if len(own) > MAX_CHUNKS:
                 raise InvalidRequest(
                     f"{name} has {sum(map(len, own))} tokens in {len(own)} chunks: at most {MAX_CHUNKS} chunks of "
@@ -170,20 +185,37 @@ class Prompts:
     def _is_plain(self, chunks: Mapping[str, Mapping[str, Sequence[Chunk]]]) -> bool:
         """Whether the pipeline itself encodes the texts in the same way."""
         whole = all(self._parsed[name].sections in (((),), (((self._texts[name], 1.0),),)) for name in chunks)
-        return whole and all(len(own) == 1 for of_text in chunks.values() for own in of_text.values())
+        each = [own for of_text in chunks.values() for own in of_text.values()]
+        return whole and all(len(own) == 1 and not _vectors(own[0]) for own in each)
 
 
-def _cut(parsed: ParsedPrompt, tokenizer: Any, room: int) -> list[Chunk]:
-    """Chunks of at most `room` tokens. BREAK begins a new one."""
+def _cut(parsed: ParsedPrompt, tokenizer: Any, room: int, words: Words) -> list[Chunk]:
+    """Chunks of at most `room` tokens. BREAK begins a new one, and so does an embedding that would be cut."""
     chunks: list[Chunk] = []
     for section in parsed.sections:
-        tokens = [
-            (token, weight)
-            for text, weight in section
-            for token in tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        ]
-        chunks += [tokens[start : start + room] for start in range(0, len(tokens), room)]
+        chunk: list[tuple[Token, float]] = []
+        for text, weight in section:
+            for tokens in _tokens(text, tokenizer, words):
+                if len(chunk) + len(tokens) > room:
+                    chunks.append(chunk)
+                    chunk = []
+                chunk += [(token, weight) for token in tokens]
+        chunks += [chunk] if chunk else []
     return chunks or [[]]
+
+
+def _tokens(text: str, tokenizer: Any, words: Words) -> Iterator[Sequence[Token]]:
+    """Those that stay together: each one by itself, an embedding's all."""
+    for part in words.split(text):
+        if isinstance(part, Embedding):
+            yield [Vector(part, index) for index in range(len(part))]
+        else:
+            yield from ([token] for token in tokenizer(part, add_special_tokens=False, verbose=False).input_ids)
+
+
+def _vectors(chunk: Chunk) -> dict[int, Vector]:
+    """By their position in the 77 tokens, the first of which marks the begin."""
+    return {1 + index: token for index, (token, _) in enumerate(chunk) if isinstance(token, Vector)}
 
 
 def _embeddings(
@@ -217,6 +249,8 @@ def _encode(
     for name, tokens in chunk.items():
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
         own.__dict__[name] = _ChunkTokenizer(getattr(pipeline, name), [token for token, _ in tokens])
+        if vectors := _vectors(tokens):
+            own.__dict__[ENCODERS[name]] = with_vectors(getattr(pipeline, ENCODERS[name]), name, vectors)
     states, _, *pooled = own.encode_prompt(
         prompt="", device=pipeline._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False,
         clip_skip=clip_skip,
@@ -244,9 +278,10 @@ def _weighted(states: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
 class _ChunkTokenizer:
     """Stands in for a tokenizer: any text gets a chunk's tokens, padded as the tokenizer pads a text."""
 
-    def __init__(self, tokenizer: Any, tokens: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, tokens: Sequence[Token]) -> None:
         self._tokenizer = tokenizer
-        ids = [tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id]
+        begin = tokenizer.bos_token_id  # and in a vector's place: it is never taken for the end
+        ids = [begin, *(begin if isinstance(token, Vector) else token for token in tokens), tokenizer.eos_token_id]
         padding = tokenizer.model_max_length - len(ids)
         self._output = SimpleNamespace(
             input_ids=torch.tensor([ids + [tokenizer.pad_token_id] * padding]),  # (1, 77)

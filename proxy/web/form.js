@@ -1,6 +1,7 @@
 // The form: the fields that a task takes, with the server's own defaults and limits, and the init image.
 
 import { Mask } from "./mask.js";
+import { showNetworks } from "./networks.js";
 import { readParameters } from "./parameters.js";
 
 export const $ = (id) => document.getElementById(id);
@@ -37,6 +38,7 @@ export function describe(models, custom) {
 
 function fill() {
   const model = served();
+  showNetworks(model);
   const limits = model?.limits ?? described[0]?.limits;
   if (!limits) return;
   $("num_outputs").max = limits.max_num_outputs;

@@ -93,6 +93,7 @@ def test_the_new_version_takes_over_once_it_has_generated_and_the_old_one_is_idl
         "POST /models",
         "POST /predictions/txt2img/2.0 txt2img",
         "PUT /models/txt2img/2.0/set-default",
+        "GET /models/txt2img/all",
         *["POST /predictions/txt2img/1.0 describe"] * 3,
         "DELETE /models/txt2img/1.0",
     ]

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from handlers.config import HandlerConfig
-from handlers.engine.generation import Generation, GenerationState, IncomingRequest
+from handlers.engine.generation import Generation, GenerationState
+from handlers.engine.parsing import IncomingRequest
 from handlers.engine.shared import Shared
 from handlers.engine.timings import Timings
 from handlers.forward.calls import DecodeCall

@@ -1,6 +1,7 @@
 """Jobs without an engine: the images of requests together, and of the stock pipeline alone."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,9 @@ from handlers.hardware.memory import Memory
 from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
 from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.embeddings import Embeddings
 from handlers.pipelines.loading import load_pipelines
+from handlers.pipelines.loras import Loras
 from handlers.pipelines.prompts import Prompts
 from handlers.request.fields import GenerationRequest
 from handlers.wire import TASKS
@@ -52,7 +55,11 @@ def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: flo
 
 
 def generated_together(
-    pipelines: Mapping[str, Any], requests: list[GenerationRequest], run: Callable[[UNetCall], Any] = forward
+    pipelines: Mapping[str, Any],
+    requests: list[GenerationRequest],
+    run: Callable[[UNetCall], Any] = forward,
+    loras: Loras | None = None,
+    embeddings: Embeddings | None = None,
 ) -> tuple[list[Image.Image], int]:
     """The images of jobs that share their forwards, and how many forwards served several of them."""
     batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=32), Memory(CPU, 64), run)
@@ -60,8 +67,9 @@ def generated_together(
     for request in requests:
         pipeline = pipelines[request.task]
         arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
-        prompts = Prompts(request.prompt, request.negative_prompt)
-        slots.append(Slot(PipelineJob(pipeline, arguments, prompts=prompts), owner=SimpleNamespace(last_step=0)))
+        prompts = Prompts(request.prompt, request.negative_prompt, embeddings)
+        lend = {"lend": partial(loras.lend, loras.choose(prompts.loras)[0])} if loras else {}
+        slots.append(Slot(PipelineJob(pipeline, arguments, None, prompts, **lend), SimpleNamespace(last_step=0)))
         slots[-1].job.start()
     decoder = Decoder(batcher.memory, NoSideStream())
     while not all(slot.job.ended for slot in slots):

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from handlers.engine import generation
+from handlers.engine import generation, parsing
 from handlers.engine.large_images import LargeImage, LargeImages
 from tests.support.frontend import Frontend
 from tests.support.running import HANG_S
@@ -52,7 +52,7 @@ def test_one_that_ends_while_it_waits_takes_no_room(images: LargeImages) -> None
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every image of more than 64 x 64 pixels is large."""
-    monkeypatch.setattr(generation, "LARGE", 64 * 64)
+    monkeypatch.setattr(parsing, "LARGE", 64 * 64)
     yield
 
 
@@ -60,7 +60,7 @@ def test_a_small_request_does_not_wait_for_large_ones(
     frontend: Frontend, large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, go_on = LargeImage.read, threading.Event()
-    monkeypatch.setattr(LargeImage, "read", lambda self, work: (go_on.wait(HANG_S), read(self, work))[1])
+    monkeypatch.setattr(LargeImage, "read", lambda self, *work: (go_on.wait(HANG_S), read(self, *work))[1])
     photograph = {"init_image": b64(sample_image(128, 96)), "num_inference_steps": 2, "strength": 1, "seed": 1}
     names = [frontend.send("img2img", **photograph) for _ in range(4)]
     small = frontend.send("img2img", init_image=b64(sample_image(64, 64)), num_inference_steps=2, strength=1)

@@ -1,10 +1,12 @@
 """Which calls are alike, and why two are not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from handlers.forward.adapters import Adapters, Twin
 from handlers.forward.calls import DecodeCall, UNetCall
 from handlers.forward.signature import CallSignature
 
@@ -56,6 +58,18 @@ def test_the_log_can_say_why_two_calls_do_not_merge() -> None:
         "encoder_hidden_states: float32 (rows, 77, 16) against float32 (rows, 154, 16)",
         "eta: absent against 0.5",
     ]
+
+
+def test_calls_with_unlike_adapters_do_not_merge() -> None:
+    twin = Twin(torch.nn.Linear(2, 2))
+    sets = [(("x", 0.8),), (("x", 0.8), ("y", 1.0)), (("x", 0.7),)]
+    plain, *others = (
+        CallSignature.of(replace(call(), adapters=adapters))
+        for adapters in (None, *(Adapters(twin, weights, f"{weights}") for weights in sets))
+    )
+    assert len({plain, *others}) == 4
+    assert others[0] == CallSignature.of(replace(call(), adapters=Adapters(twin, sets[0], "the same")))
+    assert plain.differences(others[0]) == ["adapters: absent against (('x', 0.8),)"]
 
 
 def test_without_sizes_only_the_sizes_are_gone() -> None:

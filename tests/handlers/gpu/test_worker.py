@@ -14,6 +14,7 @@ from handlers.worker import Worker
 from tests.support.fake_cuda import Card, Wait, work_in_this_thread
 from tests.support.fake_streams import fake_gpu
 from tests.support.frontend import Context, Frontend
+from tests.support.networks import save_lora
 from tests.support.samples import b64, decode, half_mask, sample_image
 
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
@@ -95,6 +96,30 @@ def test_its_images_are_the_cpus_and_no_step_waits_for_the_one_before(
         graphs = on_card.engine.batcher.run.args[1]  # type: ignore[attr-defined]
         assert isinstance(graphs, GraphedForward) and graphs.captures > 1
         assert not on_the_steps_stream(steps.fewer)  # images are decoded, checked and fetched in another
+
+
+@pytest.mark.parametrize("settings", [{}, {"low_memory": True}, {"cuda_graphs": True}], ids=str)
+def test_a_lora_on_the_card(
+    settings: dict[str, Any],
+    tiny_model: Path,
+    handler: CombinedHandler,
+    card: Card,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # transformers' other threads know nothing of the card
+    for seed, name in enumerate("ab", 1):
+        save_lora(tmp_path / f"{name}.safetensors", seed=seed)
+    on_cpu = CombinedHandler()
+    on_cpu.initialize(Context(model=str(tiny_model), device="cpu", lora_dir=str(tmp_path)))
+    on_card = start(card, monkeypatch, tiny_model, lora_dir=str(tmp_path), max_lora_bytes=1, **settings)
+    for prompt in ("a house<lora:a>", "a house<lora:a:1:0><lora:b>", "a house", "a (house:1)<lora:b>"):
+        images = []
+        for frontend in (Frontend(on_cpu), Frontend(on_card)):
+            name = frontend.send(prompt=prompt, seed=3, num_inference_steps=4)
+            frontend.run()
+            images.append(decode(frontend.result(name)["images"][0]))
+        assert np.abs(images[0] - images[1]).max() <= 2
 
 
 def on_the_steps_stream(steps: Sequence[Sequence[Wait]]) -> list[str]:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from handlers.config import HandlerConfig
 from handlers.engine.finishing import Provenance
-from handlers.engine.generation import Generation, GenerationState, IncomingRequest
+from handlers.engine.generation import Generation, GenerationState
+from handlers.engine.parsing import IncomingRequest
 from handlers.engine.shared import Shared
 from handlers.engine.timings import Timings
 from handlers.hardware.memory import Memory

@@ -1,0 +1,78 @@
+"""`<lora:name:0.8>` in a prompt, in the syntax of AUTOMATIC1111's web UI (`extra_networks.py`). Imports no torch."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from handlers.errors import InvalidRequest
+
+MAX_LORAS = 16  # of a prompt
+MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
+
+_TAG = re.compile(r"<(\w+):([^<>]+)>")
+_KINDS = ("lora", "lyco")  # the second is what an extension called the same files
+_SYNTAX = "write <lora:name:0.8>, <lora:name:0.8:0.6> for the text encoder and the UNet, or te= and unet="
+
+
+@dataclass(frozen=True)
+class LoraTag:
+    """A LoRA by its file's stem, and how strongly it changes the text encoders and the UNet."""
+
+    name: str
+    text_encoder: float = 1.0
+    unet: float = 1.0
+
+
+def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
+    """A prompt without its tags; its LoRAs, each once, by name; and the tags of other kinds.
+
+    Of a LoRA that is named twice the weights add up.
+
+    Args:
+        field: that has the text, for the sentences.
+
+    Raises InvalidRequest for a faulty tag, or more than MAX_LORAS.
+    """
+    weights: dict[str, tuple[float, float]] = {}
+    others: list[str] = []
+    for found in _TAG.finditer(text):
+        if found[1].lower() not in _KINDS:
+            others.append(found[0])
+            continue
+        tag = _read(f"{found[0]} in {field}", found[2].split(":"))
+        before = weights.get(tag.name, (0.0, 0.0))
+        weights[tag.name] = before[0] + tag.text_encoder, before[1] + tag.unet
+    if len(weights) > MAX_LORAS:
+        raise InvalidRequest(f"{field} has {len(weights)} LoRAs: at most {MAX_LORAS} can be used at once.")
+    tags = tuple(LoraTag(name, *weights[name]) for name in sorted(weights))
+    for tag in tags:
+        if abs(most := max(tag.text_encoder, tag.unet, key=abs)) > MAX_WEIGHT:
+            raise InvalidRequest(
+                f"The LoRA {tag.name} has the weight {most:g}: weights are from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}."
+            )
+    return _TAG.sub("", text), tags, tuple(others)
+
+
+def _read(source: str, parts: Sequence[str]) -> LoraTag:
+    """`name[:te[:unet]]`, or `te=` and `unet=` in any place. The UNet's weight is the text encoder's unless given."""
+    name, *values = (part.strip() for part in parts)
+    named: dict[str, float] = {}
+    for value in values:
+        key, sign, number = value.rpartition("=")
+        key = key.strip() if sign else ("te", "unet", "")[min(len(named), 2)]
+        if key not in ("te", "unet") or key in named or not name:
+            raise InvalidRequest(f"{source} is not understood: {_SYNTAX}.")
+        named[key] = _number(number.strip(), source)
+    text_encoder = named.get("te", 1.0)
+    return LoraTag(name, text_encoder, named.get("unet", text_encoder))
+
+
+def _number(text: str, source: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidRequest(f"{source} has the weight {text!r}, which is not a number: {_SYNTAX}.")
+    return value
