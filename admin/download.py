@@ -18,7 +18,7 @@ from admin.probe import Device, find_device
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
 from handlers.installation import Installation
-from handlers.pipelines.hub import fetch
+from handlers.pipelines.hub import fetch, fetch_vae
 from handlers.pipelines.sources import ModelSource, resolve_model
 
 
@@ -47,15 +47,19 @@ def prepare(settings: Mapping[str, Any], installed: Installation) -> Prepared:
     device = find_device(config.device, config.dtype)
     half = device.dtype != "float32"
     paths = [download(source, installed, half, config.allow_pickle) for source in sources]
+    if config.vae:
+        download(ModelSource(config.vae, ""), installed, half, config.allow_pickle, is_vae=True)
     return Prepared(device, sources, paths)
 
 
-def download(source: ModelSource, installed: Installation, half: bool = False, allow_pickle: bool = False) -> Path:
+def download(
+    source: ModelSource, installed: Installation, half: bool = False, allow_pickle: bool = False, is_vae: bool = False
+) -> Path:
     """`fetch` in a process of its own, which shows its progress: this one stays without torch. Raises ModelError."""
     if source.is_local:
         return Path(source.location)
     command = [sys.executable, "-m", "admin.download", source.location]
-    command += ["--half"] * half + ["--allow-pickle"] * allow_pickle
+    command += ["--half"] * half + ["--allow-pickle"] * allow_pickle + ["--vae"] * is_vae
     environment = {**os.environ, "SD_HOME": str(installed.home)}
     done = subprocess.run(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -68,9 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a hub id")
     parser.add_argument("--half", action="store_true", help="its half-precision weights, if it has them")
     parser.add_argument("--allow-pickle", action="store_true", help="also weights that can run programs")
+    parser.add_argument("--vae", action="store_true", help="it is a VAE by itself")
     options = parser.parse_args(argv)
     try:
-        print(fetch(ModelSource(options.model, ""), installation(), options.half, options.allow_pickle))
+        if options.vae:
+            print(fetch_vae(options.model, installation(), options.allow_pickle))
+        else:
+            print(fetch(ModelSource(options.model, ""), installation(), options.half, options.allow_pickle))
     except KeyboardInterrupt:
         return 130
     except ModelError as error:

@@ -66,6 +66,18 @@ def fetch(source: ModelSource, installed: Installation, half: bool = False, allo
         )  # fmt: skip
 
 
+def fetch_vae(name: str, installed: Installation, allow_pickle: bool = False) -> Path:
+    """The local folder or file of a VAE by itself; one of the hub is downloaded. Raises ModelError as `fetch`."""
+    if Path(name).exists():
+        return Path(name)
+    with _sentences(name):
+        from huggingface_hub import snapshot_download
+
+        endings = (".safetensors", *PICKLED) if allow_pickle else (".safetensors",)
+        wanted = ["config.json", *(f"diffusion_pytorch_model{ending}" for ending in endings)]
+        return Path(snapshot_download(name, token=installed.token(), allow_patterns=wanted))
+
+
 def _hub_files(model: str, token: str | None) -> list[str] | None:
     """The names of a hub model's files; None if the hub cannot be reached, or must not be."""
     import httpx2  # huggingface_hub's HTTP client

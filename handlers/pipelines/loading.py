@@ -14,9 +14,10 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
+from handlers.installation import Installation
 from handlers.pipelines.defaults import model_defaults
 from handlers.pipelines.embeddings import Embeddings
-from handlers.pipelines.hub import PICKLE_WARNING, check_files, variant_of
+from handlers.pipelines.hub import PICKLE_WARNING, check_files, fetch_vae, variant_of
 from handlers.pipelines.loras import Loras
 from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NO_FILES, NamedFiles
@@ -105,7 +106,7 @@ def load_pipelines(
         first = _load_file(path, dtype, config, configs) if path.is_file() else _load_folder(path, dtype, config)
         _check_family(first, tasks, path.name)
         if config.vae:
-            first.register_modules(vae=_load_vae(config.vae, first.vae, dtype, config.allow_pickle))
+            first.register_modules(vae=_load_vae(config, first.vae, dtype))
         # 2. LoRAs, merged into its weights
         for file, scale in loras(config.lora):
             _add_lora(first, file, scale)
@@ -172,17 +173,21 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
     )
 
 
-def _load_vae(name: str, own: Any, dtype: torch.dtype, allow_pickle: bool) -> Any:
+def _load_vae(config: HandlerConfig, own: Any, dtype: torch.dtype) -> Any:
     """The VAE to use instead of a model's `own`. Raises ModelError."""
     from diffusers import AutoencoderKL, AutoModel
 
+    name = config.vae
+    path = fetch_vae(name, Installation.find(config.home), config.allow_pickle)
     try:
-        if Path(name).is_file():
+        if path.is_file():
             with tempfile.TemporaryDirectory() as folder:
                 own.save_config(folder)  # a single file has none
-                vae = AutoencoderKL.from_single_file(name, config=folder, dtype=dtype, local_files_only=True)
+                vae = AutoencoderKL.from_single_file(str(path), config=folder, dtype=dtype, local_files_only=True)
         else:
-            vae = AutoModel.from_pretrained(name, dtype=dtype, use_safetensors=None if allow_pickle else True)
+            vae = AutoModel.from_pretrained(
+                str(path), dtype=dtype, use_safetensors=None if config.allow_pickle else True
+            )
         shape, others = [(one.config.latent_channels, len(one.config.block_out_channels)) for one in (own, vae)]
     except Exception as error:  # not a VAE, or one that is not there
         raise ModelError(f"The VAE {name} cannot be loaded: {error}") from error

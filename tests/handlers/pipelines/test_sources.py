@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from diffusers import AutoencoderTiny, AutoModel
 
 from admin.download import download
 from handlers.errors import ModelError
@@ -101,6 +102,17 @@ def test_only_what_is_needed_is_downloaded_and_only_once(served_model: hub.Hub, 
     served_model.fetched.clear()
     download(hub.MODEL, Installation(tmp_path, os.environ))
     assert not [name for name, _ in served_model.fetched if name.endswith(".safetensors")]
+
+
+def test_a_vae_is_downloaded_by_itself(served_model: hub.Hub, tmp_path: Path) -> None:
+    AutoencoderTiny().save_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"pickled")
+    served_model.models["some/vae"] = tmp_path / "vae"
+    folder = download(ModelSource("some/vae", ""), Installation(tmp_path, os.environ), is_vae=True)
+    assert {name for name, _ in served_model.fetched} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert type(AutoModel.from_pretrained(str(folder))).__name__ == "AutoencoderTiny"
+    with pytest.raises(ModelError, match="The hub has no model no/vae"):
+        download(ModelSource("no/vae", ""), Installation(tmp_path, os.environ), is_vae=True)
 
 
 def test_a_local_model_is_not_downloaded() -> None:
