@@ -19,6 +19,7 @@ from handlers.request.reader import MAX_SEED, Reader
 from handlers.request.samplers import Sampler, find_sampler
 
 MAX_REACH, MAX_PADDING = 256, 10_000  # pixels that a mask may grow or blur by, and that are around it
+QUALITY = 90  # of JPEG and WebP
 FAINT_MASK = 64  # of 255; a mask that is nowhere above it hardly replaces anything
 MAX_CLIP_SKIP = 12  # layers: as many as the text encoder of Stable Diffusion 1 has
 
@@ -77,7 +78,7 @@ class GenerationRequest:
     mask_fill: str = "original"
     patch: bool = False
     output_format: str = "png"
-    output_quality: int = 90
+    output_quality: int = QUALITY
     preview: bool = False  # whether its progress has small images
     warnings: tuple[str, ...] = ()
 
@@ -120,10 +121,10 @@ def parse_request(
         "clip_skip": read.whole("clip_skip", None, 1, MAX_CLIP_SKIP),
         "preview": read.flag("preview"),
         "output_format": _output_format(read),
-        "output_quality": read.whole("output_quality", 90, 1, 100),
+        "output_quality": read.whole("output_quality", QUALITY, 1, 100),
     }
     warnings: list[str] = []
-    if values["output_format"] == "png" and read.whole("output_quality", None, 1, 100) is not None:
+    if values["output_format"] == "png" and values["output_quality"] != QUALITY:
         warnings.append("output_quality has no effect on PNG, which loses nothing.")
     values["sampler"], doubts = _sampler(read, defaults, schedulers)
     warnings += doubts

@@ -28,6 +28,7 @@ DEFAULTS = {
     "height": SIDE,
     "drawn_size": SIDE,
     "scheduler": "DPMSolverMultistepScheduler",
+    "zero_snr": True,
 }
 INIT = b64(sample_image())
 OWN_SIZE, OWN_MASK = sample_image(SIDE, SIDE), half_mask(SIDE, SIDE)  # which the model need not scale

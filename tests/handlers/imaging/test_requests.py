@@ -124,7 +124,7 @@ def test_blank_fields_are_their_defaults() -> None:
     assert blank == absent
     defaults = {
         "mask_mode": "auto", "mask_fill": "original", "mask_grow": 0, "mask_blur": 0, "patch": False,
-        "output_format": "png",
+        "output_format": "png", "output_quality": 90,
     }  # fmt: skip
     assert absent == parse(**MASKED, **defaults)
 
