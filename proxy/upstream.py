@@ -122,7 +122,11 @@ class Upstream:
             registered = await self._client.get(f"{url}/{archive}", timeout=5.0)
             if registered.status_code == 200:
                 if not registered.json()[0]["workers"]:
-                    await self._scale(archive, 1)
+                    try:
+                        await self._scale(archive, 1)
+                    except NotLoaded:
+                        await self._scale(archive, 0)  # TorchServe would start it again and again, beside others
+                        raise
                 return
             answer = await self._client.post(url, params=query)
             if answer.status_code == 404:
