@@ -122,7 +122,7 @@ def keep_custom_models(server: Server, installed: Installation, device: Device, 
 
     def watch() -> None:
         archives, restarts = started(), 0
-        while not ending.wait(1):
+        while not ending.wait(2):
             if server.restarts != restarts:  # those that load at the start must be loaded again
                 archives.close()
                 archives, restarts = started(), server.restarts
