@@ -1,6 +1,7 @@
 """The contract's endpoints."""
 
 import asyncio
+from dataclasses import asdict
 from itertools import chain
 
 from starlette.requests import Request
@@ -40,11 +41,17 @@ async def healthz(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """What is served: each archive's model, tasks, defaults, limits and activity."""
+    """What is served: each archive's model, tasks, defaults, limits and activity. And what could be served."""
+    custom: CustomModels = request.app.state.custom_models
     loading: Loading = request.app.state.loading
     archives = await loading.archives()
     described = await asyncio.gather(*(loading.describe(archive, may_load=True) for archive in archives))
-    return JSONResponse({"status": "success", "models": [*chain.from_iterable(described)]})
+    models = [*chain.from_iterable(described)]
+    loaded = {model["archive"] for model in models}
+    available = [
+        {**asdict(entry), "archive": entry.archive, "loaded": entry.archive in loaded} for entry in custom.entries()
+    ]
+    return JSONResponse({"status": "success", "models": models, "available": available})
 
 
 async def custom_models(request: Request) -> Response:

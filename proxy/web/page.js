@@ -13,8 +13,8 @@ let shown = null; // the image on the stage: {blob, url, seed, nsfw, warnings, t
 
 async function connect() {
   try {
-    const { models } = await get("models");
-    form.describe(models, await get("custom_models"));
+    const { models, available } = await get("models");
+    form.describe(models, available);
     form.choose(form.task);
     const [first] = models;
     const name = first.model.split(/[\\/]/).at(-1);
@@ -52,7 +52,7 @@ async function run() {
     const sent = await form.collect();
     begin();
     for await (const { name, data } of generate(path, sent, controller.signal)) {
-      if (name === "queued") $("steps").textContent = `Queued, place ${data.place} …`;
+      if (name === "queued") $("steps").textContent = data.loads ? "Loading the model …" : `Queued, place ${data.place} …`;
       else if (name === "progress") progress(data);
       else await results(data, path, form.texts(sent));
     }
@@ -102,7 +102,7 @@ async function results(answer, task, fields) {
   await showHistory();
 }
 
-/** A custom model's defaults are known once it is loaded. */
+/** Another model's defaults are known once it is loaded. */
 async function connectedModels(path) {
   if (path.startsWith("custom/")) await connect();
 }
