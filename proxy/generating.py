@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -132,7 +133,7 @@ async def _start_job(
     if answer.as_events:
         raise Failure(400, "A stream cannot be a job: leave out the stream, or Prefer: respond-async.")
     key = request.headers.get("idempotency-key", "")
-    sent = request.scope["path"].encode() + b"?" + request.scope["query_string"] + b"\n" + body if key else b""
+    sent = _comparable(request, body) if key else b""
     job = jobs.repeated(owner, key, sent)
     if job is None:
         admission.check(order.archive, request.state.client)
@@ -140,6 +141,15 @@ async def _start_job(
         events = generation(request, order, True, deadlines[1])
         await jobs.start(job, owner, events, answer, deadlines[0] + 1, held, key, sent)
     return accepted(request, job)
+
+
+def _comparable(request: Request, body: bytes) -> bytes:
+    """What a request asks for: libraries that send a form again give it another boundary."""
+    content_type = request.headers.get("content-type", "").encode("latin-1")
+    _, options = parse_options_header(content_type)
+    address: bytes = request.scope["path"].encode() + b"?" + request.scope["query_string"]
+    boundary = options.get(b"boundary", b"")
+    return address + b"\n" + (body.replace(b"--" + boundary, b"--") if boundary else body)
 
 
 def generation(

@@ -193,6 +193,11 @@ async def test_an_idempotency_key_starts_one_job() -> None:
         assert second.status_code == 202 and second.json()["id"] == first["id"]
         other = await http.post("/v1/jobs", json=APPLE | {"seed": 1}, headers=headers)
         assert other.status_code == 422 and "another request" in other.json()["error"]["message"]
+        headers = {"Idempotency-Key": "a form"}
+        forms = [await http.post("/v1/jobs", data=APPLE, files={"x": b"x"}, headers=headers) for _ in range(2)]
+        assert forms[0].request.headers["content-type"] != forms[1].request.headers["content-type"]
+        assert forms[0].json()["id"] == forms[1].json()["id"]
+        await http.delete(f"/v1/jobs/{forms[0].json()['id']}")
         answer = await http.post("/v1/jobs", json=APPLE, headers={"Idempotency-Key": "x" * 256})
         assert answer.status_code == 400
         third = await http.post("/v1/jobs", json=APPLE, headers={"Idempotency-Key": "twice"})

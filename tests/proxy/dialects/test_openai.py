@@ -56,6 +56,35 @@ async def test_what_has_a_native_field(sent: dict[str, Any], native: dict[str, s
     assert served.native == {"prompt": "x"} | native
 
 
+@pytest.mark.parametrize(
+    ("asked", "generated"),
+    [
+        ("1536x1024", "1024x680"), ("1024x1536", "680x1024"), ("1792x1024", "1024x584"), ("2048x2048", "1024x1024"),
+        ("3840x2160", "1024x576"), ("1024x1024", "1024x1024"), ("256x256", "256x256"),
+        # what the server itself refuses
+        ("4096x4096", "4096x4096"), ("3840x8", "3840x8"), ("1000x999", "1000x999"), ("0x0", "0x0"),
+    ],
+)  # fmt: skip
+async def test_a_size_beyond_the_servers_is_generated_smaller_with_a_warning(asked: str, generated: str) -> None:
+    width, height = map(int, generated.split("x"))
+    async with talking(result(size=(width, height))) as (http, served):
+        answer = await http.post(GENERATIONS, json={"prompt": "x", "size": asked})
+    assert (served.native["width"], served.native["height"]) == (str(width), str(height))
+    assert answer.json()["size"] == generated
+    warning = f"size {asked} is more than is generated here: the images have {generated}, of the same shape."
+    assert answer.json().get("warnings", []) == ([warning] if asked != generated else [])
+
+
+async def test_loras_as_other_servers_take_them() -> None:
+    async with talking() as (http, served):
+        for lora, prompt in [
+            ({"name": "ink", "scale": 0.5, "path": "/a"}, "x <lora:ink:0.5>"),
+            ([{"name": "ink"}, {"name": "oil"}], "x <lora:ink:1> <lora:oil:1>"),
+        ]:
+            answer = await http.post(GENERATIONS, json={"prompt": "x", "lora": lora})
+            assert answer.status_code == 200 and served.native["prompt"] == prompt
+
+
 async def test_what_has_no_effect_is_named_without_its_value() -> None:
     sent = {"prompt": "x", "user": "me", "auth": "SECRET", "moderation": "auto", "output_compression": 50,
             "partial_images": 1, "quality": "splendid", "style": None}  # fmt: skip
@@ -77,6 +106,9 @@ async def test_what_has_no_effect_is_named_without_its_value() -> None:
         ({"n": [1]}, "n", "n must be text or a number, not a list."),
         ({"prompt": {"text": "x"}}, "prompt", "not an object"),
         ({"steps": 3, "num_inference_steps": 4}, "steps", "mean the same"),
+        ({"frame_count": 3}, "frame_count", "frame_count has no meaning here"),
+        ({"lora": "ink"}, "lora", "lora must have a name"),
+        ({"lora": {"name": "a>b"}}, "lora", "lora must have a name"),
     ],
 )
 async def test_what_is_refused_before_anything_is_generated(sent: Any, param: str, sentence: str) -> None:
@@ -148,7 +180,8 @@ async def test_a_client_without_a_key_may_send_an_empty_one() -> None:
         for header in ("Basic ", "Bearer anything"):
             answer = await http.post(GENERATIONS, json={"prompt": "x"}, headers={"Authorization": header})
             assert answer.status_code == 200
-        assert (await http.options(GENERATIONS)).status_code == 204
+        for path in (GENERATIONS, EDITS, "/images/variations"):
+            assert (await http.options(path)).status_code == 204
         assert (await http.post("/images/generations?api-version=1", json={"prompt": "x"})).status_code == 200
 
 
@@ -202,6 +235,7 @@ async def test_what_the_safety_checker_flagged() -> None:
     async with talking(result(True, True)) as (http, _):
         error = (await http.post(GENERATIONS, json={"prompt": "x"})).json()["error"]
         assert (error["code"], error["type"]) == ("moderation_blocked", "image_generation_user_error")
+        assert error["moderation_details"] == {"moderation_stage": "output"}
         answer = await http.post(GENERATIONS, json={"prompt": "x", "model": "dall-e-3"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "content_policy_violation")
 
