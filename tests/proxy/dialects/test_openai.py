@@ -1,18 +1,14 @@
 """OpenAI's Images API in front of a played TorchServe: what becomes of a request, and of its answer."""
 
 import json
-from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 
 from handlers.wire import Progress
-from proxy.shutdown import Drain
 from tests.support.dialects import DATA, FILE, Described, result, talking
-from tests.support.torchserve import client, management, serving
+from tests.support.torchserve import client, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -54,35 +50,6 @@ async def test_what_has_a_native_field(sent: dict[str, Any], native: dict[str, s
         answer = await http.post(GENERATIONS, json={"prompt": "x"} | sent)
     assert answer.status_code == 200 and "warnings" not in answer.text
     assert served.native == {"prompt": "x"} | native
-
-
-@pytest.mark.parametrize(
-    ("asked", "generated"),
-    [
-        ("1536x1024", "1024x680"), ("1024x1536", "680x1024"), ("1792x1024", "1024x584"), ("2048x2048", "1024x1024"),
-        ("3840x2160", "1024x576"), ("1024x1024", "1024x1024"), ("256x256", "256x256"),
-        # what the server itself refuses
-        ("4096x4096", "4096x4096"), ("3840x8", "3840x8"), ("1000x999", "1000x999"), ("0x0", "0x0"),
-    ],
-)  # fmt: skip
-async def test_a_size_beyond_the_servers_is_generated_smaller_with_a_warning(asked: str, generated: str) -> None:
-    width, height = map(int, generated.split("x"))
-    async with talking(result(size=(width, height))) as (http, served):
-        answer = await http.post(GENERATIONS, json={"prompt": "x", "size": asked})
-    assert (served.native["width"], served.native["height"]) == (str(width), str(height))
-    assert answer.json()["size"] == generated
-    warning = f"size {asked} is more than is generated here: the images have {generated}, of the same shape."
-    assert answer.json().get("warnings", []) == ([warning] if asked != generated else [])
-
-
-async def test_loras_as_other_servers_take_them() -> None:
-    async with talking() as (http, served):
-        for lora, prompt in [
-            ({"name": "ink", "scale": 0.5, "path": "/a"}, "x <lora:ink:0.5>"),
-            ([{"name": "ink"}, {"name": "oil"}], "x <lora:ink:1> <lora:oil:1>"),
-        ]:
-            answer = await http.post(GENERATIONS, json={"prompt": "x", "lora": lora})
-            assert answer.status_code == 200 and served.native["prompt"] == prompt
 
 
 async def test_what_has_no_effect_is_named_without_its_value() -> None:
@@ -282,29 +249,3 @@ async def test_a_streams_failure_has_its_status_before_the_first_step_and_is_an_
     async with talking(Progress(1, 2).line(), result(True)) as (http, _):
         ((_, data),) = read_events((await http.post(GENERATIONS, json=sent)).text)
         assert data["error"]["code"] == "moderation_blocked"
-
-
-async def test_the_limits_and_the_end_of_the_server_hold_for_it() -> None:
-    go = anyio.Event()
-
-    async def held() -> AsyncIterator[bytes]:
-        await go.wait()
-        yield result()
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        return management(request) if request.url.port == 8081 else httpx.Response(200, content=held())
-
-    async with client(respond, max_per_client=1, max_body_bytes=999) as http, anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(http.post, "/txt2img", data={"prompt": "x"}))
-        await anyio.wait_all_tasks_blocked()
-        answer = await http.post(GENERATIONS, json={"prompt": "x"})
-        assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "true")
-        assert answer.json()["error"]["code"] == "rate_limit_exceeded" and int(answer.headers["retry-after"]) > 0
-        go.set()
-        answer = await http.post(EDITS, content=b"x" * 1000)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
-    async with talking() as (http, _):
-        drain: Drain = http._transport.app.state.drain  # type: ignore[attr-defined]
-        drain.begun = True
-        answer = await http.post(GENERATIONS, json={"prompt": "x"})
-        assert answer.status_code == 503 and "being shut down" in answer.json()["error"]["message"]
