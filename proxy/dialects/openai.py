@@ -50,6 +50,7 @@ class Images:
         kind: of TASKS.
     """
 
+    name = "openai"
     is_job = False
 
     def __init__(self, kind: str) -> None:

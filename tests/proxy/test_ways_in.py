@@ -1,6 +1,5 @@
 """The three ways in (native, OpenAI, and jobs) share keys, limits, turns and the end of the server."""
 
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -8,11 +7,10 @@ import anyio
 import httpx
 import pytest
 
-from handlers.wire import Result
 from proxy.admission import Admission
 from proxy.shutdown import Drain
-from tests.support.dialects import result
-from tests.support.torchserve import client, management, serving
+from tests.support.dialects import Held, result
+from tests.support.torchserve import client, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -20,24 +18,6 @@ NATIVE, OPENAI, JOBS = "/txt2img", "/v1/images/generations", "/v1/jobs?kind=txt2
 ASYNC = {"Prefer": "respond-async"}
 WAYS = [(NATIVE, {}), (OPENAI, {}), (JOBS, {}), (NATIVE, ASYNC), (OPENAI, ASYNC)]
 every_way = pytest.mark.parametrize(("path", "headers"), WAYS)
-
-
-class Held:
-    """A TorchServe that holds each request until `go`."""
-
-    def __init__(self) -> None:
-        self.go = anyio.Event()
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.port != 8080:
-            return management(request)
-        if request.headers["x-task"] == "describe":
-            return serving(Result(b'{"models": []}').line())(request)
-        return httpx.Response(200, content=self._answer())
-
-    async def _answer(self) -> AsyncIterator[bytes]:
-        await self.go.wait()
-        yield result()
 
 
 def message(answer: httpx.Response) -> str:
