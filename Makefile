@@ -49,7 +49,7 @@ test-container: $(VENV)/.installed-dev
 test-cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
-# other programs' libraries, each in a venv of its own
+# other programs' libraries, those of Python in venvs of their own, those of JavaScript with Node.js 20 or later
 test-clients: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
