@@ -34,13 +34,18 @@ class Cors(CORSMiddleware):
             allow_methods=["*"],  # a wrong one gets the sentence that names the right ones
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=["Retry-After", "X-Request-Id", "Location", "Preference-Applied"],
-        )
+            expose_headers=[
+                "Retry-After", "X-Request-Id", "Location", "Preference-Applied", "openai-poll-after-ms",
+                "x-should-retry",
+            ],
+        )  # fmt: skip
 
     def preflight_response(self, request_headers: Headers) -> Response:
         origin = request_headers["origin"]
         if self.is_allowed_origin(origin):
             return super().preflight_response(request_headers)
+        if _is_own(origin, request_headers.get("host")):
+            return Cors(self.app, [origin]).preflight_response(request_headers)
         return _foreign(origin).response()
 
 
@@ -93,7 +98,7 @@ class Access:
                 f"This server does not know the name {host[:100]!r}: use its address, or add it to SD_ALLOWED_HOSTS.",
             )
         origin = request.headers.get("origin")
-        if origin is not None and not self._allows(origin) and origin.partition("://")[2] != host:
+        if origin is not None and not self._allows(origin) and not _is_own(origin, host):
             raise _foreign(origin)
         # the scope's path, since request.url contains the Host that the client sends
         path, given = request.scope["path"], _key_in_headers(request) or key
@@ -136,6 +141,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_own(origin: str, host: str | None) -> bool:
+    """Whether it is a page of this server; behind a proxy with HTTPS, its scheme is another one than this server's."""
+    return origin.partition("://")[2] == host
 
 
 def _foreign(origin: str) -> Failure:

@@ -51,7 +51,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             if state != READY:
                 logger.warning("%s: %s", task, state)
         unloading = asyncio.create_task(loading.unload_idle())
-        app.state.jobs = jobs = Jobs(app.state.kept, app.state.drain, counts)
+        app.state.jobs = jobs = Jobs(app.state.kept, app.state.drain, counts, settings.node)
         yield
         await jobs.aclose()
         unloading.cancel()
@@ -79,7 +79,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.counts = counts
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)
-    app.state.kept = Kept(settings.max_kept, settings.max_kept_bytes)
+    app.state.kept = Kept(settings.max_kept, settings.max_kept_bytes, settings.node)
     app.state.bodies = Bodies(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from handlers.wire import TASKS, Progress, RequestHead, Result
@@ -18,7 +18,7 @@ from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.dialects.forms import model_of
 from proxy.errors import Failure, answers_200
-from proxy.job_routes import accepted, kind_of, prefers_job
+from proxy.job_routes import accepted, chosen_id, kind_of, prefers_job
 from proxy.jobs import Job, Jobs
 from proxy.loading import Loading
 from proxy.served import Served
@@ -42,9 +42,11 @@ class Dialect(Protocol):
     """How the requests of one kind of client are read.
 
     Attributes:
+        name: for metrics and the log.
         is_job: whether each request becomes a job, also without `Prefer: respond-async`.
     """
 
+    name: str
     is_job: bool
 
     async def archive(self, request: Request) -> str:
@@ -57,6 +59,7 @@ class Dialect(Protocol):
 class Native:
     """The contract's own requests for a task, with another model if the path or the field `model` names one."""
 
+    name = "native"
     is_job = False
 
     def __init__(self, task: str) -> None:
@@ -85,6 +88,7 @@ class Native:
 class NativeJob:
     """`POST /v1/jobs`: a native body, with its task as `kind`."""
 
+    name = "jobs"
     is_job = True
 
     async def archive(self, request: Request) -> str:
@@ -111,8 +115,10 @@ class Generate:
         bodies: Bodies = state.bodies
         admission: Admission = state.admission
         drain: Drain = state.drain
+        jobs: Jobs = state.jobs
         limit_s = settings.deadline_s or math.inf
         deadline, deadline_on_clock = anyio.current_time() + limit_s, time.time() + limit_s
+        scope["state"]["dialect"] = self._dialect.name
         archive = await self._dialect.archive(request)
         try:
             async with AsyncExitStack() as held:
@@ -120,21 +126,31 @@ class Generate:
                 admission.check(archive, request.state.client)
                 body = await held.enter_async_context(bodies.body(request))
                 order, answer = await self._dialect.read(request, body)
+                job = Job(order.task, order.archive, self._dialect.name, request.state.request_id.decode("latin-1"))
                 if self._dialect.is_job or prefers_job(request):
-                    response = await _start_job(request, body, order, answer, (deadline, deadline_on_clock), held)
-                    await response(scope, receive, send)
+                    job = await _start(job, request, body, order, answer, (deadline, deadline_on_clock), held)
+                    await accepted(request, job)(scope, receive, send)
                     return
                 del body  # of a dialect, the native one is enough
-                events = generation(request, order, answer.as_events, deadline_on_clock)
+                chosen = chosen_id(request)
+                events = generation(request, order, answer.as_events or bool(chosen), deadline_on_clock)
+                if chosen:
+                    events = jobs.follow(request.state.owner, chosen, job, events, answer)
                 await Generated(events, answer, drain, deadline)(scope, receive, send)
         except ClientDisconnect:
             pass  # the client disconnected before its request was complete
 
 
-async def _start_job(
-    request: Request, body: bytes, order: Order, answer: Answer, deadlines: tuple[float, float], held: AsyncExitStack
-) -> Response:
-    """Starts a job, unless its Idempotency-Key has started it before. Raises Failure.
+async def _start(
+    job: Job,
+    request: Request,
+    body: bytes,
+    order: Order,
+    answer: Answer,
+    deadlines: tuple[float, float],
+    held: AsyncExitStack,
+) -> Job:
+    """Starts a job, or finds the one that its Idempotency-Key has started before. Raises Failure.
 
     Args:
         deadlines: on the event loop's clock, and in seconds since the epoch.
@@ -146,14 +162,25 @@ async def _start_job(
     if answer.as_events:
         raise Failure(400, "A stream cannot be a job: leave out the stream, or Prefer: respond-async.")
     key = request.headers.get("idempotency-key", "")
-    sent = request.scope["path"].encode() + b"?" + request.scope["query_string"] + b"\n" + body if key else b""
-    job = jobs.repeated(owner, key, sent)
-    if job is None:
+    sent = _comparable(request, body) if key else b""
+    earlier = jobs.repeated(owner, key, sent)
+    if earlier is None:
         admission.check(order.archive, request.state.client)
-        job = Job(order.task, order.archive)
         events = generation(request, order, True, deadlines[1])
         await jobs.start(job, owner, events, answer, deadlines[0] + 1, held, key, sent)
-    return accepted(request, job)
+    job = earlier or job
+    if chosen := chosen_id(request):
+        jobs.name(owner, chosen, job)
+    return job
+
+
+def _comparable(request: Request, body: bytes) -> bytes:
+    """What a request asks for: libraries that send a form again give it another boundary."""
+    content_type = request.headers.get("content-type", "").encode("latin-1")
+    _, options = parse_options_header(content_type)
+    address: bytes = request.scope["path"].encode() + b"?" + request.scope["query_string"]
+    boundary = options.get(b"boundary", b"")
+    return address + b"\n" + (body.replace(b"--" + boundary, b"--") if boundary else body)
 
 
 def generation(

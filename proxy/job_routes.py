@@ -24,6 +24,12 @@ def prefers_job(request: Request) -> bool:
     return any(part.strip().lower() == "respond-async" for part in parts)
 
 
+def chosen_id(request: Request) -> str:
+    """The client's own X-Request-Id; empty if it sent none, or one that is not adopted."""
+    sent = request.headers.get("x-request-id", "")
+    return sent if sent.encode("latin-1") == request.state.request_id else ""
+
+
 def kind_of(request: Request, body: bytes) -> str:
     """The task of a body for `POST /v1/jobs`, from the address's `kind` or the body's. Raises Refused 400."""
     kind = request.query_params.get("kind")
@@ -88,9 +94,9 @@ async def image(request: Request) -> Response:
 
 
 def _job(request: Request) -> Job:
-    """Raises Failure 404 for an unknown job and for another's, 410 for one that has expired."""
-    kept: Kept = request.app.state.kept
-    return kept.get(request.path_params["name"], Job, request.state.owner)
+    """Raises as `Jobs.find`."""
+    jobs: Jobs = request.app.state.jobs
+    return jobs.find(request.state.owner, request.path_params["name"])
 
 
 def _described(request: Request, job: Job) -> dict[str, Any]:

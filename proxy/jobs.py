@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 PATH = "/v1/jobs"
 MAX_KEY = 255  # characters of an Idempotency-Key
+JOB, REQUEST = "job_", "req_"  # ids begin with these
+MAX_FOLLOWED = 1000  # requests that can be asked about beside their connections
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -33,15 +35,19 @@ class Job:
     """One request; `tell` moves it on.
 
     Attributes:
+        dialect: by name; with `request_id`, for the log.
         status: `queued`, `in_progress`, or one of ENDED.
         place: in the queue, 1 is the next; 0 while it runs.
         images: without their files, which are in `files`.
         preview: the newest one, a JPEG; None once the images are there.
         changed: set when the status changes, and then replaced.
+        waiting: cancelled with the request whose client waits for its answer.
     """
 
     kind: str
     archive: str
+    dialect: str = ""
+    request_id: str = ""
     id: str = ""
     status: str = "queued"
     created_at: float = field(default_factory=time.time)
@@ -56,6 +62,7 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     error: Mapping[str, Any] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: anyio.CancelScope | None = None
     _stepped: tuple[float, float] = (0.0, 0.0)  # when the first step and the last one ended, on the monotonic clock
     _first: int = 0  # the number of the first step that was told
 
@@ -103,10 +110,12 @@ class Job:
 class Jobs:
     """Starts jobs and keeps them, within the bounds of `kept`."""
 
-    def __init__(self, kept: Kept, drain: Drain, counts: Counts) -> None:
+    def __init__(self, kept: Kept, drain: Drain, counts: Counts, node: str = "") -> None:
         self._kept, self._drain, self._counts = kept, drain, counts
+        self._followed = Kept(MAX_FOLLOWED, 0, node)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._by_key: dict[tuple[str, str], tuple[str, bytes]] = {}  # owner and key: the id, and what was sent
+        self._by_name: dict[tuple[str, str], str] = {}  # owner and X-Request-Id: the id
 
     async def aclose(self) -> None:
         """Cancels what still runs."""
@@ -147,7 +156,7 @@ class Jobs:
             key: its Idempotency-Key, or empty.
             sent: what came with the key.
         """
-        job.id = self._kept.add(owner, job, "job_")
+        job.id = self._kept.add(owner, job, JOB)
         task = self._tasks[job.id] = asyncio.create_task(self._run(job, events, answer, deadline, held.pop_all()))
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
         if key:
@@ -158,15 +167,60 @@ class Jobs:
         self._by_key = {known: one for known, one in self._by_key.items() if self._kept.holds(one[0])}
         self._by_key[owner, key] = job.id, hashlib.sha256(sent).digest()
 
+    def name(self, owner: str, name: str, job: Job) -> None:
+        """Lets the owner find a job by the X-Request-Id of its request, too; the newest one that has it."""
+        self._by_name = {known: one for known, one in self._by_name.items() if self._kept_of(one).holds(one)}
+        self._by_name[owner, name] = job.id
+
+    def find(self, owner: str, name: str) -> Job:
+        """A job by its id, or by its X-Request-Id. Raises as `Kept.get`."""
+        name = self._by_name.get((owner, name), name)
+        return self._kept_of(name).get(name, Job, owner)
+
+    async def follow(
+        self, owner: str, name: str, job: Job, events: AsyncGenerator[Queued | Progress | Result, None], answer: Answer
+    ) -> AsyncGenerator[Queued | Progress | Result, None]:
+        """`events` of a request whose client waits for the answer, and asks about it meanwhile by its X-Request-Id.
+
+        Raises Failure 409 once it is cancelled.
+        """
+        job.id = self._followed.add(owner, job, REQUEST)
+        self.name(owner, name, job)
+        status = "cancelled"
+        try:
+            async with aclosing(events):
+                while job.status not in ENDED:
+                    with anyio.CancelScope() as job.waiting:
+                        event = await anext(events)
+                        if isinstance(event, Result):
+                            job.enter("completed")
+                        else:
+                            job.tell(event)
+                    if not job.waiting.cancelled_caught:
+                        yield event
+                if job.status == "cancelled":
+                    raise Failure(409, "This request was cancelled.")
+        except Failure as failure:
+            status, job.error = "failed", error_object(failure, answer.names)
+            raise
+        finally:
+            job.enter(status)
+            self._followed.end(job.id, 0)
+
     def cancel(self, job: Job) -> None:
         """Ends a job, if it has not ended; TorchServe drops its request at its next call."""
         job.enter("cancelled")
         if task := self._tasks.get(job.id):
             task.cancel()
+        if job.waiting is not None:
+            job.waiting.cancel()
 
     def expires_at(self, job: Job) -> int | None:
-        left = self._kept.expires_in(job.id)
+        left = self._kept_of(job.id).expires_in(job.id)
         return None if left is None else int(time.time() + left)
+
+    def _kept_of(self, name: str) -> Kept:
+        return self._followed if name.startswith(REQUEST) else self._kept
 
     async def _run(
         self,
@@ -199,8 +253,17 @@ class Jobs:
             if status != "completed":
                 job.images, job.files, size = [], [], 0
             job.enter(status)
-            self._counts.jobs.labels(job.status).inc()
             self._kept.end(job.id, size)
+            self._report(job)
+
+    def _report(self, job: Job) -> None:
+        """Counts a job that has ended, and logs it: the line of its request was written when it began."""
+        self._counts.jobs.labels(job.dialect, job.status).inc()
+        fields = {
+            "request_id": job.request_id, "job": job.kind, "dialect": job.dialect, "status": job.status,
+            "seconds": round((job.completed_at or 0) - job.created_at, 4),
+        }  # fmt: skip
+        logger.info("job %(job)s %(status)s %(seconds)ss %(request_id)s %(dialect)s", fields, extra={"fields": fields})
 
 
 async def until_changed(job: Job, seconds: float) -> None:

@@ -40,11 +40,15 @@ class Kept:
     Args:
         max_entries: values that are held, jobs that have not ended among them.
         max_bytes: of all of them together.
+        node: the name of this server among others, which ids contain: `job_node1_…`; a load balancer routes by it.
         clock: seconds that only grow.
     """
 
-    def __init__(self, max_entries: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, max_entries: int, max_bytes: int, node: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._max_entries, self._max_bytes, self._clock = max_entries, max_bytes, clock
+        self._node = node and f"{node}_"
         self._entries: dict[str, _Entry] = {}
         self._gone: dict[str, str] = {}  # the owner by id
 
@@ -59,7 +63,7 @@ class Kept:
             Counter(e.owner for e in self._ended().values())
         ):
             raise Failure(429, f"{self._max_entries} jobs are open, the limit: wait for one to finish.", RETRY_S)
-        name = prefix + secrets.token_hex(16)
+        name = prefix + self._node + secrets.token_hex(16)
         self._entries[name] = _Entry(owner, value)
         return name
 
@@ -93,6 +97,9 @@ class Kept:
             return entry.value
         if name in self._gone and owner in (None, self._gone[name]):
             raise Failure(410, f"{name[:50]} has expired: results are kept for {KEEP_S // 60} minutes.")
+        node = "".join(name.split("_")[1:-1])
+        if node and f"{node}_" != self._node:
+            raise Failure(404, f"This is on the server {node[:50]!r}, to which the load balancer did not send you.")
         raise Failure(404, f"There is no {name[:50]!r} here, or no longer: a restart of the server drops all of them.")
 
     def of(self, owner: str, kind: type[T]) -> list[T]:

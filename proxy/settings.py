@@ -4,6 +4,7 @@ Every setting carries its help text; `docs/configuration.md` lists them and a te
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -64,6 +65,9 @@ class Settings:
     max_kept_bytes: int = _setting(
         268_435_456, "The most bytes of finished images that are kept to be fetched; the oldest go first."
     )
+    node: str = _setting(
+        "", "The name of this server among others behind a load balancer, which routes by it (docs/deploy.md)."
+    )
     idle_unload: float = _setting(
         0.0, "Minutes without a request for an image after which a model leaves memory, until the next; 0 = never."
     )
@@ -104,6 +108,8 @@ class Settings:
         for limit in ("max_open", "max_per_client"):
             if getattr(settings, limit) < 1:
                 raise SettingsError(f"{PREFIX}{limit.upper()} must be at least 1.")
+        if not re.fullmatch(r"[A-Za-z0-9.-]{0,253}", settings.node):
+            raise SettingsError(f"{PREFIX}NODE must be letters, digits, dots and hyphens, not {settings.node!r}.")
         if bool(settings.tls_cert) != bool(settings.tls_key):
             raise SettingsError(
                 f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY (--tls-cert and --tls-key) belong together: set both or neither."

@@ -22,14 +22,14 @@ class Counts:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "sd_requests", "Requests that were answered.", ["route", "status"], registry=self.registry
+            "sd_requests", "Requests that were answered.", ["route", "dialect", "status"], registry=self.registry
         )
         self.seconds = Histogram(
             "sd_request_seconds", "From a request's head to the end of its answer.", ["route"],
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge("sd_requests_in_flight", "Requests that are being answered.", registry=self.registry)
-        self.jobs = Counter("sd_jobs", "Jobs that ended.", ["status"], registry=self.registry)
+        self.jobs = Counter("sd_jobs", "Jobs that ended.", ["dialect", "status"], registry=self.registry)
         self.waiting = Gauge(
             "sd_requests_waiting", "Requests that wait for their client's turn.", registry=self.registry
         )
@@ -41,7 +41,7 @@ class Counts:
 class Telemetry:
     """Gives each request an id, which the handlers' log has too and the answer carries as X-Request-Id.
 
-    The log gets no prompts, images or keys, only the route, the status and the duration.
+    The log gets no prompts, images or keys, only the route, the dialect, the status and the duration.
     """
 
     def __init__(self, app: ASGIApp, counts: Counts) -> None:
@@ -81,13 +81,15 @@ class Telemetry:
     def _report(self, scope: Scope, request_id: bytes, seconds: float, seen: dict[str, Any]) -> None:
         # the route that matched, not the path: clients may ask for any number of paths
         route = getattr(scope.get("route"), "path", "other")
-        self._counts.requests.labels(route, seen["status"]).inc()
+        dialect = scope["state"].get("dialect", "")  # of a route that generates
+        self._counts.requests.labels(route, dialect, seen["status"]).inc()
         self._counts.seconds.labels(route).observe(seconds)
         fields = {
-            "request_id": request_id.decode("latin-1"), "method": scope["method"], "route": route,
+            "request_id": request_id.decode("latin-1"), "method": scope["method"], "route": route, "dialect": dialect,
             "status": seen["status"], "seconds": round(seconds, 4), "bytes": seen["bytes"],
         }  # fmt: skip
-        logger.info("%(method)s %(route)s %(status)s %(seconds)ss %(request_id)s", fields, extra={"fields": fields})
+        line = "%(method)s %(route)s %(status)s %(seconds)ss %(request_id)s %(dialect)s"
+        logger.info(line, fields, extra={"fields": fields})
 
 
 class JsonFormatter(logging.Formatter):

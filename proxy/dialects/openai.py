@@ -4,6 +4,7 @@ What it asks for becomes native fields. What cannot be done is refused, or named
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -21,6 +22,8 @@ from proxy.served import Served, UnknownModel
 # clients have these names built in, so they mean the default model
 ALIASES = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.{1,64}|sd-cpp-local|default")
 SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
+MAX_SIDE = 3840  # pixels, OpenAI's; sizes up to it are taken, and generated smaller where the server has less
+SIDE_STEP = 8  # sides are multiples of it
 # the model's own steps are multiplied with these, for a model that needs four has no use for thirty
 STEPS = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
 LEVELS = {"": "medium", "auto": "medium", "standard": "medium", "hd": "high"} | {level: level for level in STEPS}
@@ -47,6 +50,7 @@ class Images:
         kind: of TASKS.
     """
 
+    name = "openai"
     is_job = False
 
     def __init__(self, kind: str) -> None:
@@ -76,7 +80,10 @@ class Images:
             fields.native["output_quality"] = "1"
         if "output_quality" in fields.native and output_format == "png":
             fields.warnings.append("output_compression has no effect on PNG, which is lossless: ask for jpeg or webp.")
-        size = _read_size(fields, self._kind)
+        loras, prompt = _read_loras(fields), fields.native.get("prompt")
+        if loras and isinstance(prompt, str):
+            fields.native["prompt"] = f"{prompt} {loras}"
+        size = await _read_size(fields, request, archive, self._kind)
         quality = await _read_quality(fields, request, archive, task)
         # 4. how the answer comes
         background = fields.text("background")
@@ -90,6 +97,7 @@ class Images:
             fields.native["preview"] = "true"
         if stream and how == "url":
             fields.warnings.append("A stream has its images as base64: response_format=url has no effect.")
+        fields.refuses(("svg", "frame_"), "has no meaning here: images are PNG, JPEG or WebP, without frames.")
         fields.warn_of_rest()
         answer = OpenAIAnswer(
             request, "image_generation" if self._kind == "generations" else "image_edit",
@@ -100,7 +108,7 @@ class Images:
 
     def _read_images(self, fields: Translation, model: str) -> str:
         """The task by the images that there are, which become native fields."""
-        images = fields.pictures("image", "images")
+        images = fields.pictures("image", "images", "url")
         if not images:
             raise Refused(400, "image is missing: send a PNG, JPEG or WebP file.", "image")
         fields.put("init_image", "image", images[0])
@@ -121,7 +129,7 @@ class Images:
         return "masking"
 
 
-def _read_size(fields: Translation, kind: str) -> str | None:
+async def _read_size(fields: Translation, request: Request, archive: str, kind: str) -> str | None:
     """`512x512`, or None for the model's or the image's own."""
     text = fields.text("size")
     if text in ("", "auto"):
@@ -129,11 +137,38 @@ def _read_size(fields: Translation, kind: str) -> str | None:
     match = SIZE.fullmatch(text)
     if not match:
         raise Refused(400, "size must be WIDTHxHEIGHT in pixels, such as 512x512, or auto.", "size")
-    width, height = match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"
+    size = int(match[1]), int(match[2])
     if kind == "generations":
-        fields.put("width", "size", width)
-        fields.put("height", "size", height)
-    return f"{width}x{height}"
+        served: Served = request.app.state.served
+        asked, size = size, _nearest(size, await served.limits(archive, "txt2img"))
+        if size != asked:
+            fields.warnings.append(
+                f"size {text} is more than is generated here: the images have {size[0]}x{size[1]}, of the same shape."
+            )
+        fields.put("width", "size", str(size[0]))
+        fields.put("height", "size", str(size[1]))
+    return f"{size[0]}x{size[1]}"
+
+
+def _nearest(size: tuple[int, int], limits: Mapping[str, int]) -> tuple[int, int]:
+    """The largest size of the same shape that is generated; `size` itself if it is small enough, or far too large."""
+    longest, most = max(size), limits["max_size"] // SIDE_STEP * SIDE_STEP
+    if not most < longest <= MAX_SIDE:
+        return size
+    width, height = (round(side * most / longest / SIDE_STEP) * SIDE_STEP for side in size)
+    return (width, height) if min(width, height) >= limits["min_size"] else size
+
+
+def _read_loras(fields: Translation) -> str:
+    """The LoRAs of vLLM-Omni's field `lora`, an object or a list of them, as prompts name them; empty without any."""
+    value = fields.take("lora", [])
+    texts = []
+    for lora in value if isinstance(value, list) else [value]:
+        name, scale = (lora.get("name"), lora.get("scale", 1)) if isinstance(lora, dict) else (None, 1)
+        if not isinstance(name, str) or not isinstance(scale, (int, float)) or re.search("[<>:]", name):
+            raise Refused(400, 'lora must have a name and a scale, such as {"name": "ink", "scale": 0.8}.', "lora")
+        texts.append(f"<lora:{name}:{scale}>")
+    return " ".join(texts)
 
 
 async def _read_quality(fields: Translation, request: Request, archive: str, task: str) -> str:
@@ -210,7 +245,7 @@ async def options(request: Request) -> Response:
 
 routes = [
     *(Route(f"/v1/images/{kind}", Generate(Images(kind)), methods=["POST"]) for kind in TASKS),
-    Route("/v1/images/generations", options, methods=["OPTIONS"]),
+    *(Route(f"/v1/images/{kind}", options, methods=["OPTIONS"]) for kind in TASKS),
     Route(FILES + "{name}", file, methods=["GET"]),
     Route("/v1/models", models, methods=["GET"]),
     Route("/v1/models/{model:path}", model, methods=["GET"]),

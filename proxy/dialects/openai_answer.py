@@ -96,7 +96,8 @@ class OpenAIAnswer:
             message = "The safety checker of the model flagged every image: change the prompt."
             if self.is_dalle:
                 raise Refused(400, message, code="content_policy_violation")
-            raise Refused(400, message, code="moderation_blocked", type="image_generation_user_error")
+            stage = {"moderation_details": {"moderation_stage": "output"}}
+            raise Refused(400, message, None, "moderation_blocked", "image_generation_user_error", stage)
         warnings = [*self.warnings, *(renamed(text, self.names) for text in native.get("warnings", []))]
         got = {f"{image['width']}x{image['height']}" for image in images}
         if self.size is not None and got and got != {self.size}:

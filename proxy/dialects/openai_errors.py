@@ -7,6 +7,7 @@ that needs more memory than there is would be generated three times.
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -33,16 +34,23 @@ class Refused(Failure):
     Args:
         param: the field that must change.
         type: instead of the status's own.
+        more: members that only this error has.
     """
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None, type: str | None = None
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(status, message)
-        self.param, self.code, self.type = param, code, type
+        self.param, self.code, self.type, self.more = param, code, type, more or {}
 
 
-def error_object(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> dict[str, str | None]:
+def error_object(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> dict[str, Any]:
     """The error object.
 
     Args:
@@ -52,7 +60,7 @@ def error_object(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> dict[
     if isinstance(failure, Refused):
         return {
             "message": failure.message, "type": failure.type or kind, "param": failure.param,
-            "code": failure.code or code,
+            "code": failure.code or code, **failure.more,
         }  # fmt: skip
     message, param = failure.message, None
     if failure.status in (400, 413):  # the native sentence begins with the field's name

@@ -30,9 +30,13 @@ class Translation:
         """A native field, and the name by which the client knows it."""
         self.native[native], self.names[native] = value, name
 
+    def take(self, name: str, default: Any) -> Any:
+        """A field as it came."""
+        return self._left.pop(name, default)
+
     def text(self, name: str) -> str:
         """A field as text; empty if it is absent. Raises Refused 400 for lists, objects and files."""
-        value = self._left.pop(name, "")
+        value = self.take(name, "")
         if isinstance(value, bool):
             return str(value).lower()
         if not isinstance(value, (str, int, float)):
@@ -52,8 +56,14 @@ class Translation:
     def pictures(self, *names: str) -> list[str | bytes]:
         """The images of a field: files, base64 text, or OpenAI's objects. Raises Refused 400 for anything else."""
         name = next((name for name in names if name in self._left), names[0])
-        value = self._left.pop(name, [])
+        value = self.take(name, [])
         return [_picture(one, name) for one in (value if isinstance(value, list) else [value])]
+
+    def refuses(self, beginnings: tuple[str, ...], sentence: str) -> None:
+        """Raises Refused 400 for a field whose name begins in one of these ways: the name, then the sentence."""
+        for name in self._left:
+            if name.startswith(beginnings):
+                raise Refused(400, f"{ascii(name[:50])[1:-1]} {sentence}", name[:50])
 
     def warn_of_rest(self) -> None:
         """A warning that names what was not taken. A value is not shown: it may be a secret of another server's."""

@@ -1,8 +1,12 @@
-"""Run by the Python that has OpenAI's library: uses the server at argv[1], prints what the library made of it."""
+"""Run by the Python that has OpenAI's library: uses the server at argv[1], prints what the library made of it.
+
+argv[2] is a mask's file, argv[3] how many open requests a client may have.
+"""
 
 import base64
 import json
 import sys
+import urllib.request
 from pathlib import Path
 
 import openai
@@ -35,5 +39,24 @@ for wrong in ({"n": 9}, {"model": "none/such"}, {"background": "transparent"}, {
         client.images.generate(**{"model": "gpt-image-1", "prompt": "x"} | wrong)
     except openai.APIStatusError as error:
         seen["errors"].append([type(error).__name__, error.param, error.code, bool(error.request_id)])
+
+
+def send(method: str, path: str, fields: object = None) -> dict[str, str]:
+    data = None if fields is None else json.dumps(fields).encode()
+    request = urllib.request.Request(f"{sys.argv[1]}/v1/jobs{path}", data, {"Content-Type": "application/json"})
+    request.method = method
+    with urllib.request.urlopen(request) as answer:
+        job: dict[str, str] = json.load(answer)
+    return job
+
+
+long = {"kind": "txt2img", "prompt": "a house", "num_inference_steps": 250, "num_outputs": 4}
+jobs = [send("POST", "", long) for _ in range(int(sys.argv[3]))]
+try:
+    client.with_options(max_retries=0).images.generate(prompt="x")
+except openai.APIStatusError as error:
+    seen["full"] = [error.status_code, type(error).__name__, error.code]
+for job in jobs:
+    send("DELETE", f"/{job['id']}")
 
 print(json.dumps(seen))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.conftest import LIMIT
 from tests.support.paths import HOME
 from tests.support.running import HANG_S, Running
 
@@ -35,7 +36,8 @@ def run(python: Path, *arguments: str, cwd: Path = HOME) -> str:
 
 def test_the_library_understands_every_answer(library: Path, server: Running) -> None:
     program = str(Path(__file__).with_name("openai_library.py"))
-    seen = json.loads(run(library, "-W", "ignore", program, server.url, str(HOME / "docs" / "mask.png")))
+    mask = str(HOME / "docs" / "mask.png")
+    seen = json.loads(run(library, "-W", "ignore", program, server.url, mask, str(LIMIT)))
     assert seen["version"] in VERSIONS and seen["models"] == ["embedded"]
     assert seen["generation"] == ["256x256", "medium", [3, 4], 0]
     size, output_format, head, warnings = seen["edit"]
@@ -49,6 +51,7 @@ def test_the_library_understands_every_answer(library: Path, server: Running) ->
         ["BadRequestError", "background", None, True],
         ["BadRequestError", "n", None, True],
     ]
+    assert seen["full"] == [429, "RateLimitError", "rate_limit_exceeded"]
 
 
 def test_the_readmes_program_runs(library: Path, server: Running, tmp_path: Path) -> None:

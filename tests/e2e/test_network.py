@@ -49,7 +49,7 @@ def test_the_log_is_json_without_prompt_or_key(guarded: Running, http: httpx.Cli
 
 def test_the_figures_of_proxy_worker_and_torchserve(http: httpx.Client) -> None:
     text = http.get("/metrics", headers={"Authorization": "Bearer first-key"}).text
-    assert re.search(r'sd_requests_total{route="/txt2img",status="200"} [1-9]', text)
+    assert re.search(r'sd_requests_total{dialect="native",route="/txt2img",status="200"} [1-9]', text)
     assert re.search(r'sd_stage_seconds_total{archive="stable-diffusion",stage="unet"} [0-9.]+', text)
     assert all(f'stage="{stage}"' in text for stage in ("parse", "text", "vae", "checker", "encode"))
     assert "ts_inference_requests_total" in text

@@ -15,8 +15,8 @@ from handlers.wire import Progress, Result
 from proxy.app import create_app
 from proxy.settings import Settings
 from proxy.shutdown import Drain
-from tests.support.dialects import DATA, FILE, result
-from tests.support.torchserve import client, management, serving
+from tests.support.dialects import DATA, FILE, Held, result
+from tests.support.torchserve import client, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -24,32 +24,6 @@ HANGS_S = 30
 ASYNC = {"Prefer": "respond-async"}
 APPLE = {"kind": "txt2img", "prompt": "an apple"}
 PREVIEW = base64.b64encode(b"preview").decode()
-
-
-class Held:
-    """A TorchServe that answers with `lines`, and then holds each request until `go`; `bodies` has what came."""
-
-    def __init__(self, *lines: bytes, end: bytes | None = None) -> None:
-        self.lines, self.end = lines, end or result(warnings=("Doubtful.",))
-        self.go, self.closed = anyio.Event(), anyio.Event()
-        self.bodies: list[tuple[str, bytes]] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.port != 8080:
-            return management(request)
-        if request.headers["x-task"] == "describe":
-            return serving(Result(b'{"models": []}').line())(request)
-        self.bodies.append((request.headers["x-task"], request.content))
-        return httpx.Response(200, content=self._answer())
-
-    async def _answer(self) -> AsyncIterator[bytes]:
-        try:
-            for line in self.lines:
-                yield line
-            await self.go.wait()
-            yield self.end
-        finally:
-            self.closed.set()
 
 
 async def ended(http: httpx.AsyncClient, job: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -98,7 +72,7 @@ async def test_a_job_from_its_start_to_its_images() -> None:
         again = await http.get(job["images"][0]["url"], headers={"If-None-Match": image.headers["etag"]})
         assert again.status_code == 304
         assert (await http.get("/v1/jobs")).json() == {"object": "list", "data": [job]}
-        assert 'sd_jobs_total{status="completed"} 1.0' in (await http.get("/metrics")).text
+        assert 'sd_jobs_total{dialect="jobs",status="completed"} 1.0' in (await http.get("/metrics")).text
     ((task, body),) = served.bodies
     assert task == "txt2img" and json.loads(body)["prompt"] == "an apple"
 
@@ -193,6 +167,11 @@ async def test_an_idempotency_key_starts_one_job() -> None:
         assert second.status_code == 202 and second.json()["id"] == first["id"]
         other = await http.post("/v1/jobs", json=APPLE | {"seed": 1}, headers=headers)
         assert other.status_code == 422 and "another request" in other.json()["error"]["message"]
+        headers = {"Idempotency-Key": "a form"}
+        forms = [await http.post("/v1/jobs", data=APPLE, files={"x": b"x"}, headers=headers) for _ in range(2)]
+        assert forms[0].request.headers["content-type"] != forms[1].request.headers["content-type"]
+        assert forms[0].json()["id"] == forms[1].json()["id"]
+        await http.delete(f"/v1/jobs/{forms[0].json()['id']}")
         answer = await http.post("/v1/jobs", json=APPLE, headers={"Idempotency-Key": "x" * 256})
         assert answer.status_code == 400
         third = await http.post("/v1/jobs", json=APPLE, headers={"Idempotency-Key": "twice"})

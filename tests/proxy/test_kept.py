@@ -25,7 +25,7 @@ def status(kept: Kept, name: str, owner: str | None = None) -> int:
 
 def test_a_value_expires_after_its_end() -> None:
     clock = Clock()
-    kept = Kept(9, 9, clock)
+    kept = Kept(9, 9, clock=clock)
     name = kept.add("me", IMAGE, "img_")
     assert len(name) == len("img_") + 32 and kept.expires_in(name) is None
     clock.now = 2 * KEEP_S
@@ -38,7 +38,7 @@ def test_a_value_expires_after_its_end() -> None:
 
 def test_it_belongs_to_its_owner() -> None:
     clock = Clock()
-    kept = Kept(9, 9, clock)
+    kept = Kept(9, 9, clock=clock)
     name = kept.add("me", IMAGE, "img_")
     assert [status(kept, name, owner) for owner in ("me", "you", None)] == [200, 404, 200]
     assert kept.of("me", KeptImage) == [IMAGE] and not kept.of("you", KeptImage) and not kept.of("me", str)
@@ -75,3 +75,12 @@ def test_expired_ids_are_forgotten_in_the_end() -> None:
         names.append(kept.add("me", IMAGE, ""))
         kept.end(names[-1], 0)
     assert [status(kept, name) for name in (names[0], names[1], names[-1])] == [404, 410, 200]
+
+
+def test_ids_name_the_server_that_has_them() -> None:
+    kept = Kept(1, 1, "node1")
+    name = kept.add("me", IMAGE, "img_")
+    assert name.startswith("img_node1_") and len(name) == len("img_node1_") + 32 and status(kept, name) == 200
+    for unknown, sentence in [("img_node2_0", "server 'node2'"), ("img_node1_0", "There is no"), ("x", "no 'x'")]:
+        with pytest.raises(Failure, match=sentence):
+            kept.get(unknown, KeptImage)

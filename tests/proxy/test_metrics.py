@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.wire import Failed
+from tests.support.dialects import Held
 from tests.support.torchserve import RESULT, client, management, serving
 
 pytestmark = pytest.mark.anyio
@@ -38,8 +39,8 @@ async def test_all_figures_in_one_answer() -> None:
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
-    assert samples["sd_requests_total", "/txt2img", "200"] == 1
-    assert samples["sd_requests_total", "404", "other"] == 1
+    assert samples["sd_requests_total", "/txt2img", "200", "native"] == 1
+    assert samples["sd_requests_total", "", "404", "other"] == 1
     assert samples[("sd_requests_in_flight",)] == 1  # the scrape itself
     assert samples["sd_request_seconds_count", "/txt2img"] == 1
     assert samples["sd_unet_rows_total", "txt2img"] == 40
@@ -56,7 +57,30 @@ async def test_a_stream_that_fails_is_counted_and_logged_with_its_status(caplog:
         answer = await http.post("/txt2img", data={"prompt": "x"}, headers=headers)
         counted = (await http.get("/metrics")).text
     assert answer.status_code == 200
-    assert 'sd_requests_total{route="/txt2img",status="507"} 1.0' in counted and "POST /txt2img 507" in caplog.text
+    assert 'sd_requests_total{dialect="native",route="/txt2img",status="507"} 1.0' in counted
+    assert "POST /txt2img 507" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"), [("/txt2img", "native"), ("/v1/images/generations", "openai"), ("/v1/jobs", "jobs")]
+)
+async def test_figures_and_the_log_name_the_dialect(path: str, dialect: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "proxy")
+    served, sent = Held(), {"prompt": "x", "kind": "txt2img"}
+    served.go.set()
+    async with client(served) as http:
+        assert (await http.post(path, json=sent)).is_success
+        job = (await http.post(path, json=sent, headers={"Prefer": "respond-async"})).json()
+        while (await http.get(f"/v1/jobs/{job['id']}?wait=5")).json()["status"] != "completed":
+            pass
+        counted = (await http.get("/metrics")).text
+    assert f'sd_requests_total{{dialect="{dialect}",route="{path}",status="202"}}' in counted
+    assert f'sd_jobs_total{{dialect="{dialect}",status="completed"}}' in counted
+    lines = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    ended = [line for line in lines if "job" in line]
+    assert ended and all(line["dialect"] == dialect and line["job"] == "txt2img" for line in ended)
+    begun = [line["request_id"] for line in lines if line.get("route") == path and line["dialect"] == dialect]
+    assert {line["request_id"] for line in ended} <= set(begun) and f" {dialect}" in caplog.text
 
 
 async def test_what_does_not_answer_is_left_out() -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import httpx
 
 from handlers.wire import Result, image_entry
@@ -16,6 +17,7 @@ FILE = b"\x89PNG\r\n\x1a\n\x00\xff"  # no image: the proxy does not look
 DATA = base64.b64encode(FILE).decode()
 MODEL = {
     "model": "tiny", "tasks": ["txt2img", "img2img", "masking"], "defaults": {"num_inference_steps": 20},
+    "limits": {"min_size": 64, "max_size": 1024},
 }  # fmt: skip
 
 
@@ -42,6 +44,32 @@ class Described:
     @property
     def native(self) -> dict[str, Any]:
         return self.asked[-1][1]
+
+
+class Held:
+    """A TorchServe that answers with `lines`, and then holds each request until `go`; `bodies` has what came."""
+
+    def __init__(self, *lines: bytes, end: bytes | None = None) -> None:
+        self.lines, self.end = lines, end or result(warnings=("Doubtful.",))
+        self.go, self.closed = anyio.Event(), anyio.Event()
+        self.bodies: list[tuple[str, bytes]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.port != 8080:
+            return management(request)
+        if request.headers["x-task"] == "describe":
+            return serving(Result(b'{"models": []}').line())(request)
+        self.bodies.append((request.headers["x-task"], request.content))
+        return httpx.Response(200, content=self._answer())
+
+    async def _answer(self) -> AsyncIterator[bytes]:
+        try:
+            for line in self.lines:
+                yield line
+            await self.go.wait()
+            yield self.end
+        finally:
+            self.closed.set()
 
 
 @asynccontextmanager
