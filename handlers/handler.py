@@ -24,7 +24,7 @@ from handlers.engine.loop import Engine
 from handlers.errors import ModelError, RequestError
 from handlers.hardware.device import is_out_of_memory
 from handlers.installation import Installation
-from handlers.wire import DESCRIBE, LINES_TYPE, Failed, RequestHead, Result, start_failure_line
+from handlers.wire import COUNT, DESCRIBE, LINES_TYPE, Failed, RequestHead, Result, start_failure_line
 from handlers.worker import Worker
 
 
@@ -82,7 +82,7 @@ class StableDiffusionHandler:
         ]
 
     def _open(self, request_id: str, data: dict[str, Any], header: Any) -> bytes | None:
-        """Opens a request. Returns its last line if it has one already: a description, or why it is refused."""
+        """Opens a request. Returns its last line if it has one already: an answer that takes no steps, or a refusal."""
         try:
             head = RequestHead.read(header)
         except ValueError as error:
@@ -90,6 +90,8 @@ class StableDiffusionHandler:
         try:
             if head.task == DESCRIBE:
                 return Result(json.dumps(self.worker.describe(len(self.generations))).encode()).line()
+            if head.task == COUNT:
+                return Result(json.dumps(self.worker.count(data, head)).encode()).line()
             self.generations[request_id] = self.worker.open(data, head)
             self.engine.open(self.generations[request_id])
         except RequestError as error:

@@ -64,6 +64,10 @@ def not_ready(archive: str, state: str) -> Failure:
     return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
 
 
+def not_in_memory(archive: str) -> Failure:
+    return Failure(503, f"{archive} is not in memory: a request for an image loads it.", START_RETRY_S)
+
+
 def not_prepared() -> Failure:
     return Failure(503, "This model is still being prepared: try again shortly.", START_RETRY_S)
 

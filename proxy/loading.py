@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
 
 from handlers.catalogue import FAILED, PREPARING, Catalogue
-from handlers.wire import CUSTOM, Progress, RequestHead, Result
+from handlers.wire import COUNT, CUSTOM, Progress, RequestHead, Result
 from proxy.admission import Queued
 from proxy.errors import Failure
-from proxy.frontend_failures import READY, START_RETRY_S, NotLoaded, not_prepared
+from proxy.frontend_failures import READY, NotLoaded, not_in_memory, not_prepared
 from proxy.residents import Residents
 from proxy.upstream import NO_WORKER, Upstream
 
@@ -90,10 +90,18 @@ class Loading:
         if archive in self._described:
             return [{**model, "loaded": False} for model in self._described[archive]]
         if not may_load:
-            raise Failure(503, f"{archive} is not in memory.", START_RETRY_S)
+            raise not_in_memory(archive)
         with self._residents.use(archive) as place:
             await place
             return await self._ask(archive)
+
+    async def count(self, archive: str, form_type: str, body: bytes) -> bytes:
+        """How many tokens the prompts of a request have, as JSON. Raises Failure 503 if it is not in memory."""
+        await self._look(archive)
+        with self._residents.hold(archive) as is_in_memory:
+            if is_in_memory:
+                return await self._upstream.ask(archive, RequestHead(COUNT, form_type), body)
+        raise not_in_memory(archive)
 
     async def _ask(self, archive: str) -> list[dict[str, Any]]:
         return [{**model, "loaded": True} for model in await self._upstream.describe(archive)]

@@ -10,11 +10,13 @@ from starlette.routing import Route
 
 from handlers.wire import TASKS
 from proxy import job_routes
+from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.dialects import openai as openai_images
+from proxy.dialects.forms import model_of
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
-from proxy.generating import Generate, Native, NativeJob
+from proxy.generating import Generate, Native, NativeJob, archive_of
 from proxy.jobs import PATH
 from proxy.loading import Loading
 from proxy.metrics import metrics
@@ -60,6 +62,16 @@ async def custom_models(request: Request) -> Response:
     return JSONResponse(custom.listing())
 
 
+async def tokens(request: Request) -> Response:
+    """How many tokens the prompts of a body have, chunk by chunk."""
+    bodies: Bodies = request.app.state.bodies
+    loading: Loading = request.app.state.loading
+    form_type = request.headers.get("content-type", "")
+    async with bodies.body(request) as body:
+        archive = await archive_of(request, TASKS[0], model_of(body, form_type))
+        return Response(await loading.count(archive, form_type, body), media_type="application/json")
+
+
 routes = [
     Route("/", page, methods=["GET"]),
     Route("/docs", docs, methods=["GET"]),
@@ -70,6 +82,7 @@ routes = [
     Route("/readyz", ping, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
     Route("/models", models, methods=["GET"]),
+    Route("/tokens", tokens, methods=["POST"]),
     Route("/custom_models", custom_models, methods=["GET"]),
     *(Route(f"/{task}", Generate(Native(task)), methods=["POST"]) for task in TASKS),
     Route("/custom/{url_path}", Generate(Native("txt2img")), methods=["POST"]),

@@ -94,11 +94,16 @@ class Upstream:
 
     async def describe(self, archive: str) -> list[dict[str, Any]]:
         """What an archive serves, model by model. Raises Failure if it does not answer."""
-        async with aclosing(self.generate(archive, RequestHead(DESCRIBE), b"")) as events:
+        described = json.loads(await self.ask(archive, RequestHead(DESCRIBE)))
+        return [{"archive": archive, **model} for model in described["models"]]
+
+    async def ask(self, archive: str, head: RequestHead, body: bytes = b"") -> bytes:
+        """The answer, as JSON, to a question that takes no steps. Raises Failure."""
+        async with aclosing(self.generate(archive, head, body)) as events:
             async for event in events:
                 if isinstance(event, Result):
-                    return [{"archive": archive, **model} for model in json.loads(event.body)["models"]]
-        raise Failure(503, f"{archive} did not describe itself: try again shortly.", START_RETRY_S)
+                    return event.body
+        raise Failure(503, f"{archive} did not answer: try again shortly.", START_RETRY_S)
 
     async def metrics(self) -> bytes:
         """TorchServe's own figures in Prometheus' format; empty if it does not answer."""

@@ -3,6 +3,7 @@
 import { Mask } from "./mask.js";
 import { showNetworks } from "./networks.js";
 import { readParameters } from "./parameters.js";
+import { countTokens } from "./tokens.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -45,6 +46,7 @@ function modelOption({ name, label, state, reason }) {
 function fill() {
   const model = served();
   showNetworks(model);
+  countTokens($("model").value);
   const limits = model?.limits ?? described[0]?.limits;
   if (!limits) return;
   $("num_outputs").max = limits.max_num_outputs;
@@ -174,6 +176,7 @@ export function restore(earlier) {
   for (const field of fields) {
     if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? initial(field));
   }
+  countTokens($("model").value);
   setScheduler(earlier.fields.scheduler ?? "");
   touched = new Set(Object.keys(earlier.fields).filter((name) => name !== "prompt"));
   set("seed", earlier.seed);
@@ -201,6 +204,7 @@ export async function reuseFile() {
   }
   const { scheduler, ...values } = found;
   for (const [name, value] of Object.entries(values)) set(name, value);
+  countTokens($("model").value);
   const known = setScheduler(scheduler ?? "");
   for (const name of Object.keys(found)) touched.add(name);
   showEta();
@@ -257,3 +261,4 @@ for (const field of fields) {
 $("scheduler").addEventListener("change", showEta);
 $("output_format").addEventListener("change", showQuality);
 $("model").addEventListener("change", fill);
+$("prompt").addEventListener("input", () => countTokens($("model").value));

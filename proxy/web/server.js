@@ -35,6 +35,13 @@ export async function get(path) {
   return response.json();
 }
 
+/** How many tokens each chunk of a prompt has. Throws Failure. */
+export async function count(prompt, model) {
+  const response = await fetch("tokens", { method: "POST", body: new URLSearchParams({ prompt, model }), headers: headers() });
+  if (!response.ok) throw await refusal(response);
+  return (await response.json()).prompt;
+}
+
 /** Sends a form; yields {name: "queued" | "progress" | "result", data}. Throws Failure; aborting `signal` cancels the request. */
 export async function* generate(path, form, signal) {
   const response = await fetch(path, {

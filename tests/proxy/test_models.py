@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from handlers.catalogue import FAILED, PREPARING, Catalogue, CatalogueEntry, Contents
-from handlers.wire import DESCRIBE, TASK_HEADER
+from handlers.wire import COUNT, DESCRIBE, TASK_HEADER
 from tests.support.running import HANG_S
 from tests.support.torchserve import RESULT, chunks, client, registered
 
@@ -37,6 +37,9 @@ class TorchServe:
             described = {"model": "main" if name == "all" else name, "tasks": ["txt2img"], "defaults": {}}
             line = json.dumps({"result": {"models": [described]}}).encode() + b"\n"
             return httpx.Response(200, content=chunks([line]))
+        if request.headers[TASK_HEADER] == COUNT:
+            counted = {"status": "success", "prompt": [3], "negative_prompt": [0]}
+            return httpx.Response(200, content=chunks([json.dumps({"result": counted}).encode() + b"\n"]))
         self.predictions.append((name, request.headers[TASK_HEADER], await request.aread()))
         if name in self.held:
             await self.held[name].wait()
@@ -226,3 +229,12 @@ async def test_one_that_is_being_prepared_is_waited_for(
             tasks.start_soon(ask)
             await anyio.sleep(0.1)
             catalogue.write(Contents(models=(CatalogueEntry("late", "late"),)))
+
+
+async def test_tokens_are_counted_where_the_model_is_in_memory(torchserve: TorchServe, bounded: dict[str, Any]) -> None:
+    async with client(torchserve, **bounded) as http:
+        answer = await http.post("/tokens", data={"prompt": "a red apple"})
+        assert answer.json() == {"status": "success", "prompt": [3], "negative_prompt": [0]}
+        answer = await http.post("/tokens", data={"prompt": "x", "model": "ink"})
+        assert answer.status_code == 503 and "custom-ink is not in memory" in answer.json()["message"]
+        assert torchserve.workers == {"all": 1}
