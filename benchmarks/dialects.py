@@ -69,8 +69,8 @@ class Dialects:
     def kept(self, what: str, **request: Any) -> None:
         """The proxy's memory before and after so many jobs, all of which are still kept."""
         before, size = self._proxy().memory_info().rss, 0
-        for _ in range(KEPT):
-            job = self._http.post("/v1/jobs", **request).json()
+        started = [self._http.post("/v1/jobs", **request).json() for _ in range(KEPT)]
+        for job in started:
             while job["status"] in ("queued", "in_progress"):
                 job = self._http.get(f"/v1/jobs/{job['id']}?wait=60").json()
             size += sum(len(self._http.get(image["url"]).content) for image in job["images"])
@@ -90,13 +90,13 @@ class Dialects:
 
 @contextmanager
 def started() -> Iterator[Running]:
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), SD_MAX_PER_CLIENT=str(2 * KEPT)) as server:
         yield server
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
     with started() as server:
         dialects = Dialects(server, rounds)
