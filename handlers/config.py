@@ -56,8 +56,8 @@ class HandlerConfig:
     )
     engine: str = _key(
         "auto",
-        "`torch`, to the bit as the plain pipeline on a CPU; `openvino` for the UNet and the VAE on a CPU; or `auto`: "
-        "OpenVINO on an x86-64 CPU that has it, else torch in the dtype that the processor is fastest in.",
+        "`torch`, to the bit as the plain pipeline on a CPU; `openvino` for UNet, VAE and safety checker on a CPU; or "
+        "`auto`: OpenVINO on an x86-64 CPU that has it, else torch in the dtype that the processor is fastest in.",
     )
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")
