@@ -28,7 +28,7 @@ import torch
 from diffusers import AutoPipelineForText2Image, EulerDiscreteScheduler
 
 from admin.paths import HOME
-from benchmarks.peers.lines import Peer
+from benchmarks.peers.lines import GUIDANCE_SCALE, Peer
 from benchmarks.plot import bars
 from benchmarks.timing import in_turns, ratio, row
 from benchmarks.true_shapes import make
@@ -65,7 +65,13 @@ class Engines:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         server = self._stack.enter_context(running(folder, "--model", str(model), *options))
         return lambda prompt, size, steps: server.images(
-            "txt2img", prompt=prompt, width=size, height=size, num_inference_steps=steps, guidance_scale=7.5, seed=1
+            "txt2img",
+            prompt=prompt,
+            width=size,
+            height=size,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE_SCALE,
+            seed=1,
         )
 
 

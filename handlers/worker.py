@@ -24,7 +24,7 @@ from handlers.errors import InvalidRequest, ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward
-from handlers.forward.openvino import Converter, OpenVINOForward, convert_vae, pays
+from handlers.forward.openvino import Converter, OpenVINOForward, convert_checker, convert_vae, pays
 from handlers.forward.side_stream import NoSideStream, SideStream
 from handlers.forward.weights import Weights
 from handlers.hardware.device import choose_channels_last, choose_device, choose_dtype
@@ -174,11 +174,13 @@ class Worker:
 
 
 def _in_openvino(served: Mapping[str, ServedPipeline], converter: Converter) -> OpenVINOForward:
-    """Has OpenVINO compute the models' UNets and VAEs, whose weights then leave torch's memory."""
+    """Has OpenVINO compute the models' UNets, VAEs and safety checkers, whose weights then leave torch's memory."""
     unets = []
     for one in {id(one.pipeline.unet): one for one in served.values()}.values():
         unets.append(Weights(one.pipeline.unet, partial(_part, one, "unet")))
         convert_vae(one.pipeline.vae, converter, partial(_part, one, "vae"))
+        if checker := getattr(one.pipeline, "safety_checker", None):
+            convert_checker(checker, converter, partial(_part, one, "safety_checker"))
     return OpenVINOForward(converter, unets)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 PATH = "/v1/jobs"
 MAX_KEY = 255  # characters of an Idempotency-Key
 JOB, REQUEST = "job_", "req_"  # ids begin with these
+LINGER_S = 20  # that a server which is being stopped waits for the images of a job to be fetched
 MAX_FOLLOWED = 1000  # requests that can be asked about beside their connections
 ENDED = ("completed", "failed", "cancelled")
 
@@ -157,6 +158,7 @@ class Jobs:
             sent: what came with the key.
         """
         job.id = self._kept.add(owner, job, JOB)
+        held.enter_context(self._counts.in_flight.track_inprogress())
         task = self._tasks[job.id] = asyncio.create_task(self._run(job, events, answer, deadline, held.pop_all()))
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
         if key:
@@ -232,17 +234,20 @@ class Jobs:
     ) -> None:
         status, size = "cancelled", 0
         try:
-            async with held, aclosing(events):
-                while True:
-                    with self._drain.wait_until(deadline):
-                        event = await anext(events)
-                    if isinstance(event, Result):
-                        break
-                    job.tell(event)
+            async with held:
+                async with aclosing(events):
+                    while True:
+                        with self._drain.wait_until(deadline):
+                            event = await anext(events)
+                        if isinstance(event, Result):
+                            break
+                        job.tell(event)
                 job.finish(answer.native(event))
-            size = sum(len(file.data) for file in job.files)
-            self._kept.check(size)
-            status = "completed"
+                size = sum(len(file.data) for file in job.files)
+                self._kept.check(size)
+                status = "completed"
+                job.enter(status)
+                await self._linger()
         except Failure as failure:
             status, job.error = "failed", error_object(failure, answer.names)
         except Exception:
@@ -255,6 +260,12 @@ class Jobs:
             job.enter(status)
             self._kept.end(job.id, size)
             self._report(job)
+
+    async def _linger(self) -> None:
+        """Holds up the end of a server that is being stopped, and would take the images with it."""
+        if self._drain.begun:
+            with suppress(Failure), self._drain.wait_until(anyio.current_time() + LINGER_S):
+                await anyio.sleep_forever()
 
     def _report(self, job: Job) -> None:
         """Counts a job that has ended, and logs it: the line of its request was written when it began."""

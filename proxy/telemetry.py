@@ -28,7 +28,7 @@ class Counts:
             "sd_request_seconds", "From a request's head to the end of its answer.", ["route"],
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
-        self.in_flight = Gauge("sd_requests_in_flight", "Requests that are being answered.", registry=self.registry)
+        self.in_flight = Gauge("sd_requests_in_flight", "Open requests, and open jobs.", registry=self.registry)
         self.jobs = Counter("sd_jobs", "Jobs that ended.", ["dialect", "status"], registry=self.registry)
         self.waiting = Gauge(
             "sd_requests_waiting", "Requests that wait for their client's turn.", registry=self.registry

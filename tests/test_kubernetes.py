@@ -115,6 +115,13 @@ def test_the_network_lets_in_what_the_service_sends(manifests: dict[str, dict[st
         assert selector.items() <= selected.items()
 
 
+def test_a_pods_name_is_in_the_ids_of_its_jobs(pod: dict[str, Any]) -> None:
+    (node,) = (entry for entry in pod["containers"][0]["env"] if entry["name"] == "SD_NODE")
+    assert node["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    keys = {"SD_API_KEY": "k", "SD_NODE": "sd-api-server-7d4b9c6f5-x2x9z"}
+    assert Settings.from_environment(keys).node
+
+
 def test_the_proxy_goes_by_the_services_name(manifests: dict[str, dict[str, Any]]) -> None:
     service = manifests["Service"]["metadata"]
     known = listed(manifests["ConfigMap"]["data"]["SD_ALLOWED_HOSTS"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+GUIDANCE_SCALE = 7.5
 READY, TOOK = "== ready", "== took"  # libraries print lines of their own
 
 
@@ -22,6 +23,16 @@ def answer(generate: Callable[[str, int, int], Any]) -> None:
         begin = time.perf_counter()
         generate(prompt, int(size), int(steps))
         print(TOOK, time.perf_counter() - begin, flush=True)
+
+
+def answer_with(pipeline: Any) -> None:
+    """Answers with a pipeline of diffusers, or one that is called alike."""
+    pipeline.set_progress_bar_config(disable=True)
+    answer(
+        lambda prompt, size, steps: pipeline(
+            prompt, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, width=size, height=size
+        )
+    )
 
 
 class Peer:

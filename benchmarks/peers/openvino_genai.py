@@ -11,7 +11,7 @@ from openvino import save_model
 from openvino_tokenizers import convert_tokenizer
 from transformers import CLIPTokenizer
 
-from benchmarks.peers.lines import answer
+from benchmarks.peers.lines import GUIDANCE_SCALE, answer
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     pipeline = openvino_genai.Text2ImagePipeline(folder, "CPU", PERFORMANCE_HINT="LATENCY", **config)
     answer(
         lambda prompt, size, steps: pipeline.generate(
-            prompt, num_inference_steps=steps, guidance_scale=7.5, width=size, height=size
+            prompt, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, width=size, height=size
         )
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from optimum.intel import OVStableDiffusionPipeline
 
-from benchmarks.peers.lines import answer
+from benchmarks.peers.lines import answer_with
 
 
 def main() -> None:
@@ -17,12 +17,7 @@ def main() -> None:
         OVStableDiffusionPipeline.from_pretrained(model, export=True, compile=False).save_pretrained(folder)
     config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     pipeline = OVStableDiffusionPipeline.from_pretrained(folder, ov_config=config)
-    pipeline.set_progress_bar_config(disable=True)
-    answer(
-        lambda prompt, size, steps: pipeline(
-            prompt, num_inference_steps=steps, guidance_scale=7.5, width=size, height=size
-        )
-    )
+    answer_with(pipeline)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 
 from cyllama import sd
 
-from benchmarks.peers.lines import answer
+from benchmarks.peers.lines import GUIDANCE_SCALE, answer
 
 
 def main() -> None:
@@ -16,7 +16,12 @@ def main() -> None:
     context = sd.SDContext(settings)
     answer(
         lambda prompt, size, steps: context.generate(
-            prompt, width=size, height=size, sample_steps=steps, cfg_scale=7.5, sample_method=sd.SampleMethod.EULER
+            prompt,
+            width=size,
+            height=size,
+            sample_steps=steps,
+            cfg_scale=GUIDANCE_SCALE,
+            sample_method=sd.SampleMethod.EULER,
         )
     )
 

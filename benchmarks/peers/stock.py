@@ -5,7 +5,7 @@ import sys
 import torch
 from diffusers import AutoPipelineForText2Image
 
-from benchmarks.peers.lines import answer
+from benchmarks.peers.lines import answer_with
 
 
 def main() -> None:
@@ -14,12 +14,7 @@ def main() -> None:
     if dtype == "bfloat16":  # with float32 it makes no difference
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
-    pipeline.set_progress_bar_config(disable=True)
-    answer(
-        lambda prompt, size, steps: pipeline(
-            prompt, num_inference_steps=steps, guidance_scale=7.5, width=size, height=size
-        )
-    )
+    answer_with(pipeline)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-// The page: sends the form, shows the progress and the images, and stores them.
+// The page: starts jobs, shows their progress and their images, and stores those.
 
 import * as form from "./form.js";
 import { $ } from "./form.js";
 import * as history from "./history.js";
-import { Failure, curl, generate, get, key, withoutKey } from "./server.js";
+import * as jobs from "./jobs.js";
+import { watch } from "./others.js";
+import { Failure, curl, get, key, withoutKey } from "./server.js";
 
 const RETRY_MS = 2000;
-let running = null; // the AbortController of the running request
+let running = null; // the job on the stage: {id, path, fields}; without an id until the server has it
 let shown = null; // the image on the stage: {blob, url, seed, nsfw, warnings, task, fields}
 
 // --- the server ---
@@ -44,22 +46,40 @@ function askForKey(error) {
 
 async function run() {
   if (running) return;
+  running = {};
   form.clearError();
-  const controller = new AbortController();
-  running = controller;
-  const path = form.path();
-  try {
+  await stage(async () => {
+    const path = form.path();
     const sent = await form.collect();
     begin();
+<<<<<<< HEAD
     for await (const { name, data } of generate(path, sent, controller.signal)) {
       if (name === "queued") $("steps").textContent = data.loads ? "Loading the model …" : `Queued, place ${data.place} …`;
       else if (name === "progress") progress(data);
       else await results(data, path, form.texts(sent));
+=======
+    running = await jobs.start(path, sent, form.texts(sent));
+  });
+}
+
+/** Shows a job on the stage until it has ended; `start` sets `running`. */
+async function stage(start) {
+  try {
+    await start();
+    let job = { status: "queued" };
+    while (!jobs.hasEnded(job)) {
+      job = await jobs.show(running);
+      await progress(job);
+>>>>>>> clients21
     }
-    connectedModels(path);
+    const mine = jobs.take(running);
+    if (job.status !== "cancelled") await results(await jobs.images(running, job), mine);
+    await connectedModels(running.path);
   } catch (error) {
     if (error.status === 401) askForKey(error);
-    else if (!controller.signal.aborted) form.showError(error instanceof TypeError ? "The server cannot be reached: is it running?" : error.message);
+    else form.showError(error instanceof TypeError ? "The server cannot be reached: is it running?" : error.message);
+    // one that the server does not know any more; one that it could not be asked about stays among the others
+    if (jobs.isGone(error)) jobs.take(running);
   } finally {
     running = null;
     $("progress").hidden = $("preview-image").hidden = true;
@@ -79,30 +99,35 @@ function begin() {
   if (matchMedia("(max-width: 52rem)").matches) $("stage").scrollIntoView({ block: "start" });
 }
 
-function progress({ step, of, preview }) {
-  $("bar").max = of;
-  $("bar").value = step;
-  $("steps").textContent = `Step ${step} of ${of}`;
+async function progress(job) {
+  if (jobs.hasEnded(job)) return;
+  $("steps").textContent = jobs.told(job);
+  if (job.steps) Object.assign($("bar"), { max: job.steps, value: job.step });
+  const preview = await jobs.preview(job);
   if (!preview) return;
-  $("preview-image").src = `data:image/jpeg;base64,${preview}`;
+  URL.revokeObjectURL($("preview-image").src);
+  $("preview-image").src = URL.createObjectURL(preview);
   $("preview-image").hidden = false;
   $("image-button").hidden = $("empty").hidden = true;
 }
 
-async function results(answer, task, fields) {
-  const images = [];
-  for (const { base64, seed, nsfw, mimetype } of answer.images) {
-    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-    const blob = new Blob([bytes], { type: mimetype });
-    images.push({ blob, seed, nsfw, warnings: answer.warnings ?? [], task, fields, time: Date.now() });
-  }
-  for (const image of images) await history.keep(image).catch(() => {});
+/** Shows images, and stores them if they are this tab's to store. */
+async function results(images, mine) {
+  if (mine) for (const image of images) await history.keep(image).catch(() => {});
   list($("results"), images.length > 1 ? images : []);
   show(images[0]);
   await showHistory();
 }
 
+<<<<<<< HEAD
 /** Another model's defaults are known once it is loaded. */
+=======
+function cancel() {
+  if (running?.id) jobs.cancel(running).catch((error) => form.showError(error.message));
+}
+
+/** A custom model's defaults are known once it is loaded. */
+>>>>>>> clients21
 async function connectedModels(path) {
   if (path.startsWith("custom/")) await connect();
 }
@@ -197,9 +222,9 @@ $("form").addEventListener("submit", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key === "Enter") run();
-  if (event.key === "Escape" && running && !document.querySelector("dialog[open]")) running.abort();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) cancel();
 });
-$("cancel").addEventListener("click", () => running?.abort());
+$("cancel").addEventListener("click", cancel);
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 for (const [index, tab] of tabs.entries()) {
@@ -265,3 +290,9 @@ $("key-form").addEventListener("submit", (event) => {
 form.choose("txt2img");
 connect();
 showHistory();
+const [left] = jobs.stored().slice(-1); // by a page that was closed, or loaded again
+if (left) {
+  running = left;
+  stage(begin);
+}
+watch(() => running?.id, showHistory);

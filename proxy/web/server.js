@@ -25,16 +25,16 @@ function headers(more = {}) {
 
 async function refusal(response) {
   const body = await response.json().catch(() => ({}));
-  return new Failure(body.message ?? `The server answered with status ${response.status}.`, response.status);
+  return new Failure(body.message ?? body.error?.message ?? `The server answered with status ${response.status}.`, response.status);
 }
 
-/** What GET `path` answers. Throws Failure. */
-export async function get(path) {
-  const response = await fetch(path, { headers: headers() });
+async function ask(method, path, body, more) {
+  const response = await fetch(path, { method, body, headers: headers(more) });
   if (!response.ok) throw await refusal(response);
-  return response.json();
+  return response;
 }
 
+<<<<<<< HEAD
 /** How many tokens each chunk of a prompt has. Throws Failure. */
 export async function count(prompt, model) {
   const response = await fetch("tokens", { method: "POST", body: new URLSearchParams({ prompt, model }), headers: headers() });
@@ -55,25 +55,25 @@ export async function* generate(path, form, signal) {
     yield { name, data };
   }
   if (!ended) throw new Failure("The connection to the server was lost: try again.", 503);
+=======
+/** What GET `path` answers, as JSON. Throws Failure. */
+export async function get(path) {
+  return (await ask("GET", path)).json();
+>>>>>>> clients21
 }
 
-async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  let searched = 0; // a result of megabytes comes in many chunks: each is looked through once
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    text += value;
-    let end;
-    while ((end = text.indexOf("\n\n", searched)) >= 0) {
-      const event = text.slice(0, end).match(/^event: (\w+)\ndata: ([^]*)$/); // null for a comment
-      text = text.slice(end + 2);
-      searched = 0;
-      if (event) yield { name: event[1], data: JSON.parse(event[2]) };
-    }
-    searched = Math.max(0, text.length - 1);
-  }
+/** A file. Throws Failure. */
+export async function blob(path) {
+  return (await ask("GET", path)).blob();
+}
+
+/** Sends a form. Throws Failure. */
+export async function post(path, form, more) {
+  return (await ask("POST", path, form, more)).json();
+}
+
+export async function del(path) {
+  return (await ask("DELETE", path)).json();
 }
 
 function quoted(text) {

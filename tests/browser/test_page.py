@@ -48,6 +48,56 @@ def test_progress_and_previews_arrive_and_cancel_stops_it(page: Page) -> None:
     expect(page.locator("#earlier")).to_be_hidden()
 
 
+def test_a_page_that_is_loaded_again_picks_its_job_up(page: Page) -> None:
+    generate(page, "a house", num_inference_steps=2)
+    page.locator("#prompt").fill("a panda")
+    settings(page, num_inference_steps=100, seed=5)
+    page.locator("#generate").click()
+    expect(page.locator("#steps")).to_have_text(re.compile(r"Step \d+ of 100"))
+    page.reload()
+    expect(page.locator("#steps")).to_have_text(re.compile(r"Step \d+ of 100"))
+    other = page.context.new_page()  # another tab picks it up, too, until the first one has it
+    other.goto(page.url)
+    expect(other.locator("#steps")).to_have_text(re.compile(r"Step \d+ of 100"))
+    other.close()
+    expect(page.locator("#caption")).to_have_text("a panda")
+    expect(page.locator("#history button")).to_have_count(2)
+    page.reload()
+    expect(page.locator("#history button")).to_have_count(2)
+    expect(page.locator("#progress")).to_be_hidden()
+
+
+def test_jobs_of_another_tab_are_listed_and_cancelled(page: Page) -> None:
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#prompt").fill("a panda")
+    settings(other, num_inference_steps=250, num_outputs=4)
+    other.locator("#generate").click()
+    listed = page.locator("#jobs li")
+    expect(listed).to_have_text(re.compile(r"a panda: Step \d+ of 250.*Cancel"))
+    check(page)
+    listed.locator("button").click()
+    expect(page.locator("#others")).to_be_hidden()
+    expect(other.locator("#progress")).to_be_hidden()
+    expect(other.locator("#error")).to_be_hidden()
+    # one that is finished after its tab was closed is found among the earlier images
+    settings(other, num_inference_steps=40, num_outputs=1)
+    other.locator("#generate").click()
+    expect(listed).to_have_count(1)
+    other.close()
+    expect(page.locator("#others")).to_be_hidden()
+    expect(page.locator("#history button")).to_have_count(1)
+
+
+def test_a_job_that_the_server_has_lost(page: Page) -> None:
+    lost = [{"id": "job_" + "0" * 32, "path": "txt2img", "fields": {"prompt": "x"}}]
+    page.evaluate("lost => localStorage.setItem('sd-jobs', JSON.stringify(lost))", lost)
+    page.reload()
+    expect(page.locator("#error")).to_contain_text("a restart of the server drops all of them")
+    expect(page.locator("#generate")).to_be_enabled()
+    assert page.evaluate("localStorage.getItem('sd-jobs')") == "[]"
+
+
 def test_what_is_painted_is_generated_anew_and_the_rest_stays(page: Page) -> None:
     page.locator("#tab-masking").click()
     init = sample_image(96, 64)
@@ -204,7 +254,12 @@ def test_axe_finds_nothing_and_nothing_sticks_out(page: Page, scheme: Any, size:
     page.goto(f"{page.url.rstrip('/')}/docs")
     paths = json.loads((HOME / "proxy" / "web" / "openapi.json").read_text(encoding="utf-8"))["paths"]
     expect(page.locator("section")).to_have_count(sum(map(len, paths.values())))
-    check(page)
+    for tab in page.locator("[role=tab]").all():
+        tab.click()
+        expect(page.locator("[role=tabpanel]:not([hidden]) section").first).to_be_visible()
+        check(page)
+    page.reload()  # the address has the tab
+    expect(page.locator("[role=tab]").last).to_have_attribute("aria-selected", "true")
 
 
 def test_the_readmes_images_are_small() -> None:

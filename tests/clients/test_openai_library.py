@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from proxy.web.page import FOLDER
 from tests.clients.conftest import LIMIT
 from tests.support.paths import HOME
 from tests.support.running import HANG_S, Running
@@ -54,8 +56,20 @@ def test_the_library_understands_every_answer(library: Path, server: Running) ->
     assert seen["full"] == [429, "RateLimitError", "rate_limit_exceeded"]
 
 
-def test_the_readmes_program_runs(library: Path, server: Running, tmp_path: Path) -> None:
+def of_the_readme() -> str:
     text = (HOME / "README.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return str(program)
+
+
+def of_the_page() -> str:
+    """As /docs shows it."""
+    tags = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))["tags"]
+    return next(str(tab["x-python"]) for tab in tags if tab["name"] == "OpenAI")
+
+
+@pytest.mark.parametrize("read", [of_the_readme, of_the_page])
+def test_the_documents_programs_run(library: Path, server: Running, tmp_path: Path, read: Callable[[], str]) -> None:
+    program = read()
     run(library, "-c", program.replace("http://127.0.0.1:1337", server.url), cwd=tmp_path)
     assert (tmp_path / "apple.png").stat().st_size > 1000

@@ -28,7 +28,7 @@ class Node:
     def __init__(self, folder: Path, model: Path) -> None:
         self._model = model
         self.port = free_ports(1)[0]
-        self._folder = folder
+        self._folder, self.name = folder, folder.name
         self._running = contextlib.ExitStack()
         self._instance: Running | None = None
 
@@ -36,7 +36,7 @@ class Node:
         """Returns when it is ready."""
         self._folder.mkdir(exist_ok=True)
         # one thread each: three servers share this machine's cores
-        variables = {"SD_LEAVE_S": "5", "OMP_NUM_THREADS": "1"}
+        variables = {"SD_LEAVE_S": "5", "OMP_NUM_THREADS": "1", "SD_NODE": self.name}
         arguments = ("--model", str(self._model))
         self._instance = self._running.enter_context(running(self._folder, *arguments, port=self.port, **variables))
 

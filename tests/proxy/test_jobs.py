@@ -54,6 +54,7 @@ async def test_a_job_from_its_start_to_its_images() -> None:
         while job["step"] < 2:
             job = (await http.get(f"/v1/jobs/{job['id']}")).json()
         assert (job["status"], job["queue_position"]) == ("in_progress", 0)
+        assert "sd_requests_in_flight 2.0" in (await http.get("/metrics")).text  # with the scrape
         assert (job["step"], job["steps"], job["progress"]) == (2, 4, 0.5) and job["eta_seconds"] >= 0
         preview = await http.get(job["preview_url"])
         assert (preview.content, preview.headers["content-type"]) == (b"preview", "image/jpeg")
@@ -82,6 +83,9 @@ async def test_a_job_from_its_start_to_its_images() -> None:
     [
         ("/img2img", {"data": {"prompt": "x"}}),
         ("/v1/jobs?kind=img2img", {"data": {"prompt": "x"}}),
+        ("/v1/jobs", {"data": {"prompt": "&kind=masking", "kind": "img2img"}}),
+        ("/v1/images/variations", {"files": {"image": ("a.png", FILE)}}),
+        ("/images/edits", {"data": {"prompt": "x"}, "files": {"image": ("a.png", FILE)}}),
         ("/v1/jobs", {"data": {"prompt": "x", "kind": "img2img"}, "files": {"init_image": ("a.png", FILE)}}),
         ("/v1/images/edits", {"json": {"prompt": "x", "images": [{"image_url": DATA}]}}),
     ],
@@ -186,6 +190,7 @@ async def test_what_is_refused() -> None:
         for path, sent, status, sentence in [
             ("/v1/jobs", {"json": {"prompt": "x"}}, 400, "kind must be one of txt2img, img2img, masking"),
             ("/v1/jobs?kind=video", {"json": {"prompt": "x"}}, 400, "kind must be"),
+            ("/v1/jobs", {"data": {"prompt": "x"}}, 400, "kind must be"),
             ("/v1/images/generations", {"json": {"prompt": "x", "stream": True}}, 400, "A stream cannot be a job"),
         ]:
             answer = await http.post(path, headers=ASYNC, **sent)
@@ -208,6 +213,21 @@ async def test_an_ending_server_waits_for_jobs_and_then_fails_them() -> None:
         drain.abort()
         job = await ended(http, job)
         assert "was shut down" in job["error"]["message"] and drain.in_flight == 0
+    # what ends meanwhile can still be fetched
+    served = Held(Progress(1, 2).line())
+    async with app_with_client(served) as (app, http):
+        drain = app.state.drain
+        job = await running(http, (await http.post("/v1/jobs", json=APPLE)).json())
+        drain.begun = True
+        served.go.set()
+        job = await ended(http, job)
+        assert (job["status"], drain.in_flight) == ("completed", 1)
+        assert (await http.get(job["images"][0]["url"])).content == FILE
+        drain.abort()
+        with anyio.fail_after(HANGS_S):
+            while drain.in_flight:
+                await anyio.sleep(0.01)
+        assert (await http.get(job["images"][0]["url"])).content == FILE
     # what runs when the server ends is cancelled
     async with app_with_client(Held(Progress(1, 2).line())) as (app, http):
         await running(http, (await http.post("/v1/jobs", json=APPLE)).json())

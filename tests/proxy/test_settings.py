@@ -25,6 +25,7 @@ def test_settings_come_from_the_environment() -> None:
         ("SD_PORT", "-1"),
         ("SD_ARCHIVES", "txt2img"),
         ("SD_ARCHIVES", "txt2img=a,img2img=b"),
+        ("SD_NODE", "node_1"),
     ],
 )
 def test_a_setting_of_the_wrong_form_is_named(name: str, value: str) -> None:

@@ -215,6 +215,13 @@ def read_events(text: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+async def test_base64_goes_to_its_place_whatever_else_is_told() -> None:
+    warning = 'It says "b64_json": "" and \\"b64_json": "".'
+    async with talking(result(False, False, warnings=(warning,))) as (http, _):
+        body = (await http.post(GENERATIONS, json={"prompt": "x", "n": 2})).json()
+    assert body["warnings"] == [warning] and [image["b64_json"] for image in body["data"]] == [DATA, DATA]
+
+
 async def test_partial_images_are_spread_over_the_steps() -> None:
     lines = [Progress(step, 10, f"preview{step}" if step % 2 else None).line() for step in range(1, 11)]
     sent = {"prompt": "x", "n": 2, "stream": True, "partial_images": 2, "size": "64x32", "user": "me"}
