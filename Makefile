@@ -22,13 +22,14 @@ serve: $(VENV)/.installed
 	@$(BIN)/python server.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
-# the following as CI runs them: two at a time, without the longest tests of load and faults, which are run by hand
+# what `make test` leaves out, as CI runs it: two at a time, without the longest tests, which are run by hand
 test-ci: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
-	  -m '(faults or pythons or browser or container or cluster) and not exhaustive' \
-	  tests/package tests/container tests/cluster tests/faults tests/browser $(ARGS)
+	  -m '(faults or pythons or browser or container or cluster or clients or thorough) and not exhaustive' \
+	  tests/package tests/container tests/cluster tests/faults tests/clients tests/browser tests/handlers tests/launch \
+	  tests/training $(ARGS)
 
 # load, faults, reloads, other models, shutdown: many servers
 test-faults: $(VENV)/.installed-dev

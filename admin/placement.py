@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from admin.probe import ITEM_BYTES, Device
 from handlers.errors import ModelError
 from handlers.pipelines.hub import PICKLED, WEIGHTS, variant_of
@@ -16,6 +18,7 @@ from handlers.pipelines.hub import PICKLED, WEIGHTS, variant_of
 PROCESS_BYTES = 700 * 2**20
 GENERATING_BYTES = 3 * 2**30
 GIB = 2**30
+SHARE = 0.9  # of a machine's memory that models may take
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -53,12 +56,15 @@ def _weight_files(folder: Path, dtype: str) -> list[Path]:
 
 def _parameters(file: Path) -> int:
     """The number of parameters in a file: from a safetensors header, otherwise estimated from the size."""
+    size = file.stat().st_size
     if file.suffix in PICKLED:
-        return file.stat().st_size // 4
+        return size // 4
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         try:
             header: Mapping[str, Any] = json.loads(opened.read(length)) if length < MAX_HEADER_BYTES else {}
+            if header and size < 8 + length + max(_end(entry) for entry in header.values()):
+                raise ModelError(f"{file} is not complete: it is being copied, or is damaged.")
             if header:
                 return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
         except (ValueError, TypeError, LookupError):
@@ -66,6 +72,21 @@ def _parameters(file: Path) -> int:
     raise ModelError(
         f"{file} has no weights in it: it is damaged, or a git-lfs pointer (`git lfs pull` downloads the file)."
     )
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """Where a tensor of a safetensors file ends, behind the header; 0 for the metadata."""
+    return int(entry["data_offsets"][1]) if "data_offsets" in entry else 0
+
+
+def models_memory(device: Device) -> int:
+    """The bytes that all models together may take: of the GPU what is free, of a machine's memory a share."""
+    if device.free_bytes is not None:
+        return device.free_bytes
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else ""
+    total = psutil.virtual_memory().total
+    return int(SHARE * min(total, int(text) if text.isdecimal() else total))
 
 
 def choose_placement(device: Device, weights: int) -> Placement:

@@ -1,25 +1,16 @@
-"""Images a second and p95 latency over the number of clients, as a small SVG."""
+"""The figures as small SVGs."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.contenders import OURS
 from benchmarks.load import Loads
 
 
 def plot(measured: Mapping[int, Loads], title: str, file: Path) -> None:
-    """Draws what `closed_loops` gave for each number of clients. Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "bench",
-        "font.size": 9,
-        "font.sans-serif": ["DejaVu Sans"],
-    }
-    from matplotlib import pyplot
-
+    """Draws images a second and p95 latency over the number of clients. Raises ImportError without matplotlib."""
+    pyplot = _pyplot()
     figure, (rates, latencies) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     clients = sorted(measured)
     for name in measured[clients[0]].names():
@@ -36,3 +27,32 @@ def plot(measured: Mapping[int, Loads], title: str, file: Path) -> None:
     latencies.legend(frameon=False)
     figure.suptitle(title, fontsize=9)
     figure.savefig(file, metadata={"Date": None})
+
+
+def bars(measured: Mapping[int, Mapping[str, float]], title: str, file: Path) -> None:
+    """Draws the seconds of each engine, for each size in pixels. Raises ImportError without matplotlib."""
+    pyplot = _pyplot()
+    figure, rows = pyplot.subplots(1, len(measured), figsize=(9, 2.6), layout="constrained", squeeze=False)
+    for axes, (size, seconds) in zip(rows[0], measured.items(), strict=True):
+        colours = ["C0" if name.startswith("this server") else "C7" for name in seconds]
+        drawn = axes.barh(list(seconds), list(seconds.values()), color=colours)
+        axes.bar_label(drawn, fmt="%.2f", padding=3)
+        axes.set(xlabel="seconds a step", title=f"{size} px", xlim=(0, 1.15 * max(seconds.values())))
+        axes.invert_yaxis()
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "bench",
+        "font.size": 9,
+        "font.sans-serif": ["DejaVu Sans"],
+    }
+    from matplotlib import pyplot
+
+    return pyplot

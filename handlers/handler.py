@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
+from handlers.catalogue import Catalogue
 from handlers.engine import scheduling
 from handlers.engine.generation import Generation
 from handlers.engine.loop import Engine
 from handlers.errors import ModelError, RequestError
-from handlers.wire import DESCRIBE, LINES_TYPE, Failed, RequestHead, Result, start_failure_line
+from handlers.hardware.device import is_out_of_memory
+from handlers.installation import Installation
+from handlers.wire import COUNT, DESCRIBE, LINES_TYPE, Failed, RequestHead, Result, start_failure_line
 from handlers.worker import Worker
 
 
@@ -37,9 +40,12 @@ class StableDiffusionHandler:
         gpu_id, threads = context.system_properties.get("gpu_id"), torch.get_num_threads()
         try:
             self.engine = Engine(partial(Worker.load, self.tasks, settings, gpu_id, threads))
-        except ModelError as error:
-            print(start_failure_line(str(error)), file=sys.stderr, flush=True)
-            raise RuntimeError(str(error)) from error  # the one kind of error that TorchServe's worker reports
+        except Exception as error:  # a model may fail in any way, and whoever asked for it should know
+            reason = _reason(error)
+            print(start_failure_line(reason), file=sys.stderr, flush=True)
+            if folder := Installation.find(settings.get("home", "")).catalogue:
+                Catalogue(folder).tell_failure(context.model_name, reason)
+            raise RuntimeError(reason) from error  # the one kind of error that TorchServe's worker reports
         self.worker = self.engine.loaded
         # TorchServe's worker logs two lines a call, which its frontend parses one by one
         logging.getLogger().setLevel(logging.WARNING)
@@ -76,7 +82,7 @@ class StableDiffusionHandler:
         ]
 
     def _open(self, request_id: str, data: dict[str, Any], header: Any) -> bytes | None:
-        """Opens a request. Returns its last line if it has one already: a description, or why it is refused."""
+        """Opens a request. Returns its last line if it has one already: an answer that takes no steps, or a refusal."""
         try:
             head = RequestHead.read(header)
         except ValueError as error:
@@ -84,6 +90,8 @@ class StableDiffusionHandler:
         try:
             if head.task == DESCRIBE:
                 return Result(json.dumps(self.worker.describe(len(self.generations))).encode()).line()
+            if head.task == COUNT:
+                return Result(json.dumps(self.worker.count(data, head)).encode()).line()
             self.generations[request_id] = self.worker.open(data, head)
             self.engine.open(self.generations[request_id])
         except RequestError as error:
@@ -100,6 +108,14 @@ class StableDiffusionHandler:
         succeeded = [request_id for request_id in over if request_id not in failed]
         ended = {request_id: self.generations.pop(request_id) for request_id in failed + succeeded[:1]}
         return {request_id: one.progress() + (one.ending or b"") for request_id, one in ended.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Why a model could not be loaded, as a sentence."""
+    causes = [error, *filter(None, (error.__cause__,))]
+    if any(is_out_of_memory(cause) for cause in causes):
+        return f"There is not enough memory for this model, on the GPU or on this machine: {error}"
+    return str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
 
 
 def _verdict(verdict: bool | None, _: Any) -> bool | None:

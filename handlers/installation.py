@@ -64,6 +64,23 @@ class Installation:
         return self.user_folder / "embeddings"
 
     @property
+    def models(self) -> Path:
+        """The models that may be served beside the main one: SD_MODELS_DIR, else `models` in the user's folder."""
+        return Path(self.environment.get("SD_MODELS_DIR") or self.user_folder / "models")
+
+    @property
+    def hub_cache(self) -> Path:
+        """Where huggingface_hub keeps what it has downloaded."""
+        caches = self.environment.get("XDG_CACHE_HOME") or "~/.cache"
+        home = self.environment.get("HF_HOME") or Path(caches, "huggingface")
+        return Path(self.environment.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+
+    @property
+    def catalogue(self) -> Path | None:
+        """The folder in which workers say why their models are not loaded: SD_CATALOGUE. Without it, they do not."""
+        return Path(folder) if (folder := self.environment.get("SD_CATALOGUE")) else None
+
+    @property
     def model(self) -> str | None:
         """The model that SD_MODEL names."""
         return self.environment.get("SD_MODEL") or None

@@ -1,5 +1,6 @@
 """What one worker serves: its models, loaded; the requests that it opens; and its description for `GET /models`."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from handlers.errors import InvalidRequest, ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward
-from handlers.forward.openvino import Converter, OpenVINOForward, convert_vae, pays
+from handlers.forward.openvino import Converter, OpenVINOForward, convert_checker, convert_vae, pays
 from handlers.forward.side_stream import NoSideStream, SideStream
 from handlers.forward.weights import Weights
 from handlers.hardware.device import choose_channels_last, choose_device, choose_dtype
@@ -33,7 +34,10 @@ from handlers.pipelines import embeddings, loras
 from handlers.pipelines.hub import fetch
 from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
 from handlers.pipelines.named_files import NamedFiles
+from handlers.pipelines.prompts import Prompts
 from handlers.pipelines.sources import resolve_model
+from handlers.request.fields import read_fields
+from handlers.request.reader import Reader
 from handlers.request.samplers import names_for
 from handlers.wire import TASK_HEADER, RequestHead
 
@@ -51,6 +55,7 @@ class Worker:
         threads: that a worker computes with while no other one generates.
         served: the pipeline of each task.
         measured: what the warm-up needed.
+        tokenizer: a copy for counting, since the pipelines' own are the engine's: two threads cannot use one.
     """
 
     tasks: Sequence[str]
@@ -64,6 +69,7 @@ class Worker:
     shared: Shared
     batcher: StepBatcher
     decoder: Decoder
+    tokenizer: Any
 
     @classmethod
     def load(cls, tasks: Sequence[str], settings: Mapping[str, Any], gpu_id: int | None, threads: int) -> "Worker":
@@ -108,6 +114,7 @@ class Worker:
             ),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
+            tokenizer=copy.deepcopy(next(iter(served.values())).pipeline.tokenizer),
         )  # fmt: skip
 
     def open(self, data: Mapping[str, Any], head: RequestHead) -> Generation:
@@ -116,6 +123,14 @@ class Worker:
         if task not in self.tasks:
             raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header {TASK_HEADER}.")
         return Generation(IncomingRequest(task, data, head), self.served[task], self.shared)
+
+    def count(self, data: Mapping[str, Any], head: RequestHead) -> dict[str, Any]:
+        """How many tokens a request's prompts have, chunk by chunk. Raises InvalidRequest."""
+        read = Reader(read_fields(data, head.form_type, self.config.max_fields))
+        prompt = read.text("prompt", None, self.config.max_prompt_chars)
+        negative_prompt = read.text("negative_prompt", "", self.config.max_prompt_chars)
+        served = next(iter(self.served.values()))
+        return {"status": "success", **Prompts(prompt, negative_prompt, served.embeddings).counts(self.tokenizer)}
 
     @property
     def seconds_per_image(self) -> float:
@@ -159,11 +174,13 @@ class Worker:
 
 
 def _in_openvino(served: Mapping[str, ServedPipeline], converter: Converter) -> OpenVINOForward:
-    """Has OpenVINO compute the models' UNets and VAEs, whose weights then leave torch's memory."""
+    """Has OpenVINO compute the models' UNets, VAEs and safety checkers, whose weights then leave torch's memory."""
     unets = []
     for one in {id(one.pipeline.unet): one for one in served.values()}.values():
         unets.append(Weights(one.pipeline.unet, partial(_part, one, "unet")))
         convert_vae(one.pipeline.vae, converter, partial(_part, one, "vae"))
+        if checker := getattr(one.pipeline, "safety_checker", None):
+            convert_checker(checker, converter, partial(_part, one, "safety_checker"))
     return OpenVINOForward(converter, unets)
 
 

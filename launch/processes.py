@@ -21,6 +21,7 @@ from admin.archive import build
 from admin.paths import HOME, installation
 from admin.ready import address
 from admin.running_server import RunningServer, Target
+from handlers.catalogue import FOLDER
 from handlers.wire import COMBINED, TASKS
 from launch.console import Stopped, on_signals, stop_on_signals
 from launch.machine import StartError, folder_for_sockets, free_ports, java_home, write_config
@@ -80,7 +81,11 @@ class Server:
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
         }
         installed = installation()
-        environment |= {"SD_HOME": str(installed.home), "SD_CONFIG": str(installed.config_file)}
+        environment |= {
+            "SD_HOME": str(installed.home),
+            "SD_CONFIG": str(installed.config_file),
+            "SD_CATALOGUE": str(self._store / FOLDER),
+        }
         torchserve = {
             "JAVA_HOME": str(java_home()),
             # the pid file, the sockets and the unpacked archives: no other server uses them

@@ -13,8 +13,10 @@ from admin.custom_archives import CustomArchives
 from admin.download import prepare
 from admin.options import add_handler_options, settings_of
 from admin.paths import installation
-from admin.placement import Placement, choose_placement, weight_bytes
+from admin.placement import Placement, choose_placement, models_memory, weight_bytes
+from admin.probe import Device
 from handlers.errors import OperatorError
+from handlers.installation import Installation
 from handlers.pipelines.sources import ModelSource, resolve_model
 from handlers.wire import HOST, PORT
 from launch.console import StatusLine, Stopped, stop_on_signals
@@ -38,6 +40,11 @@ def argument_parser() -> argparse.ArgumentParser:
         "--idle-unload", type=float, metavar="MINUTES",
         help="after so many minutes without a request, models leave memory until the next one (default: never)",
     )  # fmt: skip
+    parser.add_argument("--models-dir", help="the folder of models that requests may name (default: models)")
+    parser.add_argument(
+        "--max-models", metavar="N",
+        help="the most models in memory at once, or auto: as many as fit by the sizes of their weights (default: auto)",
+    )  # fmt: skip
     parser.add_argument("--api-key-file", help="a file with the keys that open the server, one per line")
     parser.add_argument("--api-key", help="one key; it is visible in this machine's process list")
     parser.add_argument("--no-auth", action="store_true", help="listen on other addresses without a key")
@@ -56,6 +63,7 @@ def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
     given = {
         "HOST": options.host, "PORT": str(options.port), "LOG_LEVEL": options.log_level,
         "API_KEY_FILE": options.api_key_file, "API_KEY": options.api_key, "NO_AUTH": "1" if options.no_auth else None,
+        "MAX_MODELS": options.max_models,
         "IDLE_UNLOAD": None if options.idle_unload is None else f"{options.idle_unload:g}",
         "TLS_CERT": options.tls_cert, "TLS_KEY": options.tls_key,
     }  # fmt: skip
@@ -70,8 +78,8 @@ def proxy_variables(options: argparse.Namespace) -> dict[str, str]:
     return variables
 
 
-def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement, dict[str, Any]]:
-    """Downloads the models and chooses how to serve them. Returns the choice and the archives' handler settings.
+def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement, dict[str, Any], Device]:
+    """Downloads the models and chooses how to serve them: the choice, the archives' handler settings, the device.
 
     Raises ModelError.
     """
@@ -81,28 +89,48 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement,
     if device.free_bytes is not None:
         settings["dtype"] = device.dtype  # so that the workers need not find out
     if options.archives == "three":
-        return Placement(options.low_memory), settings
+        return Placement(options.low_memory), settings, device
     weights = sum(weight_bytes(path, device.dtype) for path in prepared.paths) if device.free_bytes is not None else 0
     chosen = choose_placement(device, weights)
-    return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}
+    return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}, device
 
 
-def keep_custom_models(server: Server, ending: threading.Event) -> None:
-    """Keeps the custom models' archives up to date with config.json, in a thread, until the server is `ending`."""
+def with_models(folder: str | None) -> Installation:
+    """This installation, with another folder of models if one is given. Raises StartError if it is not there."""
+    if folder is None:
+        return installation()
+    if not Path(folder).expanduser().is_dir():
+        raise StartError(f"There is no folder {folder} for --models-dir: make it, or give another one.")
+    absolute = str(Path(folder).expanduser().absolute())
+    return Installation(installation().home, {**os.environ, "SD_MODELS_DIR": absolute})
+
+
+def keep_custom_models(server: Server, installed: Installation, device: Device, ending: threading.Event) -> None:
+    """Keeps the archives of models beside the main one up to date, in a thread, until the server is `ending`.
+
+    Args:
+        device: as it was before the server was started.
+    """
+    memory_bytes = models_memory(device)
 
     def say(text: str) -> None:
         if not ending.is_set():
             print(text, flush=True)
 
+    def started() -> CustomArchives:
+        return CustomArchives(server.target, installed, say, device=device, memory_bytes=memory_bytes)
+
     def watch() -> None:
-        archives, restarts = CustomArchives(server.target, installation(), say), 0
-        while not ending.wait(1):
+        archives, restarts = started(), 0
+        while not ending.wait(2):
             if server.restarts != restarts:  # those that load at the start must be loaded again
-                archives, restarts = CustomArchives(server.target, installation(), say), server.restarts
+                archives.close()
+                archives, restarts = started(), server.restarts
             try:
                 archives.update()
             except Exception as error:  # the next change of the file must still be noticed
                 say(f"The custom models could not be updated: {error!r}")
+        archives.close()
 
     threading.Thread(target=watch, name="custom models", daemon=True).start()
 
@@ -111,13 +139,14 @@ def serve(options: argparse.Namespace) -> None:
     """Runs the server until it is stopped. Raises StartError or ModelError."""
     proxy = proxy_variables(options)
     check_port(options.host, options.port)
-    source = resolve_model(options.model, installation())
+    installed = with_models(options.models_dir)
+    source = resolve_model(options.model, installed)
     print(f"Model: {source.location} ({source.reason})", flush=True)
     if notice := gpu_notice():
         print(notice, flush=True)
     # both may start a process with torch, which is silent for seconds, before the first progress bar of a download
     print("Checking the device and the model's files.", flush=True)
-    chosen, settings = choose(options, source)
+    chosen, settings, device = choose(options, source)
     if chosen.reason:
         print(chosen.reason, flush=True)
     server = Server(options, proxy, settings)
@@ -130,7 +159,7 @@ def serve(options: argparse.Namespace) -> None:
         server.wait_ready(status)
         status.end()
         print(f"{server.describe()}\nStop with Ctrl-C.", flush=True)
-        keep_custom_models(server, ending)
+        keep_custom_models(server, installed, device, ending)
         while True:
             time.sleep(1)
             server.remember_processes()

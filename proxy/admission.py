@@ -13,7 +13,6 @@ from handlers.wire import Progress, Result
 from proxy.errors import Failure
 from proxy.frontend_failures import BUSY_RETRY_S, busy
 from proxy.telemetry import Counts
-from proxy.upstream import Events
 
 LEARNING = 0.2  # the weight of the last request's seconds in the usual ones
 PLACE_S = 1  # how often a waiting request is told its place, at most
@@ -21,12 +20,14 @@ PLACE_S = 1  # how often a waiting request is told its place, at most
 
 @dataclass(frozen=True)
 class Queued:
-    """A request waits for its turn; 1 is the next place."""
+    """A request waits for its turn; 1 is the next place. `loads`: the name of its model, if that is loaded first."""
 
     place: int
+    loads: str = ""
 
-    def fields(self) -> dict[str, int]:
-        return {"place": self.place}
+    def fields(self) -> dict[str, int | str]:
+        shown: dict[str, int | str] = {"place": self.place}
+        return shown | {"loads": self.loads} if self.loads else shown
 
 
 class Admission:
@@ -55,7 +56,7 @@ class Admission:
         return self._queues.setdefault(archive, self._make_queue())
 
     async def generate(
-        self, archive: str, client: str, events: Events
+        self, archive: str, client: str, events: AsyncGenerator[Queued | Progress | Result, None]
     ) -> AsyncGenerator[Queued | Progress | Result, None]:
         """`events` of a request to this archive, which begin when it is the client's turn. Raises as `Queue.turn`.
 

@@ -14,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from handlers.catalogue import Catalogue
 from proxy.access import Access, Cors
 from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.dialects.openai_errors import refused
-from proxy.dialects.served import Served
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
 from proxy.jobs import Jobs
@@ -27,6 +27,7 @@ from proxy.kept import Kept
 from proxy.loading import Loading
 from proxy.paths import Paths
 from proxy.routes import routes
+from proxy.served import Served
 from proxy.settings import Settings, listed
 from proxy.shutdown import Drain
 from proxy.telemetry import Counts, Telemetry
@@ -44,7 +45,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             settings.inference_url, settings.management_url, settings.metrics_url, settings.archive_of_task(), transport
         )
         app.state.upstream = upstream
-        app.state.loading = loading = Loading(upstream, app.state.custom_models.archives, settings.idle_unload * 60)
+        app.state.loading = loading = Loading(upstream, catalogue, settings.most_models(), settings.idle_unload * 60)
         app.state.served = Served(loading, upstream, app.state.custom_models)
         for task, state in (await loading.states()).items():
             if state != READY:
@@ -56,7 +57,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         unloading.cancel()
         await upstream.aclose()
 
-    counts = Counts()
+    counts, catalogue = Counts(), Catalogue(Path(settings.catalogue))
     # browsers name an origin in small letters and without a slash
     origins = [origin.lower().rstrip("/") for origin in listed(settings.allowed_origins)]
     hosts = [settings.host, *listed(settings.allowed_hosts)]
@@ -74,7 +75,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     )
     app.router.redirect_slashes = False  # a redirect would have an empty body
     app.state.settings = settings
-    app.state.custom_models = CustomModels(Path(settings.config))
+    app.state.custom_models = CustomModels(Path(settings.config), catalogue)
     app.state.counts = counts
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)

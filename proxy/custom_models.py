@@ -1,25 +1,25 @@
-"""The custom models of config.json: they are listed, and found by path."""
+"""The models beside the main one: config.json's are listed as the original server does; all are found by name."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
 
-from handlers.wire import CUSTOM
+from handlers.catalogue import PREPARING, Catalogue, CatalogueEntry
 from proxy.errors import Failure
+
+OFFERED = 5  # names that a refusal offers
 
 
 class CustomModels:
-    """Reads the file for each question, so that a new model needs no restart.
+    """Reads both files for each question, so that a new model needs no restart.
 
-    The file is checked where the archives are built (admin/custom_archives.py); here it is only looked up.
+    config.json is checked where the archives are built (admin/custom_archives.py); here it is only looked up.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, catalogue: Catalogue) -> None:
+        self._file, self._catalogue = file, catalogue
         self._last: dict[str, dict[str, Any]] | None = None
-
-    def archives(self) -> list[str]:
-        return [CUSTOM + url_path for url_path in self._models()]
 
     def listing(self) -> list[dict[str, Any]]:
         """model_path, ui_label, url_path and requires_safety_checker of each, as the original server answers."""
@@ -33,12 +33,26 @@ class CustomModels:
             for path, model in self._models().items()
         ]
 
-    def check(self, url_path: str) -> None:
-        """Raises Failure 404 for a path that is not in config.json."""
-        models = self._models()
-        if url_path not in models:
-            known = ", ".join(sorted(models)[:20]) or "none"
-            raise Failure(404, f"There is no custom model {url_path[:64]!r}; config.json has {known}.")
+    def entries(self) -> list[CatalogueEntry]:
+        """All models beside the main one: those of the catalogue, and of config.json what is too new for it."""
+        found = {model.name: model for model in self._catalogue.contents().models}
+        for path, model in self._models().items():
+            found.setdefault(path, CatalogueEntry(path, model.get("ui_label") or path, PREPARING))
+        return [*found.values()]
+
+    def find(self, wanted: str) -> CatalogueEntry | None:
+        """The model with this name, else with this label, in any case."""
+        entries = self.entries()
+        found = {model.label.casefold(): model for model in reversed(entries)}
+        return (found | {model.name.casefold(): model for model in entries}).get(wanted.casefold())
+
+    def archive(self, url_path: str) -> str:
+        """The archive of a path. Raises Failure 404 for a path without a model."""
+        model = next((model for model in self.entries() if model.name == url_path), None)
+        if model is None:
+            offer = nearest(url_path, [model.name for model in self.entries()])
+            raise Failure(404, f"There is no custom model {url_path[:64]!r}: use {offer}.")
+        return model.archive
 
     def _models(self) -> dict[str, dict[str, Any]]:
         """The entries by url_path. While the file is faulty or being written, the previous ones stay."""
@@ -51,3 +65,10 @@ class CustomModels:
             if self._last is None:
                 raise Failure(500, f"{self._file.name} is faulty: the server's output says why.") from None
         return self._last
+
+
+def nearest(wanted: str, names: list[str]) -> str:
+    """The names that are most like a wrong one, in words."""
+    alike = difflib.get_close_matches(wanted[:100].lower(), [name.lower() for name in names], OFFERED, 0.4)
+    found = [name for lower in alike for name in names if name.lower() == lower] or sorted(names)
+    return ", ".join(dict.fromkeys(found[:OFFERED])) or "none, since config.json and the folder of models have none"

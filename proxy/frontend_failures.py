@@ -13,6 +13,7 @@ READY = "ready"  # the state of an archive that can serve; any other state says 
 START_RETRY_S = 5
 BUSY_RETRY_S = 10
 REGISTER_RETRY_S = 30
+LOAD_RETRY_S = 30
 # what ts/service.py says where the handler itself failed, with 503, and with 507 for the last
 SERVICE_FAULTS = {
     "Prediction failed",
@@ -63,8 +64,20 @@ def not_ready(archive: str, state: str) -> Failure:
     return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
 
 
-def not_loaded() -> Failure:
-    return Failure(503, "This model cannot be loaded: the server's output says why.", 60)
+def not_in_memory(archive: str) -> Failure:
+    return Failure(503, f"{archive} is not in memory: a request for an image loads it.", START_RETRY_S)
+
+
+def not_prepared() -> Failure:
+    return Failure(503, "This model is still being prepared: try again shortly.", START_RETRY_S)
+
+
+class NotLoaded(Failure):
+    """For a model whose worker did not start; `reason` is a sentence, or empty if nobody has said it."""
+
+    def __init__(self, reason: str = "") -> None:
+        reason = reason or "its worker ended, perhaps for want of memory. The server's output says more."
+        super().__init__(503, f"This model cannot be loaded: {reason}", LOAD_RETRY_S)
 
 
 def worker_died() -> Failure:

@@ -12,14 +12,16 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from handlers.wire import CUSTOM, TASKS, Progress, RequestHead, Result
+from handlers.wire import TASKS, Progress, RequestHead, Result
 from proxy.admission import Admission, Queued
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
+from proxy.dialects.forms import model_of
 from proxy.errors import Failure, answers_200
 from proxy.job_routes import accepted, chosen_id, kind_of, prefers_job
 from proxy.jobs import Job, Jobs
 from proxy.loading import Loading
+from proxy.served import Served
 from proxy.settings import Settings
 from proxy.shutdown import Drain
 from proxy.streaming import Answer, Generated, NativeAnswer, wants_events
@@ -55,7 +57,7 @@ class Dialect(Protocol):
 
 
 class Native:
-    """The contract's own requests for a task, with a custom model if the path names one."""
+    """The contract's own requests for a task, with another model if the path or the field `model` names one."""
 
     name = "native"
     is_job = False
@@ -64,10 +66,21 @@ class Native:
         self._task = task
 
     async def archive(self, request: Request) -> str:
-        return archive_of(request, self._task, request.path_params.get("url_path"))
+        url_path = request.path_params.get("url_path")
+        if url_path is None:
+            return main_archive(request, self._task)
+        custom: CustomModels = request.app.state.custom_models
+        return custom.archive(url_path)
 
     async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
-        order = Order(self._task, await self.archive(request), body, request.headers.get("content-type", ""))
+        form_type = request.headers.get("content-type", "")
+        archive = await archive_of(request, self._task, model_of(body, form_type))
+        if "url_path" in request.path_params:
+            of_path = await self.archive(request)
+            if archive not in (of_path, main_archive(request, self._task)):
+                raise Failure(400, "model names another model than the address: leave out the field.")
+            archive = of_path
+        order = Order(self._task, archive, body, form_type)
         as_events = wants_events(request.headers.get("accept", ""))
         return order, NativeAnswer(as_events, answers_200(request))
 
@@ -80,11 +93,12 @@ class NativeJob:
 
     async def archive(self, request: Request) -> str:
         kind = request.query_params.get("kind")
-        return archive_of(request, kind if kind in TASKS else TASKS[0], None)
+        return main_archive(request, kind if kind in TASKS else TASKS[0])
 
     async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
-        kind = kind_of(request, body)
-        order = Order(kind, archive_of(request, kind, None), body, request.headers.get("content-type", ""))
+        kind, form_type = kind_of(request, body), request.headers.get("content-type", "")
+        archive = await archive_of(request, kind, model_of(body, form_type))
+        order = Order(kind, archive, body, form_type)
         return order, NativeAnswer(as_events=False, always_200=False)
 
 
@@ -190,11 +204,13 @@ def generation(
     return admission.generate(order.archive, request.state.client, events)
 
 
-def archive_of(request: Request, task: str, url_path: str | None) -> str:
-    """The archive of a task, or that of a custom model. Raises Failure 404 for a model that is not there."""
-    if url_path:
-        custom: CustomModels = request.app.state.custom_models
-        custom.check(url_path)
-        return CUSTOM + url_path
+def main_archive(request: Request, task: str) -> str:
+    """The archive that does a task with the main model."""
     upstream: Upstream = request.app.state.upstream
     return upstream.archive_of(task)
+
+
+async def archive_of(request: Request, task: str, model: str) -> str:
+    """The archive that does a task with the model of a name; the main one if it is empty. Raises UnknownModel 400."""
+    served: Served = request.app.state.served
+    return await served.archive(model, task)

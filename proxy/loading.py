@@ -1,61 +1,69 @@
-"""Archives in memory: loaded with a request for them, and unloaded when nobody has used them for a while."""
+"""Archives in memory: loaded with a request for them, and unloaded for others' sake, or when nobody uses them."""
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
 
-from handlers.wire import CUSTOM, RequestHead
+from handlers.catalogue import FAILED, PREPARING, Catalogue
+from handlers.wire import COUNT, CUSTOM, Progress, RequestHead, Result
+from proxy.admission import Queued
 from proxy.errors import Failure
-from proxy.frontend_failures import READY, START_RETRY_S
-from proxy.upstream import NO_WORKER, Events, Upstream
-
-logger = logging.getLogger(__name__)
+from proxy.frontend_failures import READY, NotLoaded, not_in_memory, not_prepared
+from proxy.residents import Residents
+from proxy.upstream import NO_WORKER, Upstream
 
 CHECK_S = 10  # how often idle archives are looked for, at most
-
-
-@dataclass
-class _Use:
-    """An archive's open requests, and when the last one for an image ended, on the monotonic clock."""
-
-    last: float
-    open: int = 0
+PREPARING_S = 10  # how long a request waits for the archive of its model
+FAILED_S = 30  # for which a model that could not be loaded is not tried again: each time, another may have to leave
 
 
 class Loading:
     """Requests to archives that may not be in memory.
 
     Args:
-        custom: the archives of custom models, by now.
+        catalogue: what is known of the models beside the main one.
+        most: archives that may be in memory; 0 = as many as fit, by the catalogue.
         unload_after_s: seconds without a request for an image after which an archive is unloaded; 0 = never.
     """
 
-    def __init__(self, upstream: Upstream, custom: Callable[[], Collection[str]], unload_after_s: float) -> None:
-        self._upstream = upstream
-        self._custom = custom
+    def __init__(
+        self,
+        upstream: Upstream,
+        catalogue: Catalogue,
+        most: int = 0,
+        unload_after_s: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._upstream, self._catalogue, self._most, self._clock = upstream, catalogue, most, clock
         self._unload_after_s = unload_after_s or math.inf
-        self._uses: dict[str, _Use] = {}
-        self._loading: dict[str, asyncio.Task[None]] = {}
-        self._unloading: dict[str, asyncio.Task[None]] = {}
+        self._residents = Residents(self._load, self._unload, self._fit, clock)
         self._described: dict[str, list[dict[str, Any]]] = {}  # as they were when they were unloaded
+        self._failed: dict[str, tuple[float, str]] = {}  # until when each one is not tried again, and why
 
     @property
     def _unloads(self) -> bool:
-        return self._unload_after_s < math.inf
+        return self._unload_after_s < math.inf or bool(self._most or self._catalogue.contents().memory_bytes)
 
-    async def generate(self, archive: str, head: RequestHead, body: bytes) -> Events:
+    async def generate(
+        self, archive: str, head: RequestHead, body: bytes
+    ) -> AsyncGenerator[Queued | Progress | Result, None]:
         """As Upstream.generate, with an archive that is loaded first if necessary."""
-        with self._using(archive, counts=True):
+        async with AsyncExitStack() as held:
             if self._unloads or archive.startswith(CUSTOM):
-                await self._load(archive)
-            async with aclosing(self._upstream.generate(archive, head, body)) as events:
-                async for event in events:
-                    yield event
+                await self._prepared(archive)
+                await self._look(archive)
+                place = held.enter_context(self._residents.use(archive))
+                if not place.done():
+                    yield Queued(1, loads=archive.removeprefix(CUSTOM))
+                await place
+            if archive.startswith(CUSTOM):
+                await self._upstream.load(archive)  # which a TorchServe that was started again has forgotten
+            events = await held.enter_async_context(aclosing(self._upstream.generate(archive, head, body)))
+            async for event in events:
+                yield event
 
     async def states(self) -> dict[str, str]:
         """As Upstream.states; an archive that is unloaded is ready, since a request for it loads it."""
@@ -63,8 +71,9 @@ class Loading:
         return {task: READY if self._unloads and state == NO_WORKER else state for task, state in states.items()}
 
     async def archives(self) -> list[str]:
-        """The archives of the tasks, and those of custom models that are loaded."""
-        return await self._upstream.archives(self._custom())
+        """The archives of the tasks, and those of other models that are loaded."""
+        others = [archive for archive in await self._upstream.loaded() if archive.startswith(CUSTOM)]
+        return [*self._upstream.archives(), *others]
 
     async def describe(self, archive: str, may_load: bool = False) -> list[dict[str, Any]]:
         """As Upstream.describe, with `loaded` for each model: whether it is in memory. It does not count as a use.
@@ -72,67 +81,78 @@ class Loading:
         Args:
             may_load: whether an archive is loaded that has not been described so far, instead of a Failure.
         """
-        with self._using(archive, counts=False):
-            if self._unloads and (archive in self._unloading or await self._upstream.state(archive) == NO_WORKER):
-                if archive in self._described:
-                    return [{**model, "loaded": False} for model in self._described[archive]]
-                if not may_load:
-                    raise Failure(503, f"{archive} is not in memory.", START_RETRY_S)
-                await self._load(archive)
-            return [{**model, "loaded": True} for model in await self._upstream.describe(archive)]
+        if not self._unloads:
+            return await self._ask(archive)
+        await self._look(archive)
+        with self._residents.hold(archive) as is_in_memory:
+            if is_in_memory:
+                return await self._ask(archive)
+        if archive in self._described:
+            return [{**model, "loaded": False} for model in self._described[archive]]
+        if not may_load:
+            raise not_in_memory(archive)
+        with self._residents.use(archive) as place:
+            await place
+            return await self._ask(archive)
+
+    async def count(self, archive: str, form_type: str, body: bytes) -> bytes:
+        """How many tokens the prompts of a request have, as JSON. Raises Failure 503 if it is not in memory."""
+        await self._look(archive)
+        with self._residents.hold(archive) as is_in_memory:
+            if is_in_memory:
+                return await self._upstream.ask(archive, RequestHead(COUNT, form_type), body)
+        raise not_in_memory(archive)
+
+    async def _ask(self, archive: str) -> list[dict[str, Any]]:
+        return [{**model, "loaded": True} for model in await self._upstream.describe(archive)]
 
     async def unload_idle(self) -> None:
         """Unloads archives that nobody uses, for ever."""
-        while self._unloads:
+        while self._unload_after_s < math.inf:
             await asyncio.sleep(min(CHECK_S, self._unload_after_s / 4))
-            try:
-                archives = await self.archives()
-            except Failure:  # config.json is faulty; who asks for a model is told
-                continue
-            for archive in archives:
-                use = self._use(archive)
-                if not use.open and time.monotonic() > use.last + self._unload_after_s:
-                    self._unloading[archive] = asyncio.create_task(self._unload(archive))
-                    await self._unloading[archive]
-                    del self._unloading[archive]
+            await self._look()
+            self._residents.unload_idle(self._unload_after_s)
+
+    async def _look(self, archive: str = "") -> None:
+        """Finds out what is in memory, unless this archive is known to be: others load some, too."""
+        if not (archive and self._residents.is_in(archive)):
+            since = self._clock()
+            self._residents.found(await self._upstream.loaded(), since)
+
+    async def _prepared(self, archive: str) -> None:
+        """Returns when an archive can be loaded. Raises Failure 503 for one that is not ready, or cannot be served."""
+        until, reason = self._failed.get(archive, (0.0, ""))
+        if self._clock() < until:
+            raise NotLoaded(reason)
+        for _ in range(PREPARING_S if archive.startswith(CUSTOM) else 0):
+            entry = self._catalogue.find(archive)
+            if entry and entry.state == FAILED:
+                raise NotLoaded(entry.reason)
+            if self._catalogue.is_there and (entry is None or entry.state == PREPARING):
+                await asyncio.sleep(1)
+            else:
+                return
+        if archive.startswith(CUSTOM):
+            raise not_prepared()
+
+    def _fit(self, archives: Collection[str]) -> bool:
+        told = self._catalogue.contents()
+        if self._most or not told.memory_bytes:
+            return not self._most or len(archives) <= self._most
+        weights = {model.archive: model.weight_bytes for model in told.models}
+        needed = sum(weights.get(archive, told.main_weight_bytes) + told.beside_bytes for archive in archives)
+        return needed <= told.memory_bytes
 
     async def _load(self, archive: str) -> None:
-        """Loading goes on if the client that caused it disconnects: the next client needs it too."""
-        if unloading := self._unloading.get(archive):
-            await asyncio.wait({unloading})
-        task = self._loading.get(archive)
-        if task is None:
-            task = self._loading[archive] = asyncio.create_task(self._upstream.load(archive))
-            task.add_done_callback(lambda done: self._loaded(archive, done))
-        await asyncio.shield(task)
-
-    def _loaded(self, archive: str, task: asyncio.Task[None]) -> None:
-        del self._loading[archive]
-        if not task.cancelled():
-            task.exception()  # retrieved here in case every client has disconnected
+        self._catalogue.forget_failure(archive)
+        try:
+            await self._upstream.load(archive)
+        except NotLoaded:
+            reason = self._catalogue.failure(archive)
+            self._failed[archive] = self._clock() + FAILED_S, reason
+            raise NotLoaded(reason) from None
 
     async def _unload(self, archive: str) -> None:
-        """Unloads an archive, unless a request for it comes meanwhile."""
-        try:
-            if await self._upstream.state(archive) != READY:
-                return
+        with suppress(Failure):
             self._described[archive] = await self._upstream.describe(archive)
-            if not self._use(archive).open:
-                await self._upstream.unload(archive)
-                logger.info("%s is unloaded: nobody has used it for a while.", archive)
-        except Exception:  # it is tried again
-            logger.exception("%s could not be unloaded.", archive)
-
-    def _use(self, archive: str) -> _Use:
-        return self._uses.setdefault(archive, _Use(time.monotonic()))
-
-    @contextmanager
-    def _using(self, archive: str, counts: bool) -> Iterator[None]:
-        use = self._use(archive)
-        use.open += 1
-        try:
-            yield
-        finally:
-            use.open -= 1
-            if counts:
-                use.last = time.monotonic()
+        await self._upstream.unload(archive)

@@ -1,6 +1,7 @@
 """The contract's endpoints."""
 
 import asyncio
+from dataclasses import asdict
 from itertools import chain
 
 from starlette.requests import Request
@@ -9,11 +10,13 @@ from starlette.routing import Route
 
 from handlers.wire import TASKS
 from proxy import job_routes
+from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.dialects import openai as openai_images
+from proxy.dialects.forms import model_of
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
-from proxy.generating import Generate, Native, NativeJob
+from proxy.generating import Generate, Native, NativeJob, archive_of
 from proxy.jobs import PATH
 from proxy.loading import Loading
 from proxy.metrics import metrics
@@ -40,17 +43,33 @@ async def healthz(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """What is served: each archive's model, tasks, defaults, limits and activity."""
+    """What is served: each archive's model, tasks, defaults, limits and activity. And what could be served."""
+    custom: CustomModels = request.app.state.custom_models
     loading: Loading = request.app.state.loading
     archives = await loading.archives()
     described = await asyncio.gather(*(loading.describe(archive, may_load=True) for archive in archives))
-    return JSONResponse({"status": "success", "models": [*chain.from_iterable(described)]})
+    models = [*chain.from_iterable(described)]
+    loaded = {model["archive"] for model in models}
+    available = [
+        {**asdict(entry), "archive": entry.archive, "loaded": entry.archive in loaded} for entry in custom.entries()
+    ]
+    return JSONResponse({"status": "success", "models": models, "available": available})
 
 
 async def custom_models(request: Request) -> Response:
     """The custom models, as a bare array."""
     custom: CustomModels = request.app.state.custom_models
     return JSONResponse(custom.listing())
+
+
+async def tokens(request: Request) -> Response:
+    """How many tokens the prompts of a body have, chunk by chunk."""
+    bodies: Bodies = request.app.state.bodies
+    loading: Loading = request.app.state.loading
+    form_type = request.headers.get("content-type", "")
+    async with bodies.body(request) as body:
+        archive = await archive_of(request, TASKS[0], model_of(body, form_type))
+        return Response(await loading.count(archive, form_type, body), media_type="application/json")
 
 
 routes = [
@@ -63,6 +82,7 @@ routes = [
     Route("/readyz", ping, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
     Route("/models", models, methods=["GET"]),
+    Route("/tokens", tokens, methods=["POST"]),
     Route("/custom_models", custom_models, methods=["GET"]),
     *(Route(f"/{task}", Generate(Native(task)), methods=["POST"]) for task in TASKS),
     Route("/custom/{url_path}", Generate(Native("txt2img")), methods=["POST"]),

@@ -44,6 +44,14 @@ class Settings:
     config: str = _setting(
         "config.json", "The file that lists the custom models, as in the original server (see README.md)."
     )
+    catalogue: str = _setting(
+        "model_store/.catalogue",
+        "The folder where `admin.custom_archives` lists the models, and workers say why one does not load.",
+    )
+    max_models: str = _setting(
+        "auto",
+        "Models in memory at once, the main one among them, or `auto`: as many as fit by the sizes of their weights.",
+    )
     max_body_bytes: int = _setting(67_108_864, "The largest request body; TorchServe's `max_request_size`.")
     max_bytes_in_flight: int = _setting(268_435_456, "The most bytes of all bodies that are held at once.")
     max_open: int = _setting(
@@ -96,6 +104,7 @@ class Settings:
                 )
         settings = cls(**values)
         settings.archive_of_task()
+        settings.most_models()
         for limit in ("max_open", "max_per_client"):
             if getattr(settings, limit) < 1:
                 raise SettingsError(f"{PREFIX}{limit.upper()} must be at least 1.")
@@ -141,6 +150,17 @@ class Settings:
                 "`openssl rand -hex 24` makes one."
             )
         return keys
+
+    def most_models(self) -> int:
+        """The most archives in memory; 0 for `auto`."""
+        if self.max_models == "auto":
+            return 0
+        if not self.max_models.isdecimal() or int(self.max_models) < 1:
+            raise SettingsError(
+                f"{PREFIX}MAX_MODELS (--max-models) must be a whole number of at least 1, or auto, not "
+                f"{self.max_models!r}."
+            )
+        return int(self.max_models)
 
     def archive_of_task(self) -> dict[str, str]:
         """The archive's name for each task."""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -15,8 +15,9 @@ from proxy.errors import Failure
 from proxy.frontend_failures import (
     READY,
     START_RETRY_S,
+    NotLoaded,
     failure_of,
-    not_loaded,
+    not_prepared,
     not_ready,
     unreachable,
     worker_died,
@@ -26,11 +27,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 1  # how often a request without an answer checks that there is a worker
 PATIENCE_S = 10  # how long it waits for one: a worker that died is usually back by then
-PREPARING_S = 10  # how long a request waits for the archive of its custom model
 NO_WORKER = "no worker: scale it up with the management API"  # a state, as READY is one
-
-
-Events = AsyncGenerator[Progress | Result, None]  # of one generation: any number of Progress, then one Result
 
 
 class Upstream:
@@ -81,18 +78,32 @@ class Upstream:
             return NO_WORKER
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
 
-    async def archives(self, others: Iterable[str] = ()) -> list[str]:
-        """The archives of the tasks, and those of the `others` that are loaded."""
-        loaded = [archive for archive in others if await self.state(archive) == READY]
-        return [*dict.fromkeys([*self._archive_of_task.values(), *loaded])]
+    async def loaded(self) -> list[str]:
+        """The archives that are in memory: those that have a worker. None if TorchServe does not answer."""
+        try:
+            answer = await self._client.get(f"{self._management_url}/models", params={"limit": "1000"}, timeout=5.0)
+            names = [model["modelName"] for model in answer.raise_for_status().json()["models"]]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return []
+        described = await asyncio.gather(*map(self.state, names))
+        return [name for name, state in zip(names, described, strict=True) if state != NO_WORKER]
+
+    def archives(self) -> list[str]:
+        """The archives of the tasks, each once."""
+        return [*dict.fromkeys(self._archive_of_task.values())]
 
     async def describe(self, archive: str) -> list[dict[str, Any]]:
         """What an archive serves, model by model. Raises Failure if it does not answer."""
-        async with aclosing(self.generate(archive, RequestHead(DESCRIBE), b"")) as events:
+        described = json.loads(await self.ask(archive, RequestHead(DESCRIBE)))
+        return [{"archive": archive, **model} for model in described["models"]]
+
+    async def ask(self, archive: str, head: RequestHead, body: bytes = b"") -> bytes:
+        """The answer, as JSON, to a question that takes no steps. Raises Failure."""
+        async with aclosing(self.generate(archive, head, body)) as events:
             async for event in events:
                 if isinstance(event, Result):
-                    return [{"archive": archive, **model} for model in json.loads(event.body)["models"]]
-        raise Failure(503, f"{archive} did not describe itself: try again shortly.", START_RETRY_S)
+                    return event.body
+        raise Failure(503, f"{archive} did not answer: try again shortly.", START_RETRY_S)
 
     async def metrics(self) -> bytes:
         """TorchServe's own figures in Prometheus' format; empty if it does not answer."""
@@ -108,7 +119,7 @@ class Upstream:
     async def load(self, archive: str) -> None:
         """Registers an archive of the model store, or starts its worker, unless there is one.
 
-        Returns when it can serve. Raises Failure if it cannot.
+        Returns when it can serve. Raises Failure if it cannot, NotLoaded where its worker does not start.
         """
         url = f"{self._management_url}/models"
         query = {"url": f"{archive}.mar", "model_name": archive, "initial_workers": "1", "synchronous": "true"}
@@ -116,23 +127,19 @@ class Upstream:
             registered = await self._client.get(f"{url}/{archive}", timeout=5.0)
             if registered.status_code == 200:
                 if not registered.json()[0]["workers"]:
-                    await self._scale(archive, 1)
+                    try:
+                        await self._scale(archive, 1)
+                    except NotLoaded:
+                        await self._scale(archive, 0)  # TorchServe would start it again and again, beside others
+                        raise
                 return
-            for _ in range(PREPARING_S):
-                answer = await self._client.post(url, params=query)
-                if answer.status_code != 404:
-                    break
-                await asyncio.sleep(1)  # a new entry of config.json: its archive is being built
-            else:
-                raise Failure(
-                    503,
-                    "This model is still being prepared, or cannot be served: see the server's output.",
-                    START_RETRY_S,
-                )
+            answer = await self._client.post(url, params=query)
+            if answer.status_code == 404:
+                raise not_prepared()
             if answer.is_error and answer.status_code != 409:  # 409: another request has just registered it
                 # an archive that stays registered without a worker would never be loaded again
                 await self._client.delete(f"{url}/{archive}")
-                raise not_loaded()
+                raise NotLoaded
         except httpx.TransportError:
             raise unreachable() from None
 
@@ -148,9 +155,9 @@ class Upstream:
         answer = await self._client.put(f"{self._management_url}/models/{archive}", params=query)
         if answer.is_error:
             logger.warning("TorchServe does not scale %s to %d: %s", archive, workers, answer.text[:300])
-            raise not_loaded()
+            raise NotLoaded
 
-    async def generate(self, archive: str, head: RequestHead, body: bytes) -> Events:
+    async def generate(self, archive: str, head: RequestHead, body: bytes) -> AsyncGenerator[Progress | Result, None]:
         """Runs one request on an archive: yields a Progress a step, then the Result.
 
         Closing the iterator closes the connection, so the handler drops the request at its next call. Raises Failure

@@ -24,11 +24,12 @@ ROOMS = [
     ["handlers.request"],
     ["handlers.imaging"],
     ["handlers.forward", "handlers.installation"],
-    ["handlers.config", "handlers.custom_models"],
+    ["handlers.config", "handlers.custom_models", "handlers.catalogue"],
     ["handlers.wire"],
     ["handlers.errors"],
 ]
-PROXY_MAY_IMPORT = {"handlers.wire", "handlers.errors"}  # the two that need the standard library alone
+# those that need the standard library alone
+PROXY_MAY_IMPORT = {"handlers.wire", "handlers.errors", "handlers.catalogue"}
 LAUNCH_MAY_IMPORT = {"proxy.settings"}  # its options are checked before the proxy is started
 
 
@@ -90,6 +91,7 @@ def test_what_needs_no_torch_loads_none() -> None:
         "handlers.wire",
         "handlers.config",
         "handlers.custom_models",
+        "handlers.catalogue",
     )
     names = [name for name in map(name_of, modules()) if name.startswith(light) and not name.endswith("__main__")]
     code = f"import sys, {', '.join(names)}; print(*sys.modules)"
@@ -97,7 +99,7 @@ def test_what_needs_no_torch_loads_none() -> None:
     assert not {"torch", "diffusers", "transformers", "accelerate", "peft"} & set(loaded.split())
 
 
-@pytest.mark.parametrize("name", ["wire", "errors", "installation", "custom_models"])
+@pytest.mark.parametrize("name", ["wire", "errors", "installation", "custom_models", "catalogue"])
 def test_what_every_process_reads_needs_the_standard_library_alone(name: str) -> None:
     foreign = {imported.partition(".")[0] for imported in imports(HOME / "handlers" / f"{name}.py")}
     assert foreign <= {*sys.stdlib_module_names, "handlers"}

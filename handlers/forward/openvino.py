@@ -1,4 +1,4 @@
-"""OpenVINO in place of torch on a CPU: the merged UNet calls, and both halves of the VAE (docs/performance.md).
+"""OpenVINO in place of torch on a CPU: merged UNet calls, both halves of the VAE, the checker (docs/performance.md).
 
 Its numbers differ from torch's in the last digits, or with bfloat16 in more of them, so images are not bit-identical to
 the plain pipeline's. Whatever cannot be converted runs in torch.
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from handlers.forward.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-KEPT = 12  # conversions; a model has three
+KEPT = 16  # conversions; a model has four
 ABANDONED_S = 3600  # after which nobody still saves a conversion
 
 
@@ -231,19 +231,39 @@ def convert_vae(vae: Any, converter: Converter, load: Callable[[], Any] | None =
     for name in ("encoder", "decoder"):
         half = getattr(vae, name)
         again = None if load is None else lambda name=name: getattr(load(), name)
-        half.forward = _Half(Weights(half, again), converter)
+        half.forward = _Part(half, Weights(half, again), converter)
 
 
-@dataclass
-class _Half:
-    """The forward of a VAE's encoder or decoder: (rows, channels, height, width) to another tensor of four sizes."""
+def convert_checker(checker: Any, converter: Converter, load: Callable[[], Any] | None = None) -> None:
+    """Has a stock safety checker's image encoder run in OpenVINO, with an output of which only the pooled one is there.
 
-    weights: Weights
-    converter: Converter
+    Args:
+        load: loads the checker once more; None if its weights always stay in memory.
+    """
+    encoder = checker.vision_model
+    again = None if load is None else lambda: load().vision_model
+    part = _Part(_Pooled(encoder), Weights(encoder, again), converter)
+    encoder.forward = lambda images: (None, part(images))
 
-    def __post_init__(self) -> None:
-        self._module = self.weights.module
-        self._in_torch: Callable[..., torch.Tensor] = self._module.forward
+
+class _Pooled(torch.nn.Module):
+    """An image encoder of CLIP, as (rows, channels, height, width) to (rows, width of the encoder)."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = type(self.encoder).forward(self.encoder, images)[1]  # past the stand-in for its forward
+        return pooled
+
+
+class _Part:
+    """The forward of a module that takes one tensor of four sizes to another tensor."""
+
+    def __init__(self, module: torch.nn.Module, weights: Weights, converter: Converter) -> None:
+        self._module, self._weights, self._converter = module, weights, converter
+        self._in_torch: Callable[..., torch.Tensor] = module.forward
         self._compiled: Any = None
         self._is_converted = False
 
@@ -251,10 +271,10 @@ class _Half:
         fits = sample.dtype == torch.float32 and all(other is None for other in others)
         if fits and not self._is_converted:
             self._module.forward = self._in_torch
-            self._compiled = self.converter.compile(self._module, self.weights, "", [sample])
+            self._compiled = self._converter.compile(self._module, self._weights, "", [sample])
             self._module.forward = self
             self._is_converted = True
         if fits and self._compiled is not None:
             return _run(self._compiled, [sample])
-        self.weights.use()
+        self._weights.use()
         return self._in_torch(sample, *others)

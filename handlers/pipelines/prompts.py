@@ -166,6 +166,11 @@ class Prompts:
             return {name: self._texts.get(name, value) for name, value in arguments.items()}
         return {name: value for name, value in arguments.items() if name not in self._texts} | self._embeddings
 
+    def counts(self, tokenizer: Any) -> dict[str, list[int]]:
+        """How many tokens each chunk of either text has. `tokenizer` is used by no other thread meanwhile."""
+        room, texts = tokenizer.model_max_length - 2, self._parsed.items()
+        return {name: [len(chunk) for chunk in _cut(text, tokenizer, room, self._words)] for name, text in texts}
+
     def _chunks(self, name: str, pipeline: Any) -> dict[str, list[Chunk]]:
         """A prompt's chunks for each tokenizer."""
         chunks: dict[str, list[Chunk]] = {}

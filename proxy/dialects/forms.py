@@ -4,9 +4,11 @@ The handlers' own parser is out of the proxy's reach, and refuses what these cli
 """
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote_plus
 
 from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
@@ -16,7 +18,7 @@ from proxy.dialects.openai_errors import Refused
 
 MAX_FIELDS = 100
 MAX_JSON_SIGNS = 100_000  # commas, colons and brackets: json.loads blocks the event loop meanwhile
-MULTIPART = "multipart/form-data"
+FORM, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 
 
 def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
@@ -31,6 +33,26 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
     if kind.endswith("json") or body.lstrip()[:1] == b"{":
         return _json(body)
     raise Refused(400, "Send the fields as JSON, with Content-Type: application/json, or as multipart/form-data.")
+
+
+def model_of(body: bytes, content_type: str) -> str:
+    """The field `model` of a native body; empty without one. What is wrong with a body, the handler says.
+
+    A body that does not have the word in it is not read at all. Raises Refused 400 for a model that is no text.
+    """
+    if b"model" not in body:
+        return ""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in (FORM, "", "application/octet-stream"):
+        found = re.search(rb"(?:^|&)model=([^&]*)", body)
+        return unquote_plus(found[1].decode("latin-1")).strip() if found else ""
+    try:
+        model = read_fields(body, content_type).get("model")
+    except Refused:
+        return ""
+    if model is not None and not isinstance(model, str):
+        raise Refused(400, "model must be the name of a model, as text.", "model")
+    return (model or "").strip()
 
 
 def native_body(fields: Mapping[str, str | bytes]) -> tuple[bytes, str]:

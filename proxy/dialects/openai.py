@@ -14,10 +14,10 @@ from starlette.routing import Route
 from proxy.dialects.forms import native_body, read_fields
 from proxy.dialects.openai_answer import FILES, OpenAIAnswer
 from proxy.dialects.openai_errors import Refused
-from proxy.dialects.served import Served
 from proxy.dialects.translation import Translation
-from proxy.generating import Generate, Order, archive_of
+from proxy.generating import Generate, Order, archive_of, main_archive
 from proxy.kept import Kept, KeptImage
+from proxy.served import Served, UnknownModel
 
 # clients have these names built in, so they mean the default model
 ALIASES = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.{1,64}|sd-cpp-local|default")
@@ -57,16 +57,15 @@ class Images:
         self._kind = kind
 
     async def archive(self, request: Request) -> str:
-        return archive_of(request, TASKS[self._kind], None)
+        return main_archive(request, TASKS[self._kind])
 
     async def read(self, request: Request, body: bytes) -> tuple[Order, OpenAIAnswer]:
         fields = Translation(read_fields(body, request.headers.get("content-type", "")))
         # 1. the model, which other fields depend on
         model = fields.text("model")
-        url_path = await _custom_model(request, model)
         # 2. the images, which decide on the task
         task = TASKS[self._kind] if self._kind == "generations" else self._read_images(fields, model)
-        archive = archive_of(request, task, url_path)
+        archive = await _archive(request, task, model)
         # 3. what has a native field
         for native in COMMON:
             fields.passes(native, *NAMES.get(native, (native,)))
@@ -205,33 +204,24 @@ def _read_stream(fields: Translation) -> tuple[bool, int]:
     return stream == "true", int(partials)
 
 
-async def _custom_model(request: Request, name: str) -> str | None:
-    """The custom model that a name means; None for the default one. Raises Refused 404 for a name of neither."""
-    if not name or ALIASES.fullmatch(name):
-        return None
-    served: Served = request.app.state.served
-    custom = served.custom_models()
-    if name in custom:
-        return name
-    models = await served.models()
-    if name in models:
-        return None
-    known = ", ".join([*models, *custom][:20])
-    raise Refused(
-        404, f"There is no model {name[:100]!r} here: use {known}, or gpt-image-1.", "model", "model_not_found"
-    )
+async def _archive(request: Request, task: str, name: str) -> str:
+    """The archive that does a task with the model that a client names. Raises Refused 404 for an unknown name."""
+    try:
+        return await archive_of(request, task, "" if ALIASES.fullmatch(name) else name)
+    except UnknownModel as unknown:
+        raise Refused(404, f"{unknown.message[:-1]}, or gpt-image-1.", "model", "model_not_found") from None
 
 
 async def models(request: Request) -> Response:
-    """The default model by its name, and the custom ones by their paths."""
+    """The main model by its name, and the others that could be served."""
     served: Served = request.app.state.served
-    names = [*await served.models(), *served.custom_models()]
+    names = [*await served.models(), *served.others()]
     return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
 
 async def model(request: Request) -> Response:
     name = request.path_params["model"]
-    await _custom_model(request, name)
+    await _archive(request, "txt2img", name)
     return JSONResponse(_model(name))
 
 

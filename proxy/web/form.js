@@ -3,6 +3,7 @@
 import { Mask } from "./mask.js";
 import { showNetworks } from "./networks.js";
 import { readParameters } from "./parameters.js";
+import { countTokens } from "./tokens.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -15,7 +16,7 @@ export let task = "";
 
 export const mask = new Mask($("mask"), $("brush"), $("cursor"), () => $("error").toggleAttribute("hidden", true));
 
-/** Where a request is sent: the task, or a custom model's path for it. */
+/** Where a request is sent: the task, or another model's path for it. */
 export function path() {
   const custom = $("model").value && `custom/${encodeURIComponent($("model").value)}`;
   if (!custom) return task;
@@ -27,18 +28,25 @@ function served() {
   return described.find((one) => (custom ? one.archive === `custom-${custom}` : one.tasks.includes(task) && !one.archive.startsWith("custom-")));
 }
 
-/** Takes over what GET /models and GET /custom_models say. */
-export function describe(models, custom) {
+/** Takes over what GET /models says. */
+export function describe(models, available) {
   described = models;
   const chosen = $("model").value;
-  $("model").replaceChildren(new Option(models[0]?.model ?? "", ""), ...custom.map((one) => new Option(one.ui_label, one.url_path)));
-  $("model").value = custom.some((one) => one.url_path === chosen) ? chosen : "";
+  $("model").replaceChildren(new Option(models[0]?.model ?? "", ""), ...available.map(modelOption));
+  $("model").value = available.some((one) => one.name === chosen) ? chosen : "";
+  $("model-field").hidden = !available.length;
   fill();
+}
+
+function modelOption({ name, label, state, reason }) {
+  const about = { preparing: " (being prepared)", failed: " (cannot be served)" }[state] ?? "";
+  return Object.assign(new Option(label + about, name), { disabled: state === "failed", title: reason });
 }
 
 function fill() {
   const model = served();
   showNetworks(model);
+  countTokens($("model").value);
   const limits = model?.limits ?? described[0]?.limits;
   if (!limits) return;
   $("num_outputs").max = limits.max_num_outputs;
@@ -46,7 +54,7 @@ function fill() {
   slider("num_inference_steps").max = Math.min(limits.max_num_inference_steps, 100);
   for (const side of ["width", "height"]) Object.assign($(side), { min: limits.min_size, max: limits.max_size });
   $("prompt").maxLength = $("negative_prompt").maxLength = limits.max_prompt_chars;
-  const defaults = model?.defaults ?? {}; // a custom model says so once it is loaded
+  const defaults = model?.defaults ?? {}; // another model says so once it is loaded
   for (const name of ["num_inference_steps", "guidance_scale", "width", "height"]) {
     if (!touched.has(name)) set(name, defaults[name] ?? "");
   }
@@ -100,7 +108,6 @@ export function choose(wanted) {
   }
   $("source").hidden = task === "txt2img";
   $("size").hidden = task !== "txt2img";
-  $("model-field").hidden = $("model").options.length < 2;
   $("mask").hidden = task !== "masking";
   $("mask-settings").hidden = task !== "masking";
   $("brushes").hidden = task !== "masking" || !init;
@@ -169,6 +176,7 @@ export function restore(earlier) {
   for (const field of fields) {
     if (field.type !== "checkbox") set(field.id, earlier.fields[field.name] ?? initial(field));
   }
+  countTokens($("model").value);
   setScheduler(earlier.fields.scheduler ?? "");
   touched = new Set(Object.keys(earlier.fields).filter((name) => name !== "prompt"));
   set("seed", earlier.seed);
@@ -196,6 +204,7 @@ export async function reuseFile() {
   }
   const { scheduler, ...values } = found;
   for (const [name, value] of Object.entries(values)) set(name, value);
+  countTokens($("model").value);
   const known = setScheduler(scheduler ?? "");
   for (const name of Object.keys(found)) touched.add(name);
   showEta();
@@ -252,3 +261,4 @@ for (const field of fields) {
 $("scheduler").addEventListener("change", showEta);
 $("output_format").addEventListener("change", showQuality);
 $("model").addEventListener("change", fill);
+$("prompt").addEventListener("input", () => countTokens($("model").value));

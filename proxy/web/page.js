@@ -15,8 +15,8 @@ let shown = null; // the image on the stage: {blob, url, seed, nsfw, warnings, t
 
 async function connect() {
   try {
-    const { models } = await get("models");
-    form.describe(models, await get("custom_models"));
+    const { models, available } = await get("models");
+    form.describe(models, available);
     form.choose(form.task);
     const [first] = models;
     const name = first.model.split(/[\\/]/).at(-1);
@@ -52,6 +52,12 @@ async function run() {
     const path = form.path();
     const sent = await form.collect();
     begin();
+<<<<<<< HEAD
+    for await (const { name, data } of generate(path, sent, controller.signal)) {
+      if (name === "queued") $("steps").textContent = data.loads ? "Loading the model …" : `Queued, place ${data.place} …`;
+      else if (name === "progress") progress(data);
+      else await results(data, path, form.texts(sent));
+=======
     running = await jobs.start(path, sent, form.texts(sent));
   });
 }
@@ -64,6 +70,7 @@ async function stage(start) {
     while (!jobs.hasEnded(job)) {
       job = await jobs.show(running);
       await progress(job);
+>>>>>>> clients21
     }
     const mine = jobs.take(running);
     if (job.status !== "cancelled") await results(await jobs.images(running, job), mine);
@@ -112,11 +119,15 @@ async function results(images, mine) {
   await showHistory();
 }
 
+<<<<<<< HEAD
+/** Another model's defaults are known once it is loaded. */
+=======
 function cancel() {
   if (running?.id) jobs.cancel(running).catch((error) => form.showError(error.message));
 }
 
 /** A custom model's defaults are known once it is loaded. */
+>>>>>>> clients21
 async function connectedModels(path) {
   if (path.startsWith("custom/")) await connect();
 }

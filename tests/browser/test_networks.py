@@ -1,28 +1,16 @@
 """LoRAs and embeddings under the prompt."""
 
-import json
-from typing import Any
-
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
-from tests.support.browser import check
+from tests.support.browser import change_models, check
 
 pytestmark = pytest.mark.browser
 
 
 def with_names(page: Page, **names: list[str]) -> None:
     """Has GET /models list these names."""
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        described: dict[str, Any] = response.json()
-        for model in described["models"]:
-            model.update(names)
-        route.fulfill(response=response, body=json.dumps(described))
-
-    page.route("**/models", answer)
-    page.reload()
+    change_models(page, lambda told: [model.update(names) for model in told["models"]])
 
 
 def test_a_click_puts_a_name_where_the_cursor_is(page: Page) -> None:

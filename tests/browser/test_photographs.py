@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 from playwright.sync_api import Page, expect
 
-from tests.support.browser import DESKTOP, PHONE, check, choose_file, upload
+from tests.support.browser import DESKTOP, PHONE, check, choose_file, offer, upload
 from tests.support.samples import b64, file_bytes, sample_image
 
 pytestmark = pytest.mark.browser
@@ -205,14 +205,15 @@ def test_warnings_are_shown_beside_their_image(page: Page) -> None:
 
 
 def test_a_custom_model_serves_each_tab(page: Page) -> None:
-    mine = {"model_path": "a", "ui_label": "Mine", "url_path": "mine", "requires_safety_checker": True}
-    page.route("**/custom_models", lambda route: route.fulfill(json=[mine]))
-    page.reload()
-    expect(page.locator("#model option")).to_have_count(2)
+    expect(page.locator("#model-field")).to_be_hidden()  # there is one model
+    offer(page, mine="ready", slow="preparing", odd="failed")
+    options = page.locator("#model option")
+    expect(options).to_have_text(["embedded", "mine", "slow (being prepared)", "odd (cannot be served)"])
+    expect(options.nth(3)).to_be_disabled()
+    check(page)
     for tab, path in (("txt2img", "custom/mine"), ("img2img", "custom/mine/img2img")):
         page.locator(f"#tab-{tab}").click()
-        page.locator("#settings").evaluate("it => it.open = true")
-        page.locator("#model").select_option("Mine")
+        page.locator("#model").select_option("mine")
         if tab == "img2img":
             upload(page, sample_image())
         catch(page)

@@ -5,13 +5,18 @@ import json
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from handlers.catalogue import Catalogue
+from handlers.errors import ModelError
 from handlers.hardware.device import release_memory
-from tests.support.frontend import Frontend
+from handlers.stable_diffusion import CombinedHandler
+from tests.support.frontend import Context, Frontend
 
 
 def test_a_bad_request_fails_alone(frontend: Frontend) -> None:
@@ -144,3 +149,21 @@ def test_a_fault_in_the_engine_fails_what_is_open_and_the_next_is_generated(
     name = frontend.send(num_inference_steps=2)
     frontend.run()
     assert frontend.result(name)["status"] == "success"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(model=str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"has no model_index\.json"):
+        CombinedHandler().initialize(context)
+    assert not (tmp_path / "told").exists(), "nobody has said where"
+    monkeypatch.setenv("SD_CATALOGUE", str(tmp_path / "told"))
+    catalogue = Catalogue(tmp_path / "told")
+    for error, reason in (
+        (ModelError("It is damaged."), "It is damaged."),
+        (ValueError("x"), "ValueError: x"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "There is not enough memory for this model"),
+    ):
+        monkeypatch.setattr("handlers.worker.Worker.load", Mock(side_effect=error))
+        with pytest.raises(RuntimeError):
+            CombinedHandler().initialize(context)
+        assert catalogue.failure(context.model_name).startswith(reason)

@@ -86,3 +86,17 @@ def test_clip_skip_changes_the_image_as_far_as_the_model_has_layers(frontend: Fr
         error = generated(frontend, task, clip_skip=3)["error"]
         assert error["status"] == 400
         assert error["message"] == "clip_skip must be a whole number from 1 to 2 for this model, not 3."
+
+
+def test_tokens_are_counted_chunk_by_chunk(frontend: Frontend) -> None:
+    name = frontend.send("count", prompt=f"(a:1.2) <lora:x:1> BREAK {LONG}", negative_prompt="a")
+    frontend.run()
+    counted = frontend.result(name)
+    first, *rest = counted["prompt"]
+    assert counted["status"] == "success" and counted["negative_prompt"] == [first] and len(rest) >= 2
+    assert all(chunk == 75 for chunk in rest[:-1]) and 0 < rest[-1] <= 75
+    long, missing = frontend.send("count", prompt="x" * 10_001), frontend.send("count")
+    del frontend.open[missing][1]["prompt"]
+    frontend.run()
+    assert frontend.messages(long)[-1]["error"]["status"] == 400
+    assert "prompt is missing" in frontend.messages(missing)[-1]["error"]["message"]

@@ -23,6 +23,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_healthy_machine_generates_a_first_image() -> None:
     from launch.machine import free_ports
 

@@ -156,7 +156,7 @@ def test_low_memory_mode_follows_what_fits(
 ) -> None:
     device = probe.Device("cuda", "float16", int(free * GIB)) if free else probe.Device("cpu", "float32", None)
     monkeypatch.setattr("admin.download.find_device", lambda *_: device)
-    chosen, settings = serve.choose(serve.parse_options(arguments), resolve_model("default", Installation(HOME, {})))
+    chosen, settings, _ = serve.choose(serve.parse_options(arguments), resolve_model("default", Installation(HOME, {})))
     assert settings["low_memory"] == low_memory
     assert settings["model"] == str(EMBEDDED)
     assert bool(chosen.reason) == (free is not None and "--archives" not in arguments)

@@ -112,10 +112,12 @@ def makes_an_image(command: Path, cwd: Path, folder: Path) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.thorough
 def test_the_command_makes_an_image_from_an_unrelated_folder(installed: Path, away: Path, tmp_path: Path) -> None:
     makes_an_image(installed, away, tmp_path)
 
 
+@pytest.mark.thorough
 def test_the_commands_doctor_looks_at_what_is_installed(installed: Path, away: Path) -> None:
     port = str(free_ports(1)[0])
     command = [str(installed), "doctor", "--port", port, "--model", "/no/such/model"]

@@ -7,7 +7,7 @@ import anyio
 import httpx
 import pytest
 
-from tests.support.torchserve import RESULT, client, serving
+from tests.support.torchserve import RESULT, client, registered, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +36,8 @@ class Management:
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         name = request.url.path.rpartition("/")[2]
+        if request.url.path == "/models" and request.method == "GET":
+            return registered(file.removesuffix(".mar") for file in self.registered)
         if request.url.port != 8081 or not name.startswith(("custom", "models")):
             self.requests.append((request.url.path, request.headers.get("x-task", "")))
             return serving(RESULT)(request)
@@ -90,12 +92,12 @@ async def test_a_custom_model_does_each_task(tmp_path: Path, path: str, task: st
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
-    [(404, "still being prepared, or cannot be served"), (500, "cannot be loaded: the server's output says why")],
+    [(404, "still being prepared"), (500, "cannot be loaded: its worker ended, perhaps for want of memory")],
 )
 async def test_one_that_does_not_load_is_tried_again_next_time(
     config: Path, status: int, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.PREPARING_S", 1)
+    monkeypatch.setattr("proxy.loading.FAILED_S", 0)
     management = Management(status)
     async with client(management, config=str(config)) as http:
         answer = await http.post("/custom/mine", data={"prompt": "x"})
@@ -109,7 +111,7 @@ async def test_an_unknown_name_is_a_404_that_knows_the_others(config: Path) -> N
     async with client(serving(RESULT), config=str(config)) as http:
         answer = await http.post("/custom/other", data={"prompt": "x"})
         assert answer.status_code == 404
-        assert answer.json()["message"] == "There is no custom model 'other'; config.json has b, mine."
+        assert answer.json()["message"] == "There is no custom model 'other': use b, mine."
 
 
 async def test_a_model_that_is_added_is_there_without_a_restart(config: Path) -> None:
@@ -137,8 +139,8 @@ async def test_a_faulty_file_leaves_the_last_good_one(config: Path) -> None:
 
 async def test_models_lists_those_that_are_loaded(config: Path) -> None:
     def respond(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/models/custom-b":
-            return httpx.Response(404)
+        if request.url.path == "/models":
+            return registered(["txt2img", "img2img", "masking", "custom-mine"])
         return serving(b'{"result": {"models": [{"model": "m"}]}}\n')(request)
 
     async with client(respond, config=str(config)) as http:

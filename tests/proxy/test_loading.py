@@ -10,7 +10,7 @@ import pytest
 from handlers.wire import DESCRIBE, TASK_HEADER
 from proxy.metrics import COUNTERS
 from tests.support.running import HANG_S
-from tests.support.torchserve import RESULT, chunks, client
+from tests.support.torchserve import RESULT, chunks, client, registered
 
 pytestmark = pytest.mark.anyio
 SOON = 0.05 / 60  # minutes
@@ -43,6 +43,8 @@ class TorchServe:
                 await self.scaling.wait()
             self.workers[archive] = workers
             return httpx.Response(200, json={})
+        if request.url.path == "/models":
+            return registered(self.workers)
         if request.url.port == 8081:
             return httpx.Response(200, json=[{"workers": [{"status": "READY"}] * self.workers[archive]}])
         if request.url.port == 8082:

@@ -33,9 +33,11 @@ def test_a_setting_of_the_wrong_form_is_named(name: str, value: str) -> None:
         Settings.from_environment({name: value})
 
 
-def test_the_proxy_imports_no_torch_and_of_the_handlers_the_wire_alone() -> None:
+def test_the_proxy_imports_no_torch_and_of_the_handlers_what_both_read() -> None:
     script = "import sys, proxy.app, proxy.__main__; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=HOME, check=True)
     modules = set(done.stdout.split())
     assert not modules & {"torch", "diffusers", "transformers", "numpy", "PIL"}
-    assert {name for name in modules if name.startswith("handlers.")} == {"handlers.wire", "handlers.errors"}
+    assert {name for name in modules if name.startswith("handlers.")} == {
+        "handlers.wire", "handlers.errors", "handlers.catalogue",
+    }  # fmt: skip

@@ -2,12 +2,14 @@
 
 import base64
 import io
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.support.samples import file_bytes
 
@@ -56,3 +58,24 @@ def check(page: Page) -> None:
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def change_models(page: Page, change: Callable[[dict[str, Any]], object]) -> None:
+    """Has GET /models say something else, which the page then shows."""
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        told: dict[str, Any] = response.json()
+        change(told)
+        route.fulfill(response=response, body=json.dumps(told))
+
+    page.route("**/models", answer)
+    page.reload()
+
+
+def offer(page: Page, **states: str) -> None:
+    """Has GET /models offer these models beside the main one."""
+    entry = {"reason": "Why.", "weight_bytes": 0, "loaded": False}
+    offered = [{**entry, "name": name, "label": name, "archive": f"custom-{name}", "state": state}
+               for name, state in states.items()]  # fmt: skip
+    change_models(page, lambda told: told.update(available=offered))

@@ -16,6 +16,7 @@ class Context:
 
     def __init__(self, **handler: Any) -> None:
         self.model_yaml_config = {"handler": {"engine": "torch"} | handler}
+        self.model_name = "stable-diffusion"
         self.system_properties = {"gpu_id": None}
         self.stopping_criteria: list[Any] = []
         self.requests: list[tuple[str, dict[str, str]]] = []

@@ -1,6 +1,6 @@
 """The proxy in front of a TorchServe that is played by a transport."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,11 @@ Respond = Callable[[httpx.Request], httpx.Response]
 
 def management(request: httpx.Request, status: str = "READY") -> httpx.Response:
     return httpx.Response(200, json=[{"modelName": "x", "workers": [{"status": status}]}])
+
+
+def registered(archives: Iterable[str]) -> httpx.Response:
+    """The management API's list."""
+    return httpx.Response(200, json={"models": [{"modelName": archive} for archive in archives]})
 
 
 def serving(*lines: bytes, status: int = 200, worker: str = "READY") -> Respond:

@@ -16,6 +16,7 @@ from training.compose import GENTLE, Composer
 from training.config import PRESETS, Run, Stage
 
 
+@pytest.mark.thorough
 def test_every_stage_from_the_packages_to_a_model_that_is_measured(run: Run, tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()

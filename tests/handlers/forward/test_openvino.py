@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
 from handlers.errors import ModelError
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
-from handlers.forward.openvino import KEPT, Converter, OpenVINOForward, convert_vae, pays
+from handlers.forward.openvino import KEPT, Converter, OpenVINOForward, convert_checker, convert_vae, pays
 from handlers.forward.weights import Weights
 from handlers.stable_diffusion import CombinedHandler
 from tests.support import tiny_models
 from tests.support.frontend import Context, Frontend
 from tests.support.jobs import a_request, generated_alone, generated_together, load
-from tests.support.paths import HOME
+from tests.support.paths import EMBEDDED, HOME
 from tests.support.samples import b64, decode, sample_image
 
 
@@ -119,6 +120,20 @@ def test_a_vae_codes_both_ways_as_torch_does(converter: Converter, compiled: lis
             assert vae.encode(image).latent_dist.mean.numpy() == pytest.approx(latents.numpy(), abs=1e-3)
             assert vae.decode(latents).sample.numpy() == pytest.approx(decoded.numpy(), abs=1e-3)
     assert len(compiled) == 2
+
+
+def test_a_checker_sees_what_it_sees_in_torch(converter: Converter, compiled: list[Any]) -> None:
+    folder = EMBEDDED / "safety_checker"
+    checker, again = (StableDiffusionSafetyChecker.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    seen = again.vision_model(images)[1]
+    checker.concept_embeds.data[0] = again.visual_projection(seen)[1].detach()  # so it flags the second
+    checker.concept_embeds_weights.data[0] = 0.999
+    full = in_memory(checker.vision_model)
+    convert_checker(checker, converter, lambda: again)
+    assert checker.vision_model(images)[1].numpy() == pytest.approx(seen.detach().numpy(), abs=1e-3)
+    assert checker(clip_input=images, images=[np.ones((8, 8, 3)) for _ in images])[1] == [False, True, False]
+    assert len(compiled) == 1 and in_memory(checker.vision_model) < full / 50
 
 
 def in_memory(module: torch.nn.Module) -> int:

@@ -24,6 +24,7 @@ from tests.support import tiny_models
 from tests.support.fake_cuda import Card, fake_cuda
 from tests.support.jobs import a_request, generated_alone, generated_together, load
 
+pytestmark = pytest.mark.thorough
 CUDA = torch.device("cuda")
 
 

@@ -24,6 +24,9 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+pytestmark = pytest.mark.thorough
+
+
 @pytest.fixture
 def card() -> Iterator[Card]:
     with fake_gpu() as card:

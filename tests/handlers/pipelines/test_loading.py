@@ -151,6 +151,7 @@ def test_a_lora_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")  # diffusers passes a tensor to NumPy
+@pytest.mark.thorough
 def test_every_scheduler_that_is_offered_generates(pipelines: dict[str, Any]) -> None:
     pipeline = pipelines["txt2img"]
     kinds = schedulers(pipeline)

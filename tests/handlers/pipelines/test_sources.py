@@ -90,6 +90,7 @@ def test_what_is_no_diffusers_model_is_a_sentence() -> None:
     check_files("x/y", pickled, True)
 
 
+@pytest.mark.thorough
 def test_only_what_is_needed_is_downloaded_and_only_once(served_model: hub.Hub, tmp_path: Path) -> None:
     folder = download(hub.MODEL, Installation(tmp_path, os.environ))
     names = {name for name, _ in served_model.fetched}

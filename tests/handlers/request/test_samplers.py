@@ -64,6 +64,7 @@ def test_each_spelling_is_what_it_means(
     made.set_timesteps(4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [2, 30])
 def test_every_name_with_every_schedule_steps_to_its_end(
     steps: int, kinds: dict[str, frozenset[str]], pipeline: Any

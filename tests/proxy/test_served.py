@@ -5,9 +5,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from handlers.catalogue import Catalogue
 from proxy.custom_models import CustomModels
-from proxy.dialects.served import FRESH_S, Served
 from proxy.loading import Loading
+from proxy.served import FRESH_S, Served
 from proxy.upstream import Upstream
 from tests.support.dialects import Described
 
@@ -25,10 +26,11 @@ async def test_an_archive_is_described_again_after_a_while(tmp_path: Path) -> No
     now = 0.0
     archives = dict.fromkeys(("txt2img", "img2img", "masking"), "all")
     upstream = Upstream("http://x:8080", "http://x:8081", "http://x:8082", archives, httpx.MockTransport(respond))
-    custom = CustomModels(tmp_path / "config.json")
-    served = Served(Loading(upstream, custom.archives, 0), upstream, custom, lambda: now)
+    catalogue = Catalogue(tmp_path / "catalogue")
+    custom = CustomModels(tmp_path / "config.json", catalogue)
+    served = Served(Loading(upstream, catalogue), upstream, custom, lambda: now)
     for _ in range(2):
-        assert await served.models() == ["tiny"] and served.custom_models() == []
+        assert await served.models() == ["tiny"] and served.others() == []
         assert await served.defaults("all", "masking") == {"num_inference_steps": 20}
     assert len(asked) == 1
     now = FRESH_S + 1

@@ -1,14 +1,20 @@
-"""What the archives serve, as dialects need it before a request: names of models, and their defaults."""
+"""What the archives serve, as routes need it before a request: names of models, and their defaults."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-from proxy.custom_models import CustomModels
+from proxy.custom_models import CustomModels, nearest
+from proxy.errors import Failure
 from proxy.loading import Loading
 from proxy.upstream import Upstream
 
 FRESH_S = 30  # a description is asked for again after that: a reload may have brought another model
+DEFAULT = "default"  # the name of the main model, whatever it is
+
+
+class UnknownModel(Failure):
+    """There is no model of a name; the sentence offers those that are most like it."""
 
 
 class Served:
@@ -33,13 +39,31 @@ class Served:
     async def models(self) -> list[str]:
         """The names of the models of the tasks, each once. Raises Failure 503."""
         names: list[str] = []
-        for archive in await self._upstream.archives():
+        for archive in self._upstream.archives():
             names += [model["model"] for model in await self._described(archive)]
         return [*dict.fromkeys(names)]
 
-    def custom_models(self) -> list[str]:
-        """The paths of the custom models, which are their names in dialects."""
-        return [model["url_path"] for model in self._custom.listing()]
+    def others(self) -> list[str]:
+        """The names of the other models, which may or may not be in memory."""
+        return [model.name for model in self._custom.entries()]
+
+    async def archive(self, wanted: str, task: str) -> str:
+        """The archive of a task with the model that a request names.
+
+        Args:
+            wanted: a name or a label; empty or DEFAULT for the main one.
+
+        Raises UnknownModel 400.
+        """
+        if wanted in ("", DEFAULT):
+            return self._upstream.archive_of(task)
+        if model := self._custom.find(wanted):
+            return model.archive
+        main = await self.models()
+        if wanted.casefold() in map(str.casefold, main):
+            return self._upstream.archive_of(task)
+        offer = nearest(wanted, [*main, *self.others()])
+        raise UnknownModel(400, f"model {wanted[:100]!r} is not one of the models here: use {offer}.")
 
     async def _model(self, archive: str, task: str) -> dict[str, Any]:
         models = await self._described(archive)
