@@ -121,6 +121,7 @@ def _described(request: Request, job: Job) -> dict[str, Any]:
         "images": job.images,
         "error": job.error,
     }  # fmt: skip
+    described |= {"loads": job.loads} if job.loads and not has_ended else {}
     return described | ({"warnings": job.warnings} if job.warnings else {})
 
 

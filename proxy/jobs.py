@@ -39,6 +39,7 @@ class Job:
         dialect: by name; with `request_id`, for the log.
         status: `queued`, `in_progress`, or one of ENDED.
         place: in the queue, 1 is the next; 0 while it runs.
+        loads: the name of its model while that is being loaded.
         images: without their files, which are in `files`.
         preview: the newest one, a JPEG; None once the images are there.
         changed: set when the status changes, and then replaced.
@@ -55,6 +56,7 @@ class Job:
     started_at: float | None = None
     completed_at: float | None = None
     place: int = 0
+    loads: str = ""
     step: int = 0
     steps: int = 0
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -69,11 +71,11 @@ class Job:
 
     def tell(self, event: Queued | Progress) -> None:
         if isinstance(event, Queued):
-            self.place = event.place
+            self.place, self.loads = event.place, event.loads
             return
         now = time.monotonic()
         if self.status == "queued":
-            self.place, self.started_at = 0, time.time()
+            self.place, self.loads, self.started_at = 0, "", time.time()
             self._first, self._stepped = event.step, (now, now)
             self.enter("in_progress")
         self.step, self.steps, self._stepped = event.step, event.of, (self._stepped[0], now)

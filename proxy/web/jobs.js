@@ -43,8 +43,9 @@ export function isGone({ status }) {
 }
 
 /** What the page says of a job that has not ended. */
-export function told({ status, step, steps, queue_position, eta_seconds }) {
+export function told({ status, step, steps, queue_position, eta_seconds, loads }) {
   const left = eta_seconds > 2 ? `, about ${Math.round(eta_seconds)} s left` : "";
+  if (loads) return "Loading the model …";
   if (status === "queued") return queue_position > 0 ? `Queued, place ${queue_position}${left} …` : "Queued …";
   return `Step ${step} of ${steps}${left}`;
 }

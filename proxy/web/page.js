@@ -52,12 +52,6 @@ async function run() {
     const path = form.path();
     const sent = await form.collect();
     begin();
-<<<<<<< HEAD
-    for await (const { name, data } of generate(path, sent, controller.signal)) {
-      if (name === "queued") $("steps").textContent = data.loads ? "Loading the model …" : `Queued, place ${data.place} …`;
-      else if (name === "progress") progress(data);
-      else await results(data, path, form.texts(sent));
-=======
     running = await jobs.start(path, sent, form.texts(sent));
   });
 }
@@ -70,7 +64,6 @@ async function stage(start) {
     while (!jobs.hasEnded(job)) {
       job = await jobs.show(running);
       await progress(job);
->>>>>>> clients21
     }
     const mine = jobs.take(running);
     if (job.status !== "cancelled") await results(await jobs.images(running, job), mine);
@@ -119,15 +112,11 @@ async function results(images, mine) {
   await showHistory();
 }
 
-<<<<<<< HEAD
-/** Another model's defaults are known once it is loaded. */
-=======
 function cancel() {
   if (running?.id) jobs.cancel(running).catch((error) => form.showError(error.message));
 }
 
-/** A custom model's defaults are known once it is loaded. */
->>>>>>> clients21
+/** Another model's defaults are known once it is loaded. */
 async function connectedModels(path) {
   if (path.startsWith("custom/")) await connect();
 }

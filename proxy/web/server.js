@@ -34,32 +34,14 @@ async function ask(method, path, body, more) {
   return response;
 }
 
-<<<<<<< HEAD
 /** How many tokens each chunk of a prompt has. Throws Failure. */
 export async function count(prompt, model) {
-  const response = await fetch("tokens", { method: "POST", body: new URLSearchParams({ prompt, model }), headers: headers() });
-  if (!response.ok) throw await refusal(response);
-  return (await response.json()).prompt;
+  return (await post("tokens", new URLSearchParams({ prompt, model }))).prompt;
 }
 
-/** Sends a form; yields {name: "queued" | "progress" | "result", data}. Throws Failure; aborting `signal` cancels the request. */
-export async function* generate(path, form, signal) {
-  const response = await fetch(path, {
-    method: "POST", body: form, signal, headers: headers({ Accept: "text/event-stream" }),
-  });
-  if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw await refusal(response);
-  let ended = false;
-  for await (const { name, data } of events(response.body)) {
-    if (name === "error") throw new Failure(data.message, data.code);
-    ended ||= name === "result";
-    yield { name, data };
-  }
-  if (!ended) throw new Failure("The connection to the server was lost: try again.", 503);
-=======
 /** What GET `path` answers, as JSON. Throws Failure. */
 export async function get(path) {
   return (await ask("GET", path)).json();
->>>>>>> clients21
 }
 
 /** A file. Throws Failure. */

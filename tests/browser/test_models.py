@@ -37,12 +37,11 @@ def test_the_syntax_is_explained(page: Page, size: tuple[int, int]) -> None:
 
 
 def test_the_page_says_that_a_model_is_loaded(page: Page) -> None:
-    page.route(
-        "**/txt2img",
-        lambda route: route.fulfill(
-            content_type="text/event-stream", body='event: queued\ndata: {"place": 1, "loads": "mine"}\n\n'
-        ),
-    )
+    job = {"id": "job_0", "status": "queued", "queue_position": 1, "loads": "mine"}
+    failed = {"id": "job_0", "status": "failed", "error": {"message": "It is too large."}}
+    told = iter([job, failed])
+    page.route("**/txt2img", lambda route: route.fulfill(status=202, json=job))
+    page.route("**/v1/jobs/*", lambda route: route.fulfill(json=next(told)))
     page.evaluate(
         """() => {
              window.said = [];
@@ -52,5 +51,5 @@ def test_the_page_says_that_a_model_is_loaded(page: Page) -> None:
     )
     page.locator("#prompt").fill("x")
     page.locator("#generate").click()
-    expect(page.locator("#error")).to_contain_text("connection to the server was lost")
+    expect(page.locator("#error")).to_contain_text("It is too large.")
     assert "Loading the model …" in page.evaluate("said")

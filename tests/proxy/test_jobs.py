@@ -12,7 +12,9 @@ import pytest
 from starlette.applications import Starlette
 
 from handlers.wire import Progress, Result
+from proxy.admission import Queued
 from proxy.app import create_app
+from proxy.jobs import Job
 from proxy.settings import Settings
 from proxy.shutdown import Drain
 from tests.support.dialects import DATA, FILE, Held, result
@@ -131,6 +133,16 @@ async def test_a_waiting_job_tells_its_place() -> None:
         assert (second["status"], second["eta_seconds"]) == ("queued", None)
         await http.delete(f"/v1/jobs/{first['id']}")
         assert (await running(http, second))["status"] == "in_progress"
+
+
+async def test_a_job_says_that_its_model_is_loaded() -> None:
+    async with client(Held(Progress(1, 2).line())) as http:
+        job = (await http.post("/v1/jobs", json=APPLE)).json()
+        told: Job = http._transport.app.state.jobs.find("127.0.0.1", job["id"])  # type: ignore[attr-defined]
+        told.tell(Queued(1, loads="mine"))
+        assert (await http.get(f"/v1/jobs/{job['id']}")).json()["loads"] == "mine"
+        assert "loads" not in await running(http, job)
+        await http.delete(f"/v1/jobs/{job['id']}")
 
 
 async def test_a_failed_job_says_why() -> None:
