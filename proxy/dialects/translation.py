@@ -67,7 +67,8 @@ class Translation:
 
     def warn_of_rest(self) -> None:
         """A warning that names what was not taken. A value is not shown: it may be a secret of another server's."""
-        named = [ascii(name[:50])[1:-1] for name, value in self._left.items() if value != "auto"][:MAX_NAMED]
+        left = [name for name, value in self._left.items() if value != "auto"]
+        named = [ascii(name[:50])[1:-1] or "a field without a name" for name in left][:MAX_NAMED]
         if named:
             verb = "has" if len(named) == 1 else "have"
             self.warnings.append(f"{', '.join(named)} {verb} no effect here.")
