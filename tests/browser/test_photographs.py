@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,24 @@ from tests.support.samples import b64, file_bytes, sample_image
 
 pytestmark = pytest.mark.browser
 
-# stands for the server: keeps the form in `sent` and its address in `sentTo`, and answers once `go` is called
-CATCH = """answer => {
+# stands for the server: keeps the form in `sent` and its address in `sentTo`; its job ends once `go` is called
+CATCH = """ended => {
   const real = window.fetch;
-  const gone = new Promise(resolve => window.go = resolve);
-  window.fetch = (path, options = {}) => {
-    if (!(options.body instanceof FormData)) return real(path, options);
-    [window.sent, window.sentTo] = [options.body, path];
-    const body = new ReadableStream({
-      async start(stream) {
-        const say = text => stream.enqueue(new TextEncoder().encode(text));
-        say(': still here\\n\\nevent: queued\\ndata: {"place": 3}\\n\\n: still here\\n\\n');
-        await gone;
-        say(`event: result\\ndata: ${answer}\\n\\n`);
-        stream.close();
-      },
-    });
-    return Promise.resolve(new Response(body, {headers: {"Content-Type": "text/event-stream"}}));
+  const answer = value => new Response(JSON.stringify(value));
+  let status = {status: "queued", queue_position: 3, step: 0, steps: 0, images: []};
+  window.go = () => { status = ended };
+  window.fetch = async (path, options = {}) => {
+    if (options.body instanceof FormData) {
+      [window.sent, window.sentTo] = [options.body, path];
+      return answer({id: "job_played", ...status});
+    }
+    if (!path.startsWith("v1/jobs/job_played")) return real(path, options);
+    if (path.includes("/images/")) {
+      const bytes = Uint8Array.from(atob(ended.images[0].data), character => character.charCodeAt(0));
+      return new Response(bytes, {headers: {"Content-Type": "image/png"}});
+    }
+    await new Promise(resolve => setTimeout(resolve, 50));
+    return answer({id: "job_played", ...status});
   };
 }"""
 BYTES = """async name => {
@@ -42,9 +42,9 @@ BYTES = """async name => {
 }"""
 
 
-def catch(page: Page, **answer: Any) -> None:
-    image = {"base64": b64(sample_image()), "seed": 5, "mimetype": "image/png", "nsfw": False}
-    page.evaluate(CATCH, json.dumps({"status": "success", "images": [image], **answer}))
+def catch(page: Page, **ended: Any) -> None:
+    image = {"url": "/v1/jobs/job_played/images/0", "seed": 5, "nsfw": False, "data": b64(sample_image())}
+    page.evaluate(CATCH, {"status": "completed", "images": [image], **ended})
 
 
 def send(page: Page) -> dict[str, str]:
