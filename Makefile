@@ -24,10 +24,10 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 3 $(ARGS)
 
-# what `make test` leaves out, as CI runs it: two at a time, without the longest tests, which are run by hand
+# what `make test` leaves out, as CI runs it: two at a time
 test-ci: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
-	  -m '(faults or pythons or browser or container or cluster or clients or thorough) and not exhaustive' \
+	  -m 'faults or pythons or browser or container or cluster or clients or thorough' \
 	  tests/package tests/container tests/cluster tests/faults tests/clients tests/browser tests/handlers tests/launch \
 	  tests/training $(ARGS)
 

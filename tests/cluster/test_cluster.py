@@ -36,7 +36,6 @@ def url(nodes: list[Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield url
 
 
-@pytest.mark.exhaustive
 def test_a_node_dies_and_another_freezes(nodes: list[Node], url: str, capsys: pytest.CaptureFixture[str]) -> None:
     killed, frozen, _ = nodes
     with load(url) as clients:
@@ -51,7 +50,6 @@ def test_a_node_dies_and_another_freezes(nodes: list[Node], url: str, capsys: py
     assert not clients.failures
 
 
-@pytest.mark.exhaustive
 def test_the_nodes_are_restarted_one_after_the_other(
     nodes: list[Node], url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

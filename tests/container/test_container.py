@@ -110,7 +110,6 @@ def test_sigterm_ends_it(engine: Engine) -> None:
         assert engine("logs", name).rstrip().endswith("Stopped.")
 
 
-@pytest.mark.exhaustive
 def test_a_worker_that_the_memory_limit_kills_comes_back(engine: Engine) -> None:
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"

@@ -93,7 +93,6 @@ def test_a_worker_that_dies_is_a_sentence_and_comes_back(combined: Running) -> N
     assert combined.images("txt2img", seed=1, num_inference_steps=2)
 
 
-@pytest.mark.exhaustive
 def test_a_model_whose_folder_is_gone_serves_on_and_is_whole_again_when_it_is_back(
     tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -141,7 +140,6 @@ def small() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.exhaustive
 def test_a_full_disk_fails_no_request(tmp_path: Path, small: Path, tiny_model: Path) -> None:
     # a file system of its own for the server, which others see below /proc
     within = [

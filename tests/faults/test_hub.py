@@ -13,7 +13,7 @@ from handlers.installation import Installation
 from handlers.pipelines.sources import ModelSource
 from tests.support import hub
 
-pytestmark = [pytest.mark.faults, pytest.mark.exhaustive]
+pytestmark = pytest.mark.faults
 
 
 def test_a_connection_that_breaks_is_taken_up_again(served_model: hub.Hub, tmp_path: Path) -> None:

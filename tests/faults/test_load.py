@@ -22,7 +22,7 @@ import pytest
 from tests.support.running import HANG_S, Running, running, wait_for
 from tests.support.samples import b64, half_mask, sample_image
 
-pytestmark = [pytest.mark.faults, pytest.mark.exhaustive]
+pytestmark = pytest.mark.faults
 
 CLIENTS, KEYS = 200, 8
 ROUNDS = int(os.environ.get("SD_SOAK_ROUNDS", "1"))

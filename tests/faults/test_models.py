@@ -74,7 +74,6 @@ def test_another_scheduler_by_name(instance: Running) -> None:
     assert "not 'Eular': the nearest are Euler" in refused.json()["message"]
 
 
-@pytest.mark.exhaustive
 def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, folder: Path) -> None:
     assert httpx.get(f"{instance.url}/custom_models").json() == []
     assert instance.post("custom/emoji", {"prompt": "x"}).status_code == 404
@@ -124,7 +123,6 @@ def test_a_custom_model_comes_and_goes_without_a_restart(instance: Running, fold
     assert instance.images("txt2img", num_inference_steps=2)
 
 
-@pytest.mark.exhaustive
 def test_three_workers_share_one_copy_of_large_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = tiny_models.make("sd1")

@@ -31,7 +31,6 @@ def test_it_is_finished_and_nothing_new_is_begun(tmp_path: Path, tiny_model: Pat
         assert "Finishing the running requests." in instance.output.read_text()
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("again", [True, False])
 def test_it_is_broken_off_by_a_second_signal_or_by_the_limit(tmp_path: Path, again: bool) -> None:
     limit = "120" if again else "2"
