@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -78,6 +79,19 @@ class Node:
             and sample.labels["status"] == "200"
             and sample.labels["route"] in ("/txt2img", "/img2img")
         )
+
+
+@contextlib.contextmanager
+def started(folder: Path, model: Path, number: int) -> Iterator[list[Node]]:
+    """Nodes that are started side by side, and end with the block."""
+    nodes = [Node(folder / f"node{i + 1}", model) for i in range(number)]
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Node.start, nodes))
+        yield nodes
+    finally:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Node.close, nodes))
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import signal
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -11,7 +10,7 @@ import pytest
 
 from launch.machine import free_ports
 from tests.cluster.haproxy import balancing
-from tests.cluster.nodes import Load, Node, load
+from tests.cluster.nodes import Load, Node, load, started
 from tests.support.running import HANG_S, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -19,15 +18,8 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[list[Node]]:
-    folder = tmp_path_factory.mktemp("nodes")
-    nodes = [Node(folder / f"node{i}", tiny_model) for i in (1, 2, 3)]
-    try:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Node.start, nodes))
+    with started(tmp_path_factory.mktemp("nodes"), tiny_model, 3) as nodes:
         yield nodes
-    finally:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Node.close, nodes))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.cluster.haproxy import balancing
-from tests.cluster.nodes import Node
+from tests.cluster.nodes import Node, started
 from tests.support.running import HANG_S, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -21,15 +21,8 @@ LONG = APPLE | {"num_inference_steps": 250, "num_outputs": 8}
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[list[Node]]:
-    folder = tmp_path_factory.mktemp("nodes")
-    nodes = [Node(folder / f"node{i}", tiny_model) for i in (1, 2)]
-    try:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Node.start, nodes))
+    with started(tmp_path_factory.mktemp("nodes"), tiny_model, 2) as nodes:
         yield nodes
-    finally:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Node.close, nodes))
 
 
 @pytest.fixture
