@@ -26,6 +26,9 @@ pytestmark = pytest.mark.faults
 
 CLIENTS, KEYS = 200, 8
 ROUNDS = int(os.environ.get("SD_SOAK_ROUNDS", "1"))
+# the heap ends, now and then, in a piece of a large body that is still in use, and then holds what that body took: only
+# what a process holds after each of so many crowds is lost
+TRIES = 4
 SOAK = "SD_SOAK_ROUNDS" in os.environ
 HANGS_S = HANG_S
 # what a process may hold more than before by chance: a thread of a pool, a connection that is kept open
@@ -128,6 +131,20 @@ def holdings(instance: Running) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+def exceeded(before: dict[str, tuple[int, int, int]], after: dict[str, tuple[int, int, int]]) -> list[str]:
+    """The processes that came, went, or hold more than they did."""
+    more = set(before) ^ set(after)
+    for process in set(before) & set(after):
+        (threads, open_files, memory), (threads_now, open_files_now, memory_now) = before[process], after[process]
+        if (
+            threads_now > threads + MORE_THREADS
+            or open_files_now > open_files + MORE_FILES
+            or memory_now > memory * MORE_MEMORY + 10_000_000
+        ):
+            more.add(process)
+    return sorted(more)
+
+
 def is_idle(instance: Running) -> bool:
     text = httpx.get(f"{instance.url}/metrics", timeout=HANG_S).text
     return all(
@@ -148,7 +165,7 @@ def test_a_crowd_is_answered_and_leaves_nothing_behind(instance: Running) -> Non
     wait_for(lambda: is_idle(instance))
     time.sleep(6)  # the proxy keeps connections to TorchServe for five seconds
     before, files_before = holdings(instance), files(instance)
-    for number in range(ROUNDS):
+    for number in range(max(ROUNDS, TRIES)):
         told = asyncio.run(crowd(instance))
         assert told["good"].keys() <= {"200", "429", "503"} and told["good"]["200"] >= 40, told
         assert told["bad"].keys() <= {"400", "429", "503"}, told
@@ -159,11 +176,9 @@ def test_a_crowd_is_answered_and_leaves_nothing_behind(instance: Running) -> Non
         after = holdings(instance)
         if SOAK:
             print(number, {kind: dict(statuses) for kind, statuses in told.items()}, after, flush=True)
-    assert after.keys() == before.keys()
-    for process, (threads, open_files, memory) in after.items():
-        assert threads <= before[process][0] + MORE_THREADS, (process, before, after)
-        assert open_files <= before[process][1] + MORE_FILES, (process, before, after)
-        assert memory <= before[process][2] * MORE_MEMORY + 10_000_000, (process, before, after)
+        if number + 1 >= ROUNDS and not exceeded(before, after):
+            break
+    assert not exceeded(before, after), (exceeded(before, after), before, after)
     assert files(instance) == files_before
 
 
