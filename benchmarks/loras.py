@@ -1,7 +1,7 @@
 """`python -m benchmarks.loras`: a UNet's forward with no, one and three LoRAs, beside the stock pipeline's.
 
-It also times a change of the set, and the loading of a LoRA. `--shape v1` is Stable Diffusion 1.5 in its true shape,
-with random weights; without it, the embedded model.
+Then a step of four requests at once with unlike LoRAs, the time of a change of the set, and of the loading of a LoRA.
+`--shape v1` is Stable Diffusion 1.5 in its true shape, with random weights; without it, the embedded model.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from benchmarks.timing import in_turns, ratio, row, seconds
 from handlers.forward.calls import UNetCall
-from handlers.forward.merging import forward
+from handlers.forward.merging import forward, merge
 from handlers.pipelines.loras import SUFFIXES, Loras
 from handlers.pipelines.named_files import NamedFiles
 from handlers.request.lora_tags import take_tags
@@ -30,6 +30,13 @@ from tests.support.paths import CONFIGS, EMBEDDED
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]  # what kohya's scripts train
 NAMES = "abc"
+# of four requests at once, each with its LoRAs; requests with the same ones share a forward
+BATCHES = {
+    "four requests without": ("", "", "", ""),
+    "four with the same LoRA": ("a", "a", "a", "a"),
+    "two without, two with the same LoRA": ("", "", "a", "a"),
+    "four unlike sets: none, one, another, three": ("", "a", "b", NAMES),
+}
 
 
 def make_unet(shape: str) -> Any:
@@ -89,7 +96,8 @@ def main() -> None:
         loading = [seconds(lambda name=name: call(unet, name)) for name in NAMES]
         disabled = stock_with(unet, Path(folder), "a")
         disabled.disable_adapters()
-        stock = [call(module) for module in (unet, *(stock_with(unet, Path(folder), names) for names in ("a", NAMES)))]
+        modules = {"": unet} | {names: stock_with(unet, Path(folder), names) for names in ("a", "b", NAMES)}
+        stock = [call(modules[names]) for names in ("", "a", NAMES)]
         ours = [call(unet, names) for names in ("", "a", NAMES)]
         runs = [*stock, *ours, call(disabled)]
         times = in_turns(options.rounds, *[lambda one=one: forward(one) for one in runs])
@@ -100,6 +108,19 @@ def main() -> None:
                 f"{ratio(times[3 + index], times[0]):.3f} × stock without",
             )
         row("stock with a LoRA that is disabled", f"{ratio(times[6], times[0]):.3f} × stock without")
+        batches = [
+            [merge([call(unet, names)] * sets.count(names)) for names in dict.fromkeys(sets)]
+            for sets in BATCHES.values()
+        ]
+        one_by_one = [[call(modules[names]) for names in sets] for sets in BATCHES.values()]
+        works = [lambda calls=calls: [forward(one) for one in calls] for calls in (*batches, *one_by_one)]
+        times = in_turns(options.rounds, *works)
+        for name, together, apart in zip(BATCHES, times, times[len(BATCHES) :], strict=False):
+            row(
+                f"a step of {name}",
+                f"{median(together):.3f} s, {ratio(together, apart):.3f} × stock one by one, "
+                f"{ratio(together, times[0]):.3f} × without LoRAs",
+            )
         first, second = (one.adapters for one in ours[1:])
         assert first is not None and second is not None
         changes = in_turns(20, first.module, second.module)

@@ -14,13 +14,13 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def in_turns(rounds: int, *works: Callable[[], Any]) -> list[list[float]]:
-    """The seconds of each work in each round, one after the other within a round; the first round warms up."""
+def in_turns(rounds: int, *works: Callable[[], Any], warm_up: bool = True) -> list[list[float]]:
+    """The seconds of each work in each round, one after the other within a round, after one round that warms up."""
     times: list[list[float]] = [[] for _ in works]
-    for _ in range(rounds + 1):
+    for _ in range(rounds + warm_up):
         for measured, work in zip(times, works, strict=True):
             measured.append(seconds(work))
-    return [measured[1:] for measured in times]
+    return [measured[warm_up:] for measured in times]
 
 
 def difference(ours: Sequence[float], other: Sequence[float]) -> float:

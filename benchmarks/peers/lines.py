@@ -63,7 +63,7 @@ class Peer:
         self.process.stdin.flush()
         return float(self._read(TOOK))
 
-    def end(self) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
