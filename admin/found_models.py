@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,14 @@ class FoundModel:
     stamp: object = None
 
 
-def find_models(config: Iterable[CustomModel], main: Iterable[str], installed: Installation) -> list[FoundModel]:
+def find_models(
+    config: Iterable[CustomModel], main: Iterable[str], installed: Installation, before: Mapping[str, str] | None = None
+) -> list[FoundModel]:
     """Those of config.json first, each model once, with names that differ.
 
     Args:
         main: where the main models are, which are no others: paths, or hub ids.
+        before: the names that models have had, by `model_path`; they keep them, whatever comes beside them.
     """
     cached = dict(_in_cache(installed.hub_cache))
     found: list[FoundModel] = []
@@ -45,13 +48,16 @@ def find_models(config: Iterable[CustomModel], main: Iterable[str], installed: I
         found.append(_stamped(model, local if local.exists() else cached.get(model.model_path)))
     known = {*main, *(one.model.model_path for one in found)}
     names = {one.model.url_path.casefold() for one in found}
-    local_ones = _in_folder(installed.models)
-    others = [CustomModel(str(path), path.stem if path.is_file() else path.name, "") for path in local_ones]
+    # those that are not in folders of folders first
+    local_ones = sorted(_in_folder(installed.models), key=lambda path: (len(path.parts), path))
+    others = [CustomModel(str(path.resolve()), path.stem if path.is_file() else path.name, "") for path in local_ones]
     others += [CustomModel(name, name, "") for name in cached]
-    for model in others:
+    had = before or {}
+    for model in sorted(others, key=lambda model: model.model_path not in had):
         if model.model_path not in known:
-            model = replace(model, url_path=_name(model.ui_label, names))
+            model = replace(model, url_path=_name(had.get(model.model_path, model.ui_label), names))
             found.append(_stamped(model, cached.get(model.model_path) or Path(model.model_path)))
+            known.add(model.model_path)
     return found
 
 
@@ -82,7 +88,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
         if path.name.startswith(".") or path.name == NOT_MODELS:
             continue
         if (path.suffix in SINGLE_FILE and path.is_file()) or (path / INDEX).is_file():
-            yield path.resolve()
+            yield path
         elif path.is_dir():
             yield from _in_folder(path)
 
@@ -98,12 +104,19 @@ def _in_cache(cache: Path) -> Iterator[tuple[str, Path]]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a model in diffusers' format has a UNet, and each part that its index names, with its weights."""
+    return missing_part(folder) is None
+
+
+def missing_part(folder: Path) -> str | None:
+    """The first part that a model in diffusers' format lacks, or lacks the weights of: a name in the folder."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
-    return "unet" in parts and all(_has_all(folder / part) for part in parts)
+        parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+    except (OSError, ValueError, LookupError, AttributeError):
+        return INDEX
+    if "unet" not in parts:
+        return "unet"
+    return next((part for part in parts if not _has_all(folder / part)), None)
 
 
 def _has_all(part: Path) -> bool:
