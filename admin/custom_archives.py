@@ -98,7 +98,7 @@ class CustomArchives:
     def update(self) -> None:
         """Begins to build new archives and to remove old ones, side by side, and writes down what there is by now."""
         main = self._main_settings()
-        before = {one.model.model_path: one.model.url_path for one in self._found.values()}
+        before = {one.model.model_path: one.model.url_path for one in self._found.values() if not one.configured}
         models = find_models(self._read_config(), self._main_models(main), self._installed, before)
         found = {one.model.archive: one for one in models}
         built = {file.stem for file in self._store.glob(f"{CUSTOM}*.mar")}

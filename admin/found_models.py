@@ -24,11 +24,13 @@ class FoundModel:
     Attributes:
         path: where its files are, if they are all here; None for a hub model that must be downloaded, as config.json
             wants it.
+        configured: whether config.json says its name.
         stamp: another one once its files have changed.
     """
 
     model: CustomModel
     path: Path | None
+    configured: bool = False
     stamp: object = None
 
 
@@ -39,13 +41,13 @@ def find_models(
 
     Args:
         main: where the main models are, which are no others: paths, or hub ids.
-        before: the names that models have had, by `model_path`; they keep them, whatever comes beside them.
+        before: the names that models have had without config.json, by `model_path`; they keep them, whatever comes beside them.
     """
     cached = dict(_in_cache(installed.hub_cache))
     found: list[FoundModel] = []
     for model in config:
         local = Path(model.model_path).expanduser()
-        found.append(_stamped(model, local if local.exists() else cached.get(model.model_path)))
+        found.append(_stamped(model, local if local.exists() else cached.get(model.model_path), configured=True))
     known = {*main, *(one.model.model_path for one in found)}
     names = {one.model.url_path.casefold() for one in found}
     # those that are not in folders of folders first
@@ -66,9 +68,9 @@ def snapshot(name: str, installed: Installation) -> Path | None:
     return dict(_in_cache(installed.hub_cache)).get(name)
 
 
-def _stamped(model: CustomModel, path: Path | None) -> FoundModel:
+def _stamped(model: CustomModel, path: Path | None, configured: bool = False) -> FoundModel:
     if path is None:
-        return FoundModel(model, None)
+        return FoundModel(model, None, configured)
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     stamp = []
     for file in files:
@@ -77,7 +79,7 @@ def _stamped(model: CustomModel, path: Path | None) -> FoundModel:
         except OSError:  # it has just gone
             continue
         stamp.append((str(file), about.st_size, about.st_mtime_ns))
-    return FoundModel(model, path, tuple(stamp))
+    return FoundModel(model, path, configured, tuple(stamp))
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:

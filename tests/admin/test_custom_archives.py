@@ -181,6 +181,21 @@ def test_a_model_keeps_its_name_whatever_comes_beside_it(
     assert handler_settings(store / "custom-linked.mar")["model"] == str(tmp_path / "elsewhere" / "third.safetensors")
 
 
+def test_a_name_of_the_file_s_goes_with_its_entry(
+    tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path]
+) -> None:
+    make, _, store = following
+    (tmp_path / "models").mkdir()
+    file = tmp_path / "models" / "third.safetensors"
+    save_file({"x": torch.zeros(3)}, file)
+    written(tmp_path, {"model_path": str(file), "url_path": "mine", "ui_label": "Mine"})
+    archives = updated(make())
+    assert set(entries(store)) == {"mine"}
+    written(tmp_path)
+    updated(archives)
+    assert set(entries(store)) == {"third"}
+
+
 def test_a_folder_that_is_no_whole_model_is_a_sentence(
     tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path]
 ) -> None:
