@@ -18,7 +18,7 @@ from typing import Any
 
 from admin.archive import VERSION, build
 from admin.download import download
-from admin.found_models import FoundModel, find_models, snapshot
+from admin.found_models import FoundModel, find_models, missing_part, snapshot
 from admin.management import Management
 from admin.paths import installation
 from admin.placement import GENERATING_BYTES, PROCESS_BYTES, choose_placement, weight_bytes
@@ -98,7 +98,8 @@ class CustomArchives:
     def update(self) -> None:
         """Begins to build new archives and to remove old ones, side by side, and writes down what there is by now."""
         main = self._main_settings()
-        models = find_models(self._read_config(), self._main_models(main), self._installed)
+        before = {one.model.model_path: one.model.url_path for one in self._found.values() if not one.configured}
+        models = find_models(self._read_config(), self._main_models(main), self._installed, before)
         found = {one.model.archive: one for one in models}
         built = {file.stem for file in self._store.glob(f"{CUSTOM}*.mar")}
         # 1. what has ended
@@ -243,6 +244,9 @@ def _check(path: Path, allow_pickle: bool) -> None:
         if path.suffix in PICKLED and not allow_pickle:
             raise ModelError(f"{path} is not loaded: {PICKLE_WARNING}")
     else:
+        missing = missing_part(path)
+        if missing and missing != "safety_checker":  # without which config.json may want it
+            raise ModelError(f"{path} is not a whole model: {missing} is missing, damaged or without its weights.")
         check_files(str(path), [file.relative_to(path).as_posix() for file in path.rglob("*")], allow_pickle)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,34 +24,42 @@ class FoundModel:
     Attributes:
         path: where its files are, if they are all here; None for a hub model that must be downloaded, as config.json
             wants it.
+        configured: whether config.json says its name.
         stamp: another one once its files have changed.
     """
 
     model: CustomModel
     path: Path | None
+    configured: bool = False
     stamp: object = None
 
 
-def find_models(config: Iterable[CustomModel], main: Iterable[str], installed: Installation) -> list[FoundModel]:
+def find_models(
+    config: Iterable[CustomModel], main: Iterable[str], installed: Installation, before: Mapping[str, str] | None = None
+) -> list[FoundModel]:
     """Those of config.json first, each model once, with names that differ.
 
     Args:
         main: where the main models are, which are no others: paths, or hub ids.
+        before: the names that models have had without config.json, by `model_path`; they keep them, whatever comes beside them.
     """
     cached = dict(_in_cache(installed.hub_cache))
     found: list[FoundModel] = []
     for model in config:
         local = Path(model.model_path).expanduser()
-        found.append(_stamped(model, local if local.exists() else cached.get(model.model_path)))
+        found.append(_stamped(model, local if local.exists() else cached.get(model.model_path), configured=True))
     known = {*main, *(one.model.model_path for one in found)}
     names = {one.model.url_path.casefold() for one in found}
-    local_ones = _in_folder(installed.models)
-    others = [CustomModel(str(path), path.stem if path.is_file() else path.name, "") for path in local_ones]
+    # those that are not in folders of folders first
+    local_ones = sorted(_in_folder(installed.models), key=lambda path: (len(path.parts), path))
+    others = [CustomModel(str(path.resolve()), path.stem if path.is_file() else path.name, "") for path in local_ones]
     others += [CustomModel(name, name, "") for name in cached]
-    for model in others:
+    had = before or {}
+    for model in sorted(others, key=lambda model: model.model_path not in had):
         if model.model_path not in known:
-            model = replace(model, url_path=_name(model.ui_label, names))
+            model = replace(model, url_path=_name(had.get(model.model_path, model.ui_label), names))
             found.append(_stamped(model, cached.get(model.model_path) or Path(model.model_path)))
+            known.add(model.model_path)
     return found
 
 
@@ -60,9 +68,9 @@ def snapshot(name: str, installed: Installation) -> Path | None:
     return dict(_in_cache(installed.hub_cache)).get(name)
 
 
-def _stamped(model: CustomModel, path: Path | None) -> FoundModel:
+def _stamped(model: CustomModel, path: Path | None, configured: bool = False) -> FoundModel:
     if path is None:
-        return FoundModel(model, None)
+        return FoundModel(model, None, configured)
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     stamp = []
     for file in files:
@@ -71,7 +79,7 @@ def _stamped(model: CustomModel, path: Path | None) -> FoundModel:
         except OSError:  # it has just gone
             continue
         stamp.append((str(file), about.st_size, about.st_mtime_ns))
-    return FoundModel(model, path, tuple(stamp))
+    return FoundModel(model, path, configured, tuple(stamp))
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
@@ -82,7 +90,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
         if path.name.startswith(".") or path.name == NOT_MODELS:
             continue
         if (path.suffix in SINGLE_FILE and path.is_file()) or (path / INDEX).is_file():
-            yield path.resolve()
+            yield path
         elif path.is_dir():
             yield from _in_folder(path)
 
@@ -98,12 +106,19 @@ def _in_cache(cache: Path) -> Iterator[tuple[str, Path]]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a model in diffusers' format has a UNet, and each part that its index names, with its weights."""
+    return missing_part(folder) is None
+
+
+def missing_part(folder: Path) -> str | None:
+    """The first part that a model in diffusers' format lacks, or lacks the weights of: a name in the folder."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
-    return "unet" in parts and all(_has_all(folder / part) for part in parts)
+        parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+    except (OSError, ValueError, LookupError, AttributeError):
+        return INDEX
+    if "unet" not in parts:
+        return "unet"
+    return next((part for part in parts if not _has_all(folder / part)), None)
 
 
 def _has_all(part: Path) -> bool:

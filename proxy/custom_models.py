@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from handlers.catalogue import PREPARING, Catalogue, CatalogueEntry
+from handlers.catalogue import FAILED, PREPARING, Catalogue, CatalogueEntry
 from proxy.errors import Failure
 
 OFFERED = 5  # names that a refusal offers
@@ -48,9 +48,9 @@ class CustomModels:
 
     def archive(self, url_path: str) -> str:
         """The archive of a path. Raises Failure 404 for a path without a model."""
-        model = next((model for model in self.entries() if model.name == url_path), None)
+        model = self.find(url_path)
         if model is None:
-            offer = nearest(url_path, [model.name for model in self.entries()])
+            offer = nearest(url_path, [model.name for model in self.entries() if model.state != FAILED])
             raise Failure(404, f"There is no custom model {url_path[:64]!r}: use {offer}.")
         return model.archive
 

@@ -74,12 +74,12 @@ class Native:
 
     async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
         form_type = request.headers.get("content-type", "")
-        archive = await archive_of(request, self._task, model_of(body, form_type))
-        if "url_path" in request.path_params:
-            of_path = await self.archive(request)
-            if archive not in (of_path, main_archive(request, self._task)):
+        archive = await self.archive(request)
+        if model := model_of(body, form_type):
+            named = await archive_of(request, self._task, model)
+            if "url_path" in request.path_params and named != archive:
                 raise Failure(400, "model names another model than the address: leave out the field.")
-            archive = of_path
+            archive = named
         order = Order(self._task, archive, body, form_type)
         as_events = wants_events(request.headers.get("accept", ""))
         return order, NativeAnswer(as_events, answers_200(request))

@@ -33,11 +33,15 @@ def chosen_id(request: Request) -> str:
 def kind_of(request: Request, body: bytes) -> str:
     """The task of a body for `POST /v1/jobs`, from the address's `kind` or the body's. Raises Refused 400."""
     kind, content_type = request.query_params.get("kind"), request.headers.get("content-type", "")
-    if kind is None and content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
+    field = None
+    if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
         found = re.search(rb"(?:^|&)kind=(\w+)", body)  # within a value, & is escaped
-        kind = found and found[1].decode()
-    elif kind is None:
-        kind = read_fields(body, content_type).get("kind")
+        field = found and found[1].decode()
+    elif kind is None or b"kind" in body:
+        field = read_fields(body, content_type).get("kind")
+    if None not in (kind, field) and kind != field:
+        raise Refused(400, "kind differs in the address and in the body: send it once.", "kind")
+    kind = field if kind is None else kind
     if kind not in TASKS:
         raise Refused(400, f"kind must be one of {', '.join(TASKS)}: send it as a field, or in the address.", "kind")
     return str(kind)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from handlers.catalogue import FAILED
 from proxy.custom_models import CustomModels, nearest
 from proxy.errors import Failure
 from proxy.loading import Loading
@@ -44,8 +45,8 @@ class Served:
         return [*dict.fromkeys(names)]
 
     def others(self) -> list[str]:
-        """The names of the other models, which may or may not be in memory."""
-        return [model.name for model in self._custom.entries()]
+        """The names of the other models, which may or may not be in memory, but for those that cannot be served."""
+        return [model.name for model in self._custom.entries() if model.state != FAILED]
 
     async def archive(self, wanted: str, task: str) -> str:
         """The archive of a task with the model that a request names.

@@ -93,6 +93,8 @@ class Embeddings:
         counts = {len(tensor) for tensor in vectors.values()}
         if len(given) != len(tokenizers) or widths != wanted or len(counts) != 1:
             return "it was made for another model."
+        if not all(tensor.isfinite().all() for tensor in vectors.values()):
+            return "its numbers are not finite."
         room = min(getattr(self._pipeline, name).model_max_length - 2 for name in tokenizers)
         if not 1 <= max(counts) <= room:
             return f"it has {max(counts)} vectors, and at most {room} fit between the marks of a prompt."

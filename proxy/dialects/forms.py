@@ -32,7 +32,9 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
         return _multipart(body, content_type)
     if kind.endswith("json") or body.lstrip()[:1] == b"{":
         return _json(body)
-    raise Refused(400, "Send the fields as JSON, with Content-Type: application/json, or as multipart/form-data.")
+    raise Refused(
+        400, "Send the fields as JSON, with Content-Type: application/json, or with images as multipart/form-data."
+    )
 
 
 def model_of(body: bytes, content_type: str) -> str:

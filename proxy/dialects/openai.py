@@ -112,6 +112,7 @@ class Images:
         if not images:
             raise Refused(400, "image is missing: send a PNG, JPEG or WebP file.", "image")
         fields.put("init_image", "image", images[0])
+        fields.names["mask_image"] = "mask"
         if len(images) > 1:
             fields.warnings.append(f"Only the first of the {len(images)} images is edited; the others have no effect.")
         if self._kind == "variations":
@@ -165,6 +166,8 @@ def _read_loras(fields: Translation) -> str:
     texts = []
     for lora in value if isinstance(value, list) else [value]:
         name, scale = (lora.get("name"), lora.get("scale", 1)) if isinstance(lora, dict) else (None, 1)
+        if isinstance(lora, dict) and (others := lora.keys() - {"name", "scale"}):
+            fields.warnings.append(f"lora: {', '.join(ascii(other[:50]) for other in sorted(others))} has no effect.")
         if not isinstance(name, str) or not isinstance(scale, (int, float)) or re.search("[<>:]", name):
             raise Refused(400, 'lora must have a name and a scale, such as {"name": "ink", "scale": 0.8}.', "lora")
         texts.append(f"<lora:{name}:{scale}>")

@@ -140,11 +140,11 @@ def test_the_folder_is_looked_at_again(
     archives.update()
     assert {state for state, _ in entries(store).values()} == {PREPARING}
     archives.finish()
-    assert entries(store) == dict.fromkeys(("Emoji", "Dream-Shaper", "dream-shaper-2"), (READY, ""))
+    assert entries(store) == dict.fromkeys(("Emoji", "Dream-Shaper-2", "dream-shaper"), (READY, ""))
     models = {model.name: model for model in Catalogue(store / FOLDER).contents().models}
-    assert models["Dream-Shaper"].label == "Dream Shaper!" and models["Dream-Shaper"].weight_bytes == 6  # bfloat16
+    assert models["Dream-Shaper-2"].label == "Dream Shaper!" and models["Dream-Shaper-2"].weight_bytes == 6  # bfloat16
     assert 30e6 < models["Emoji"].weight_bytes < 300e6
-    settings = handler_settings(store / "custom-Dream-Shaper.mar")
+    settings = handler_settings(store / "custom-Dream-Shaper-2.mar")
     assert settings["model"] == str(folder / "below" / "Dream Shaper!.safetensors")
     # one goes, one comes that is still being copied
     (folder / "dream-shaper.safetensors").unlink()
@@ -154,12 +154,61 @@ def test_the_folder_is_looked_at_again(
     (folder / "bad.ckpt").write_bytes(b"x")
     updated(archives)
     told = entries(store)
-    assert set(told) == {"Emoji", "Dream-Shaper", "late", "bad"}
+    assert set(told) == {"Emoji", "Dream-Shaper-2", "late", "bad"}
     assert told["late"] == (FAILED, f"{late} is not complete: it is being copied, or is damaged.")
     assert told["bad"][0] == FAILED and "pickled files" in told["bad"][1]
     late.write_bytes(whole)
     updated(archives)
     assert entries(store)["late"] == (READY, "")
+
+
+def test_a_model_keeps_its_name_whatever_comes_beside_it(
+    tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path]
+) -> None:
+    make, _, store = following
+    weights = {"x": torch.zeros(3)}
+    for folder in ("models/below", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    save_file(weights, tmp_path / "models" / "below" / "third.safetensors")
+    archives = updated(make())
+    assert set(entries(store)) == {"third"}
+    save_file(weights, tmp_path / "models" / "third.safetensors")
+    save_file(weights, tmp_path / "elsewhere" / "third.safetensors")
+    (tmp_path / "models" / "linked.safetensors").symlink_to(tmp_path / "elsewhere" / "third.safetensors")
+    updated(archives)
+    assert set(entries(store)) == {"third", "third-2", "linked"}
+    assert handler_settings(store / "custom-third.mar")["model"] == str(tmp_path / "models/below/third.safetensors")
+    assert handler_settings(store / "custom-linked.mar")["model"] == str(tmp_path / "elsewhere" / "third.safetensors")
+
+
+def test_a_name_of_the_file_s_goes_with_its_entry(
+    tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path]
+) -> None:
+    make, _, store = following
+    (tmp_path / "models").mkdir()
+    file = tmp_path / "models" / "third.safetensors"
+    save_file({"x": torch.zeros(3)}, file)
+    written(tmp_path, {"model_path": str(file), "url_path": "mine", "ui_label": "Mine"})
+    archives = updated(make())
+    assert set(entries(store)) == {"mine"}
+    written(tmp_path)
+    updated(archives)
+    assert set(entries(store)) == {"third"}
+
+
+def test_a_folder_that_is_no_whole_model_is_a_sentence(
+    tmp_path: Path, following: tuple[Callable[[], CustomArchives], list[str], Path]
+) -> None:
+    make, _, store = following
+    for name in ("broken", "part"):
+        shutil.copytree(EMBEDDED, tmp_path / "models" / name)
+    (tmp_path / "models" / "broken" / "model_index.json").write_text("{")
+    shutil.rmtree(tmp_path / "models" / "part" / "unet")
+    updated(make())
+    told = entries(store)
+    assert [state for state, _ in told.values()] == [FAILED, FAILED]
+    assert "part is not a whole model" in told["part"][1] and "unet" in told["part"][1]
+    assert "model_index.json" in told["broken"][1]
 
 
 def test_what_the_hub_s_cache_has_in_full_is_offered(

@@ -203,6 +203,8 @@ async def test_what_is_refused() -> None:
             ("/v1/jobs", {"json": {"prompt": "x"}}, 400, "kind must be one of txt2img, img2img, masking"),
             ("/v1/jobs?kind=video", {"json": {"prompt": "x"}}, 400, "kind must be"),
             ("/v1/jobs", {"data": {"prompt": "x"}}, 400, "kind must be"),
+            ("/v1/jobs?kind=img2img", {"json": {"prompt": "x", "kind": "txt2img"}}, 400, "kind differs"),
+            ("/v1/jobs?kind=img2img", {"data": {"prompt": "x", "kind": "txt2img"}}, 400, "kind differs"),
             ("/v1/images/generations", {"json": {"prompt": "x", "stream": True}}, 400, "A stream cannot be a job"),
         ]:
             answer = await http.post(path, headers=ASYNC, **sent)

@@ -126,6 +126,9 @@ async def test_an_unknown_model_is_refused_with_the_nearest(torchserve: TorchSer
         answer = await http.post("/custom/ink", data={"prompt": "x", "model": "dream"})
         assert answer.status_code == 400 and "leave out the field" in answer.json()["message"]
         assert (await http.post("/custom/ink", data={"prompt": "x", "model": "ink"})).status_code == 200
+        assert (await http.post("/custom/INK", data={"prompt": "x"})).status_code == 200
+        answer = await http.post("/custom/ink", data={"prompt": "x", "model": "main"})
+        assert answer.status_code == 400 and "another model than the address" in answer.json()["message"]
 
 
 async def test_openai_clients_name_it_too(torchserve: TorchServe, bounded: dict[str, Any]) -> None:

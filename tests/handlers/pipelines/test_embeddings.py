@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from handlers.pipelines.arguments import generator, pipeline_arguments
 from handlers.pipelines.embeddings import Embeddings, Words, suffixes
@@ -140,11 +140,14 @@ def test_what_does_not_fit_is_a_warning_and_stays_text(tmp_path: Path) -> None:
     save_file({"emb_params": torch.zeros(2, 7)}, served.folder / "wide.safetensors")
     save_file({"a": torch.zeros(2, 7), "b": torch.zeros(2, 7)}, served.folder / "two.safetensors")
     (served.folder / "damaged.safetensors").write_bytes(b"rubbish")
+    endless = load_file(save_embedding(served.folder / "endless.safetensors"))
+    save_file({name: tensor * torch.inf for name, tensor in endless.items()}, served.folder / "endless.safetensors")
     for name, reason in {
         "xl": "it was made for another model.",
         "wide": "it was made for another model.",
         "long": "it has 76 vectors, and at most 75 fit between the marks of a prompt.",
         "two": "its file is damaged, or holds something else.",
+        "endless": "its numbers are not finite.",
         "damaged": "its file is damaged, or holds something else.",
     }.items():
         assert served.warnings(f"a {name}.") == (

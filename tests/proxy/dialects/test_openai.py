@@ -112,6 +112,15 @@ async def test_a_native_refusal_in_the_clients_words() -> None:
         assert (answer.json()["error"]["message"], answer.json()["error"]["param"]) == (message, param)
 
 
+async def test_a_mask_that_is_missing_is_called_as_the_client_calls_it() -> None:
+    line = json.dumps({"error": {"status": 400, "message": "mask_image is missing."}}).encode() + b"\n"
+    async with talking(line) as (http, _):
+        fields = {"prompt": "x", "model": "dall-e-2", "image": "aaaa"}
+        answer = await http.post(EDITS, json=fields)
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["message"], answer.json()["error"]["param"]) == ("mask is missing.", "mask")
+
+
 @pytest.mark.parametrize(
     ("status", "code", "again"),
     [(507, "out_of_memory", "false"), (504, "deadline_exceeded", "false"), (500, None, "false")],

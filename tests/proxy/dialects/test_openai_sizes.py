@@ -36,3 +36,5 @@ async def test_loras_as_other_servers_take_them() -> None:
         ]:
             answer = await http.post(GENERATIONS, json={"prompt": "x", "lora": lora})
             assert answer.status_code == 200 and served.native["prompt"] == prompt
+        answer = await http.post(GENERATIONS, json={"prompt": "x", "lora": {"name": "ink", "weight": 0.5}})
+        assert answer.json()["warnings"] == ["lora: 'weight' has no effect."]
