@@ -13,17 +13,18 @@ import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from benchmarks.timing import ratio, row, seconds
 from tests.support.running import running
 
-SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--engine openvino": ("openvino", {}),
     "--engine openvino, one thread": ("openvino", {"OMP_NUM_THREADS": "1"}),
     "--engine torch": ("torch", {}),
-    "--engine torch, GOMP_SPINCOUNT=1000": ("torch", {"GOMP_SPINCOUNT": "1000"}),
+    "--engine torch, GOMP_SPINCOUNT=10000": ("torch", {"GOMP_SPINCOUNT": "10000"}),
     "--engine torch, GOMP_SPINCOUNT=100": ("torch", {"GOMP_SPINCOUNT": "100"}),
     "--engine torch, GOMP_SPINCOUNT=0": ("torch", {"GOMP_SPINCOUNT": "0"}),
     "--engine torch, one thread": ("torch", {"OMP_NUM_THREADS": "1"}),

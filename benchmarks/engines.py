@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="engines by name (default: all)")
     parser.add_argument("--plot", type=Path, help="an SVG of the seconds a step")
     options = parser.parse_args()
+    few, many = options.steps
     measured: dict[str, dict[int, tuple[float, float]]] = {}
     with scratch() as folder, ProcessPoolExecutor(1, get_context("spawn")) as process:
         print("| what | measured |\n|---|---|", flush=True)
@@ -159,7 +160,7 @@ def main() -> None:
             for name in options.only or engines.others:
                 try:
                     with engines.others[name]() as engine:
-                        measured[name] = measure(name, engine, stock, options.size, *options.steps, options.rounds)
+                        measured[name] = measure(name, engine, stock, options.size, few, many, options.rounds)
                 except (RuntimeError, AssertionError, OSError) as error:
                     row(name, f"not measured: {str(error).strip().splitlines()[-1]}")
     plain = {size: statistics.median(found[size][1] for found in measured.values()) for size in options.size}
@@ -171,7 +172,10 @@ def main() -> None:
             size: {STOCK: plain[size]} | {name: found[size][0] for name, found in measured.items()}
             for size in options.size
         }
-        bars(shown, title, options.plot)
+        try:
+            bars(shown, title, options.plot)
+        except ImportError as error:
+            print(f"\nNo plot: {error}")
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class Bench:
     def _one_call(self) -> UNetCall:
         job = PipelineJob(self.plain, self.arguments(1))
         job.start()
-        assert job.call is not None, job.error
         call = job.call
+        assert isinstance(call, UNetCall), job.error
         job.cancel()
         return call
 
@@ -163,7 +163,9 @@ class Bench:
         plain = [np.asarray(self.plain(**self.arguments(seed)).images[0]).astype(int) for seed in range(1, 9)]
         one_by_one = self.seconds(lambda: self.plain(**self.arguments(1)), 3)
         self.row(f"plain diffusers one by one, {STEPS} steps", f"{1 / one_by_one:.2f} images/s")
-        mixed = [{"num_inference_steps": 16 + i, "guidance_scale": 5.0 + i / 2, "seed": 1 + i} for i in range(8)]
+        mixed: list[dict[str, Any]] = [
+            {"num_inference_steps": 16 + i, "guidance_scale": 5.0 + i / 2, "seed": 1 + i} for i in range(8)
+        ]
 
         def plain_mixed() -> None:
             for own in mixed:

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from admin.paths import HOME
 from handlers.pipelines.defaults import DEFAULTS_FILE
-from handlers.pipelines.sources import resolve_model
 from tests.support import tiny_models
+from tests.support.paths import EMBEDDED
 
 
 def free_size_copy(folder: Path) -> Path:
     """The embedded model without its rule to generate at one size only, which the plain pipeline does not know."""
-    shutil.copytree(resolve_model("default", HOME, {}).location, folder)
+    shutil.copytree(EMBEDDED, folder)
     file = folder / DEFAULTS_FILE
     defaults = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({key: value for key, value in defaults.items() if key != "drawn_size"}))

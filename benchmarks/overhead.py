@@ -13,6 +13,7 @@ from benchmarks.in_process import InProcess
 from benchmarks.timing import difference, in_turns, ratio, row, seconds
 from benchmarks.workload import text_to_image
 from handlers.imaging.files import open_image
+from handlers.wire import COMBINED
 from tests.support.samples import file_bytes, sample_image
 
 
@@ -48,7 +49,7 @@ class Overhead:
 
         def described() -> None:
             headers = {"X-Task": "describe", "Content-Type": "application/octet-stream"}
-            self._http.post(f"{torchserve}/predictions/txt2img", headers=headers, content=b"").raise_for_status()
+            self._http.post(f"{torchserve}/predictions/{COMBINED}", headers=headers, content=b"").raise_for_status()
 
         whole, part = in_turns(5 * self.rounds, refused, described)
         row(

@@ -55,7 +55,7 @@ def main() -> None:
     half_way = Image.open(io.BytesIO(base64.b64decode(previews[len(previews) // 2])))
     final = job.result.images[0].resize(half_way.size, Image.Resampling.BOX)
     pixels = [np.asarray(image).astype(float).ravel() for image in (half_way, final)]
-    print(f"correlation of the preview half way with the image: {np.corrcoef(*pixels)[0, 1]:.2f}")
+    print(f"correlation of the preview half way with the image: {np.corrcoef(pixels[0], pixels[1])[0, 1]:.2f}")
 
 
 if __name__ == "__main__":

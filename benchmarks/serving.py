@@ -2,7 +2,7 @@
 
 Every figure is a ratio or a difference between things measured side by side, in turns, in one run; this machine may
 be shared and noisy. The model is the embedded one at any size, on this machine's CPU. This server, its peers
-(`benchmarks/peers`) and the in-process pipeline have the same number of torch threads and GOMP_SPINCOUNT=10000, the
+(`benchmarks/peers`) and the in-process pipeline have the same number of torch threads and GOMP_SPINCOUNT=1000, the
 servers the same settings of malloc. All get the same requests, and the peers are suspended while it is not their turn.
 Prompts are new in each request, but for a few of the mixed list, so nobody profits from having encoded one before.
 A peer that is missing or fails is said so.
@@ -47,6 +47,7 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
     model = free_size_copy(folder / "model")
     print(f"\n{psutil.cpu_count()} cores, torch {torch.__version__}\n\n| what | measured |\n|---|---|", flush=True)
     cold_start(model, folder, starts=3 if full else 1)
+    without_unet(folder / "null", rounds)
     with serving(OURS, model, folder / "ours") as (server, ours):
         threads = server.models()[0]["threads"]
         in_process = InProcess(model, threads)
@@ -54,8 +55,8 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
             contenders = [ours, own, *others]
             overhead = Overhead(server.url, in_process, rounds)
             in_process.coroutine_overhead(SIDE, STEPS, rounds)
-            for size, steps in ((SIDE, STEPS), (SIDE, 1), (256, STEPS)):
-                overhead.measure(size, steps)
+            for steps in (STEPS, 1):
+                overhead.measure(SIDE, steps)
             overhead.floor(server.torchserve["inference_url"])
             for megabytes in (2, 8):
                 overhead.init_image(megabytes)
@@ -73,7 +74,6 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
                 memory.take(f"at {share:.1f}")
             memory.show()
             short_behind_long(contenders, SIDE, max(1, rounds // 4))
-    without_unet(folder / "null", rounds)
     openvino(model, threads, rounds)
     try:
         title = f"{SIDE} px, {STEPS} steps, {psutil.cpu_count()} cores, {platform.machine()}"

@@ -36,7 +36,8 @@ class Stock:
     """The stock pipeline of one model at a time, in this process."""
 
     def __init__(self, models: Path) -> None:
-        self._models, self._pipeline = models, None
+        self._models = models
+        self._pipeline: Any = None
 
     def image(self, name: str | None = None) -> None:
         """An image of the model of this name, which is loaded first; without one, of the model that is there."""

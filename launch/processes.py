@@ -95,7 +95,7 @@ class Server:
             "PYTORCH_ENABLE_MPS_FALLBACK": "1",
             # how long OpenMP's threads spin while they wait: by default so long that a second busy program on the
             # machine makes an image take several times as long (docs/performance.md)
-            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
             **{name: os.environ.get(name, value) for name, value in MALLOC.items()},
         }  # fmt: skip
         command = [
