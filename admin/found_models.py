@@ -41,8 +41,8 @@ def find_models(
 
     Args:
         main: where the main models are, which are no others: paths, or hub ids.
-        before: the names that models have had without config.json, by `model_path`; they keep them, whatever comes beside
-            them.
+        before: the names that models have had without config.json, by `model_path`; they keep them, whatever
+            comes beside them.
     """
     cached = dict(_in_cache(installed.hub_cache))
     found: list[FoundModel] = []
