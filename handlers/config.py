@@ -73,7 +73,7 @@ class HandlerConfig:
     max_response_bytes: int = _key(100_663_296, "TorchServe's `max_response_size`: no answer may be larger.")
     max_batch_rows: int = _key(
         0,
-        "The most rows of one UNet forward, of native size; 0 = as many as take a quarter of a second.",
+        "The most rows of one UNet forward, of native size; 0 = as many as take a second.",
     )
     log_merging: bool = _key(False, "Log why two calls of the UNet do not share a forward.")
     codec_threads: int = _key(2, "Threads that parse requests and encode images while the UNet steps.")
