@@ -19,7 +19,7 @@ from proxy.access import Access, Cors
 from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
-from proxy.dialects.openai_errors import refused
+from proxy.dialects.failures import refused
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
 from proxy.jobs import Jobs

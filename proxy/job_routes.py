@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from handlers.wire import TASKS
 from proxy.admission import Admission
 from proxy.dialects.forms import read_fields
-from proxy.dialects.openai_errors import Refused
+from proxy.dialects.refused import Refused
 from proxy.jobs import ENDED, PATH, Job, Jobs, until_changed
 from proxy.kept import Kept, KeptImage
 

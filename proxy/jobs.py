@@ -14,7 +14,8 @@ import anyio
 
 from handlers.wire import Progress, Result
 from proxy.admission import Queued
-from proxy.dialects.openai_errors import Refused, error_object
+from proxy.dialects.openai_errors import error_object
+from proxy.dialects.refused import Refused
 from proxy.errors import Failure
 from proxy.kept import Kept, KeptImage
 from proxy.shutdown import Drain

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.dialects.openai_errors import Refused
+from proxy.dialects.refused import Refused
 
 MAX_NAMED = 20  # fields without effect that a warning names
 
