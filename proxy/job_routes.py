@@ -53,6 +53,12 @@ def accepted(request: Request, job: Job) -> Response:
     return response
 
 
+def eta_s(request: Request, job: Job) -> float | None:
+    """Seconds until a job is finished; None where nothing is known yet."""
+    admission: Admission = request.app.state.admission
+    return admission.expected_s(job.archive, job.place) if job.status == "queued" else job.eta_s
+
+
 async def listing(request: Request) -> Response:
     """The caller's jobs, the oldest first."""
     kept: Kept = request.app.state.kept
@@ -104,9 +110,7 @@ def _job(request: Request) -> Job:
 
 def _described(request: Request, job: Job) -> dict[str, Any]:
     jobs: Jobs = request.app.state.jobs
-    admission: Admission = request.app.state.admission
-    has_ended = job.status in ENDED
-    eta = admission.expected_s(job.archive, job.place) if job.status == "queued" else job.eta_s
+    has_ended, eta = job.status in ENDED, eta_s(request, job)
     described: dict[str, Any] = {
         "id": job.id, "object": "job", "kind": job.kind, "status": job.status,
         "created_at": int(job.created_at),
