@@ -1,5 +1,6 @@
 """Access: API keys, and protection from foreign pages in the user's browser."""
 
+import base64
 import hmac
 import ipaddress
 import re
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.dialects.openai_errors import refused
+from proxy.dialects.failures import refused
 from proxy.errors import Failure
 
 # health checks, which have no key and learn only yes or no; and the page, which asks for the key
@@ -52,10 +53,10 @@ class Cors(CORSMiddleware):
 class Access:
     """Admits requests that name this server and, if keys are set, carry one of them.
 
-    A key comes as `Authorization: Bearer …`, as `X-API-Key` or `api-key`, or as a path prefix `/k/<key>` for clients
-    that cannot send a header, such as the plugin. A browser names the page that sends a request in `Origin`; only this
-    server's own page and the allowed ones may send. `Host` must be an address or a known name, because a foreign page
-    can make its own name point here (DNS rebinding).
+    A key comes as `Authorization: Bearer …`, as the password of `Basic`, as `X-API-Key` or `api-key`, or as a path
+    prefix `/k/<key>` for clients that cannot send a header, such as the plugin. A browser names the page that sends a
+    request in `Origin`; only this server's own page and the allowed ones may send. `Host` must be an address or a known
+    name, because a foreign page can make its own name point here (DNS rebinding).
 
     Args:
         keys: any of them gives access; without keys, access is open.
@@ -153,13 +154,20 @@ def _foreign(origin: str) -> Failure:
 
 
 def _key_in_headers(request: Request) -> bytes:
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    key = (
-        bearer.strip()
-        if scheme.lower() == "bearer"
-        else request.headers.get("x-api-key", "") or request.headers.get("api-key", "")
-    )
-    return bytes(key, "latin-1")
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return bytes(given.strip(), "latin-1")
+    # clients of AUTOMATIC1111's API send an empty `Basic` where nobody has set a password
+    key = _password(given) if scheme.lower() == "basic" else b""
+    return key or bytes(request.headers.get("x-api-key", "") or request.headers.get("api-key", ""), "latin-1")
+
+
+def _password(given: str) -> bytes:
+    """The password of `Basic`'s base64 (RFC 7617); empty for what is none."""
+    try:
+        return base64.b64decode(given, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _take_key(scope: Scope) -> bytes:

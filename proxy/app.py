@@ -19,7 +19,8 @@ from proxy.access import Access, Cors
 from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
-from proxy.dialects.openai_errors import refused
+from proxy.dialects.a1111_options import Options
+from proxy.dialects.failures import refused
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
 from proxy.jobs import Jobs
@@ -79,6 +80,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.counts = counts
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)
+    app.state.options = Options()
     app.state.kept = Kept(settings.max_kept, settings.max_kept_bytes, settings.node)
     app.state.bodies = Bodies(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app

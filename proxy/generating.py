@@ -30,12 +30,17 @@ from proxy.upstream import Upstream
 
 @dataclass(frozen=True)
 class Order:
-    """What an archive is asked for: the native request's body with its Content-Type."""
+    """What an archive is asked for: the native request's body with its Content-Type.
+
+    Attributes:
+        name: by which its client asks about it while it waits; empty: by its X-Request-Id, if that is the client's own.
+    """
 
     task: str
     archive: str
     body: bytes
     form_type: str
+    name: str = ""
 
 
 class Dialect(Protocol):
@@ -132,7 +137,7 @@ class Generate:
                     await accepted(request, job)(scope, receive, send)
                     return
                 del body  # of a dialect, the native one is enough
-                chosen = chosen_id(request)
+                chosen = order.name or chosen_id(request)
                 events = generation(request, order, answer.as_events or bool(chosen), deadline_on_clock)
                 if chosen:
                     events = jobs.follow(request.state.owner, chosen, job, events, answer)
@@ -169,7 +174,7 @@ async def _start(
         events = generation(request, order, True, deadlines[1])
         await jobs.start(job, owner, events, answer, deadlines[0] + 1, held, key, sent)
     job = earlier or job
-    if chosen := chosen_id(request):
+    if chosen := order.name or chosen_id(request):
         jobs.name(owner, chosen, job)
     return job
 

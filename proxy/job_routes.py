@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from handlers.wire import TASKS
 from proxy.admission import Admission
 from proxy.dialects.forms import read_fields
-from proxy.dialects.openai_errors import Refused
+from proxy.dialects.refused import Refused
 from proxy.jobs import ENDED, PATH, Job, Jobs, until_changed
 from proxy.kept import Kept, KeptImage
 
@@ -55,6 +55,12 @@ def accepted(request: Request, job: Job) -> Response:
         response.headers["Preference-Applied"] = "respond-async"
     _say_when_to_poll(response.headers, job)
     return response
+
+
+def eta_s(request: Request, job: Job) -> float | None:
+    """Seconds until a job is finished; None where nothing is known yet."""
+    admission: Admission = request.app.state.admission
+    return admission.expected_s(job.archive, job.place) if job.status == "queued" else job.eta_s
 
 
 async def listing(request: Request) -> Response:
@@ -108,9 +114,7 @@ def _job(request: Request) -> Job:
 
 def _described(request: Request, job: Job) -> dict[str, Any]:
     jobs: Jobs = request.app.state.jobs
-    admission: Admission = request.app.state.admission
-    has_ended = job.status in ENDED
-    eta = admission.expected_s(job.archive, job.place) if job.status == "queued" else job.eta_s
+    has_ended, eta = job.status in ENDED, eta_s(request, job)
     described: dict[str, Any] = {
         "id": job.id, "object": "job", "kind": job.kind, "status": job.status,
         "created_at": int(job.created_at),

@@ -14,7 +14,8 @@ import anyio
 
 from handlers.wire import Progress, Result
 from proxy.admission import Queued
-from proxy.dialects.openai_errors import Refused, error_object
+from proxy.dialects.openai_errors import error_object
+from proxy.dialects.refused import Refused
 from proxy.errors import Failure
 from proxy.kept import Kept, KeptImage
 from proxy.shutdown import Drain
@@ -110,6 +111,10 @@ class Job:
         return max(0.0, (last - first) / taken * (self.steps - self.step) - (time.monotonic() - last))
 
 
+class Cancelled(Failure):
+    """A request was cancelled beside its connection, whose client still waits."""
+
+
 class Jobs:
     """Starts jobs and keeps them, within the bounds of `kept`."""
 
@@ -181,12 +186,18 @@ class Jobs:
         name = self._by_name.get((owner, name), name)
         return self._kept_of(name).get(name, Job, owner)
 
+    def open(self, owner: str, dialect: str) -> list[Job]:
+        """The owner's jobs of a dialect that have not ended, and requests that are followed; the newest is the last."""
+        jobs = [job for kept in (self._followed, self._kept) for job in kept.of(owner, Job)]
+        found = [job for job in jobs if job.dialect == dialect and job.status not in ENDED]
+        return sorted(found, key=lambda job: job.created_at)
+
     async def follow(
         self, owner: str, name: str, job: Job, events: AsyncGenerator[Queued | Progress | Result, None], answer: Answer
     ) -> AsyncGenerator[Queued | Progress | Result, None]:
         """`events` of a request whose client waits for the answer, and asks about it meanwhile by its X-Request-Id.
 
-        Raises Failure 409 once it is cancelled.
+        Raises Cancelled once it is cancelled.
         """
         job.id = self._followed.add(owner, job, REQUEST)
         self.name(owner, name, job)
@@ -203,7 +214,7 @@ class Jobs:
                     if not job.waiting.cancelled_caught:
                         yield event
                 if job.status == "cancelled":
-                    raise Failure(409, "This request was cancelled.")
+                    raise Cancelled(409, "This request was cancelled.")
         except Failure as failure:
             status, job.error = "failed", error_object(failure, answer.names)
             raise

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, ExitStack, aclosing, suppress
 from typing import Any
 
 from handlers.catalogue import FAILED, PREPARING, Catalogue
@@ -12,7 +12,7 @@ from handlers.wire import COUNT, CUSTOM, Progress, RequestHead, Result
 from proxy.admission import Queued
 from proxy.errors import Failure
 from proxy.frontend_failures import READY, NotLoaded, not_in_memory, not_prepared
-from proxy.residents import Residents
+from proxy.residents import Place, Residents
 from proxy.upstream import NO_WORKER, Upstream
 
 CHECK_S = 10  # how often idle archives are looked for, at most
@@ -52,10 +52,8 @@ class Loading:
     ) -> AsyncGenerator[Queued | Progress | Result, None]:
         """As Upstream.generate, with an archive that is loaded first if necessary."""
         async with AsyncExitStack() as held:
-            if self._unloads or archive.startswith(CUSTOM):
-                await self._prepared(archive)
-                await self._look(archive)
-                place = held.enter_context(self._residents.use(archive))
+            if self._is_watched(archive):
+                place = await self._place(archive, held)
                 if not place.done():
                     yield Queued(1, loads=archive.removeprefix(CUSTOM))
                 await place
@@ -64,6 +62,22 @@ class Loading:
             events = await held.enter_async_context(aclosing(self._upstream.generate(archive, head, body)))
             async for event in events:
                 yield event
+
+    async def load(self, archive: str) -> None:
+        """Returns when an archive is in memory. Raises as `generate`."""
+        if self._is_watched(archive):
+            with ExitStack() as held:
+                await (await self._place(archive, held))
+
+    def _is_watched(self, archive: str) -> bool:
+        """Whether it may be out of memory."""
+        return self._unloads or archive.startswith(CUSTOM)
+
+    async def _place(self, archive: str, held: ExitStack | AsyncExitStack) -> Place:
+        """A request's place, which `held` gives back. Raises Failure 503 for an archive that cannot be served."""
+        await self._prepared(archive)
+        await self._look(archive)
+        return held.enter_context(self._residents.use(archive))
 
     async def states(self) -> dict[str, str]:
         """As Upstream.states; an archive that is unloaded is ready, since a request for it loads it."""

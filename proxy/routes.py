@@ -12,6 +12,7 @@ from handlers.wire import TASKS
 from proxy import job_routes
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
+from proxy.dialects import a1111
 from proxy.dialects import openai as openai_images
 from proxy.dialects.forms import model_of
 from proxy.errors import Failure
@@ -89,6 +90,7 @@ routes = [
     Route("/custom/{url_path}/img2img", Generate(Native("img2img")), methods=["POST"]),
     Route("/custom/{url_path}/masking", Generate(Native("masking")), methods=["POST"]),
     *openai_images.routes,
+    *a1111.routes,
     Route(PATH, Generate(NativeJob()), methods=["POST"]),
     Route(PATH, job_routes.listing, methods=["GET"]),
     Route(PATH + "/{name}", job_routes.show, methods=["GET"]),

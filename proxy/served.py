@@ -28,14 +28,19 @@ class Served:
         self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}
 
     async def defaults(self, archive: str, task: str) -> dict[str, Any]:
-        """The defaults of the model that does a task, as in `GET /models`. Raises Failure 503."""
-        found: dict[str, Any] = (await self._model(archive, task))["defaults"]
+        """The defaults of the model that does a task, as `model`."""
+        found: dict[str, Any] = (await self.model(archive, task))["defaults"]
         return found
 
     async def limits(self, archive: str, task: str) -> dict[str, int]:
-        """Its limits, as `defaults`."""
-        found: dict[str, int] = (await self._model(archive, task))["limits"]
+        """Its limits, as `model`."""
+        found: dict[str, int] = (await self.model(archive, task))["limits"]
         return found
+
+    async def model(self, archive: str, task: str) -> dict[str, Any]:
+        """The model that does a task, as in `GET /models`. Raises Failure 503."""
+        models = await self._described(archive)
+        return next((model for model in models if task in model["tasks"]), models[0])
 
     async def models(self) -> list[str]:
         """The names of the models of the tasks, each once. Raises Failure 503."""
@@ -65,10 +70,6 @@ class Served:
             return self._upstream.archive_of(task)
         offer = nearest(wanted, [*main, *self.others()])
         raise UnknownModel(400, f"model {wanted[:100]!r} is not one of the models here: use {offer}.")
-
-    async def _model(self, archive: str, task: str) -> dict[str, Any]:
-        models = await self._described(archive)
-        return next((model for model in models if task in model["tasks"]), models[0])
 
     async def _described(self, archive: str) -> list[dict[str, Any]]:
         asked, described = self._known.get(archive, (0.0, []))

@@ -7,7 +7,7 @@ from handlers.errors import InvalidRequest
 from handlers.imaging.colours import split
 from handlers.imaging.sizes import SIZE_MULTIPLE
 
-MODES = ("auto", "luminance", "alpha", "transparent")
+MODES = ("auto", "luminance", "alpha", "transparent", "alpha_or_luminance")
 ROUNDING = 2  # pixels by which a mask's shape may differ
 FAINT = 32  # alpha below which a browser's canvas has rounded the colours away
 ALIKE = 8  # difference of two values that mean the same
@@ -22,12 +22,15 @@ def read_mask(image: Image.Image, mode: str, field: str) -> tuple[Image.Image, l
     - dark, or many-coloured: an image with holes, and the holes are replaced (`transparent`);
     - greys from dark to light: a black-and-white mask, read as if on black (`luminance`).
 
-    `transparent`, for a mask without transparency, is `luminance` too.
+    `alpha_or_luminance` is `alpha` for a mask with transparency, otherwise `luminance`. `transparent`, for a mask
+    without transparency, is `luminance` too.
 
     A colour is light if its largest channel is: pure red and blue, which editors show masks in, are strokes.
     """
     colour, alpha = split(image, field)
     warnings: list[str] = []
+    if mode == "alpha_or_luminance":  # as AUTOMATIC1111's web UI reads masks
+        mode = "luminance" if alpha is None else "alpha"
     if mode == "auto":
         mode = "luminance"
         if alpha is not None:

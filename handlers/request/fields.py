@@ -190,7 +190,7 @@ def _masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, streng
     # 1. the fields that say how the mask is used
     mode = read.choice("mask_mode", masks.MODES, "auto")
     padding = read.whole("mask_padding", None, -1, MAX_PADDING)
-    grow = read.whole("mask_grow", 0, 0, MAX_REACH)
+    grow, inverts = read.whole("mask_grow", 0, 0, MAX_REACH), read.flag("mask_invert")
     values: dict[str, Any] = {
         "mask_blur": read.whole("mask_blur", 0, 0, MAX_REACH),
         "mask_fill": read.choice("mask_fill", FILLS, "original"),
@@ -215,7 +215,7 @@ def _masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, streng
         raise InvalidRequest(
             "mask_image is missing, and init_image has no transparent part that could be the mask: send a mask."
         )
-    mask = masks.refine(mask, grow, values["mask_blur"])
+    mask = masks.refine(masks.inverted(mask) if inverts else mask, grow, values["mask_blur"])
     # 3. the crops
     crops = plan(mask, padding, sizes)
     if not crops:

@@ -28,6 +28,7 @@ def parameters_text(request: GenerationRequest, index: int, model: str, own_sche
         values["Clip skip"] = request.clip_skip + 1  # the web UI counts from the last layer, which is its 1
     if request.mask_blur:
         values["Mask blur"] = request.mask_blur
+    values["Version"] = "sd-api-server"  # the last one, since some program cuts its end off
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")

@@ -14,7 +14,7 @@ from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from proxy.dialects.openai_errors import Refused
+from proxy.dialects.refused import Refused
 
 MAX_FIELDS = 100
 MAX_JSON_SIGNS = 100_000  # commas, colons and brackets: json.loads blocks the event loop meanwhile

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from proxy.dialects.forms import native_body, read_fields
 from proxy.dialects.openai_answer import FILES, OpenAIAnswer
-from proxy.dialects.openai_errors import Refused
+from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
 from proxy.generating import Generate, Order, archive_of, main_archive
 from proxy.kept import Kept, KeptImage

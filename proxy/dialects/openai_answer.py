@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from handlers.wire import Progress, Result
 from proxy.admission import Queued
-from proxy.dialects.openai_errors import Refused, error_object, refusal, renamed
+from proxy.dialects.openai_errors import error_object, refusal
+from proxy.dialects.refused import Refused, renamed
 from proxy.errors import Failure
 from proxy.kept import Kept, KeptImage
 from proxy.streaming import event_bytes

@@ -4,15 +4,13 @@ Their libraries try a request again at 408, 409, 429 and from 500 on, unless `x-
 that needs more memory than there is would be generated three times.
 """
 
-import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
-from proxy.errors import Failure, answers_200
+from proxy.dialects.refused import NO_NAMES, Refused, named_first, renamed
+from proxy.errors import Failure
 
 LONGEST_WAIT_S = 60  # longer ones leave the user of a library before a program that says nothing
 PATHS = "/v1/"
@@ -25,29 +23,6 @@ _KINDS: Mapping[int, tuple[str, str | None]] = {
     504: ("server_error", "deadline_exceeded"),
     507: ("server_error", "out_of_memory"),
 }
-NO_NAMES: Mapping[str, str] = MappingProxyType({})
-
-
-class Refused(Failure):
-    """A failure that knows the error object's other members.
-
-    Args:
-        param: the field that must change.
-        type: instead of the status's own.
-        more: members that only this error has.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        type: str | None = None,
-        more: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(status, message)
-        self.param, self.code, self.type, self.more = param, code, type, more or {}
 
 
 def error_object(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> dict[str, Any]:
@@ -64,15 +39,9 @@ def error_object(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> dict[
         }  # fmt: skip
     message, param = failure.message, None
     if failure.status in (400, 413):  # the native sentence begins with the field's name
-        first = re.match(r"[a-z_]+", message)
-        param = names.get(first[0]) if first else None
+        param = names.get(named_first(message))
         message = renamed(message, names)
     return {"message": message, "type": kind, "param": param, "code": code}
-
-
-def renamed(sentence: str, names: Mapping[str, str]) -> str:
-    """A native sentence with the client's own names of fields."""
-    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda word: names.get(word[0], word[0]), sentence)
 
 
 def refusal(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> JSONResponse:
@@ -83,10 +52,3 @@ def refusal(failure: Failure, names: Mapping[str, str] = NO_NAMES) -> JSONRespon
         headers.pop("Retry-After", None)
     headers["x-should-retry"] = "true" if is_worth_it else "false"
     return JSONResponse({"error": error_object(failure, names)}, failure.status, headers=headers)
-
-
-def refused(request: Request, failure: Failure) -> Response:
-    """The answer to a failed request in the form that its path's clients read."""
-    if request.scope["path"].startswith(PATHS):
-        return refusal(failure)
-    return failure.response(answers_200(request))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.dialects.openai_errors import Refused
+from proxy.dialects.refused import Refused
 
 MAX_NAMED = 20  # fields without effect that a warning names
 
@@ -59,16 +59,25 @@ class Translation:
         value = self.take(name, [])
         return [_picture(one, name) for one in (value if isinstance(value, list) else [value])]
 
+    def picture(self, name: str) -> str | bytes | None:
+        """The one image of a field, if there is one. Raises Refused 400 for anything else."""
+        value = self.take(name, None)
+        return None if value is None else _picture(value, name)
+
     def refuses(self, beginnings: tuple[str, ...], sentence: str) -> None:
         """Raises Refused 400 for a field whose name begins in one of these ways: the name, then the sentence."""
         for name in self._left:
             if name.startswith(beginnings):
                 raise Refused(400, f"{ascii(name[:50])[1:-1]} {sentence}", name[:50])
 
-    def warn_of_rest(self) -> None:
-        """A warning that names what was not taken. A value is not shown: it may be a secret of another server's."""
+    def warn_of_rest(self, within: str = "") -> None:
+        """A warning that names what was not taken. A value is not shown: it may be a secret of another server's.
+
+        Args:
+            within: what stands before each name, such as `settings.`.
+        """
         left = [name for name, value in self._left.items() if value != "auto"]
-        named = [ascii(name[:50])[1:-1] or "a field without a name" for name in left][:MAX_NAMED]
+        named = [within + (ascii(name[:50])[1:-1] or "a field without a name") for name in left][:MAX_NAMED]
         if named:
             verb = "has" if len(named) == 1 else "have"
             self.warnings.append(f"{', '.join(named)} {verb} no effect here.")

@@ -1,4 +1,4 @@
-"""OpenAI's JavaScript library and the Vercel AI SDK against a real server. The versions: package-lock.json."""
+"""JavaScript's libraries against a real server: OpenAI's, Vercel's AI SDK, node-sd-webui. See package-lock.json."""
 
 import json
 import shutil
@@ -78,3 +78,12 @@ def test_the_ai_sdk(folder: Path, server: Running) -> None:
         assert (status, is_tried_again) == (400, False) and message.startswith("width must be a multiple of 8")
         status, message, is_tried_again = found["full"]
         assert (status, is_tried_again) == (429, True) and f"{LIMIT} open requests, the limit" in message
+
+
+def test_node_sd_webui(folder: Path, server: Running) -> None:
+    seen = run(folder, "node_sd_webui.mjs", server)
+    assert seen["version"] == "0.0.8" and seen["error"].startswith("Unprocessable")
+    assert seen["txt2img"] == [2, [3, 4]] and seen["img2img"] == [2, [3, 4]]
+    told = seen["pngInfo"]  # it goes by the places of the values, as they were before `Schedule type`
+    assert told["prompt"] == "a red apple" and told["negativePrompt"] == "blurred"
+    assert (told["steps"], told["samplingMethod"]) == (4, "Euler a")

@@ -2,17 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from proxy.web.page import FOLDER
-from tests.clients.conftest import LIMIT
+from tests.clients.conftest import LIMIT, python_with, run
 from tests.support.paths import HOME
-from tests.support.running import HANG_S, Running
+from tests.support.running import Running
 
 pytestmark = pytest.mark.clients
 
@@ -22,18 +20,7 @@ VERSIONS = ("1.109.1", "3.57.0")
 @pytest.fixture(scope="module", params=VERSIONS)
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a venv that has the library."""
-    folder = tmp_path_factory.mktemp("openai") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=HANG_S)
-    python = folder / "bin" / "python"
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"openai=={request.param}"]
-    subprocess.run(command, check=True, timeout=HANG_S)
-    return python
-
-
-def run(python: Path, *arguments: str, cwd: Path = HOME) -> str:
-    done = subprocess.run([python, *arguments], cwd=cwd, capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return python_with(tmp_path_factory.mktemp("openai"), f"openai=={request.param}")
 
 
 def test_the_library_understands_every_answer(library: Path, server: Running) -> None:

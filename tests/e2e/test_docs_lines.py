@@ -57,7 +57,7 @@ def test_curls_lines_run(line: str, combined: Running, folder: Path) -> None:
         assert said and '"failure"' not in said
 
 
-@pytest.mark.parametrize("name", ["Native", "Jobs"])
+@pytest.mark.parametrize("name", ["Native", "AUTOMATIC1111", "Jobs"])
 def test_pythons_programs_run(name: str, combined: Running, tmp_path: Path) -> None:
     run([sys.executable, "-c", TABS[name]["x-python"]], combined, tmp_path)
     (image,) = tmp_path.glob("apple-*.png")

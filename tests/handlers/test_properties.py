@@ -31,7 +31,7 @@ FILES = [file_bytes(sample_image(24, 16), kind) for kind in FORMATS] + [
 ]
 NAMES = ("prompt", "negative_prompt", "seed", "num_outputs", "num_inference_steps", "guidance_scale", "eta", "width",
          "height", "strength", "scheduler", "clip_skip", "init_image", "mask_image", "mask_mode", "mask_padding",
-         "mask_grow", "mask_blur", "mask_fill", "patch", "output_format", "output_quality")  # fmt: skip
+         "mask_grow", "mask_blur", "mask_invert", "mask_fill", "patch", "output_format", "output_quality")  # fmt: skip
 TYPES = (forms.FORM, forms.JSON, "", "multipart/form-data; boundary=b", "multipart/form-data", "text/plain", "\x00;=")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF

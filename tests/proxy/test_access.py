@@ -16,6 +16,10 @@ pytestmark = pytest.mark.anyio
         ("/txt2img", {}, 401),
         ("/txt2img", {"Authorization": "Bearer wrong"}, 401),
         ("/txt2img", {"Authorization": "Basic secret"}, 401),
+        ("/txt2img", {"Authorization": "Basic YW55OnNlY3JlCg=="}, 401),
+        ("/txt2img", {"Authorization": "Basic YW55OnNlY3JldA=="}, 200),  # any:secret
+        ("/txt2img", {"Authorization": "basic OnNlY3JldA=="}, 200),  # :secret
+        ("/txt2img", {"Authorization": "Basic ", "X-API-Key": "secret"}, 200),
         ("/txt2img", {"X-API-Key": "secre"}, 401),
         ("/txt2img", {"X-API-Key": "größe".encode("latin-1")}, 401),
         ("/k/wrong/txt2img", {}, 401),

@@ -141,6 +141,23 @@ async def test_openai_clients_name_it_too(torchserve: TorchServe, bounded: dict[
             assert torchserve.predictions[-1][0] == archive
 
 
+async def test_automatic1111s_clients_set_it_beforehand(torchserve: TorchServe, bounded: dict[str, Any]) -> None:
+    options, generate = "/sdapi/v1/options", "/sdapi/v1/txt2img"
+    async with client(torchserve, **bounded) as http:
+        titles = [model["title"] for model in (await http.get("/sdapi/v1/sd-models")).json()]
+        assert titles == ["main", "dream", "ink"]
+        for name, archive in (("ink", "custom-ink"), ("Dream Shaper", "custom-dream"), ("main", "all")):
+            assert (await http.post(options, json={"sd_model_checkpoint": name})).json() is None
+            assert torchserve.workers[archive] == 1  # it is loaded when the answer comes
+            assert (await http.get(options)).json()["sd_model_checkpoint"] == name
+            answer = await http.post(generate, json={"prompt": "x"})
+            assert answer.json()["images"] == [] and torchserve.predictions[-1][0] == archive
+        torchserve.broken = {"custom-ink"}
+        answer = await http.post(options, json={"sd_model_checkpoint": "ink"})
+        assert answer.status_code == 503 and answer.json()["detail"].startswith("This model cannot be loaded")
+        assert (await http.get(options)).json()["sd_model_checkpoint"] == "main"
+
+
 async def test_a_bound_of_one_loses_no_request(torchserve: TorchServe, bounded: dict[str, Any]) -> None:
     async with client(torchserve, **bounded) as http, anyio.create_task_group() as tasks:
         done: list[str] = []

@@ -17,8 +17,11 @@ FILE = b"\x89PNG\r\n\x1a\n\x00\xff"  # no image: the proxy does not look
 DATA = base64.b64encode(FILE).decode()
 MODEL = {
     "model": "tiny", "tasks": ["txt2img", "img2img", "masking"], "defaults": {"num_inference_steps": 20},
-    "limits": {"min_size": 64, "max_size": 1024},
+    "limits": {"min_size": 64, "max_size": 1024}, "samplers": ["Euler a", "DPM++ 2M"], "loras": ["ink"],
+    "embeddings": ["bad"],
 }  # fmt: skip
+NOTHING = Result(b'{"models": []}').line()
+DESCRIPTION = Result(json.dumps({"models": [MODEL]}).encode()).line()
 
 
 def result(*nsfw: bool, warnings: tuple[str, ...] = (), size: tuple[int, int] = (64, 32)) -> bytes:
@@ -37,7 +40,7 @@ class Described:
         if request.url.port == 8081:
             return management(request)
         if request.headers["x-task"] == "describe":
-            return serving(Result(json.dumps({"models": [MODEL]}).encode()).line())(request)
+            return serving(DESCRIPTION)(request)
         self.asked.append((request.headers["x-task"], read_fields(request.content, request.headers["x-form-type"])))
         return serving(*self._lines, status=self._status)(request)
 
@@ -49,8 +52,8 @@ class Described:
 class Held:
     """A TorchServe that answers with `lines`, and then holds each request until `go`; `bodies` has what came."""
 
-    def __init__(self, *lines: bytes, end: bytes | None = None) -> None:
-        self.lines, self.end = lines, end or result(warnings=("Doubtful.",))
+    def __init__(self, *lines: bytes, end: bytes | None = None, description: bytes = NOTHING) -> None:
+        self.lines, self.description, self.end = lines, description, end or result(warnings=("Doubtful.",))
         self.go, self.closed = anyio.Event(), anyio.Event()
         self.bodies: list[tuple[str, bytes]] = []
 
@@ -58,7 +61,7 @@ class Held:
         if request.url.port != 8080:
             return management(request)
         if request.headers["x-task"] == "describe":
-            return serving(Result(b'{"models": []}').line())(request)
+            return serving(self.description)(request)
         self.bodies.append((request.headers["x-task"], request.content))
         return httpx.Response(200, content=self._answer())
 

@@ -49,6 +49,14 @@ def test_dark_strokes_are_warned_of() -> None:
         assert not read_mask(with_alpha(image, RIGHT), mode, "mask_image")[1]
 
 
+def test_as_the_web_ui_reads_it_the_visible_part_of_a_mask_or_its_white_one_is_replaced() -> None:
+    mode = "alpha_or_luminance"
+    for colour in ((0, 0, 0), (255, 255, 255), sample_image()):
+        assert same(read(with_alpha(colour, RIGHT), mode), RIGHT)
+    for mask in (LEFT, LEFT.convert("RGB"), LEFT.convert("RGBA")):
+        assert same(read(mask, mode), LEFT) and not read_mask(mask, mode, "mask_image")[1]
+
+
 def test_faint_pixels_whose_colour_a_canvas_has_rounded_do_not_count() -> None:
     strokes = with_alpha((255, 255, 0), RIGHT)
     strokes.putpixel((0, 0), (255, 85, 170, 3))

@@ -50,6 +50,15 @@ def test_the_mask_is_refined_before_it_is_planned_with() -> None:
     assert blurred is not None and 30 < np.asarray(blurred).max() < 255
 
 
+def test_an_inverted_mask_keeps_what_it_would_replace() -> None:
+    small = Image.new("L", (64, 64), 255)
+    small.paste(0, (30, 30, 34, 34))
+    request = parse(**INIT, mask_image=file_bytes(small), mask_invert=True, mask_grow=3)
+    assert request.mask_image is not None and request.mask_image.getbbox() == (27, 27, 37, 37)
+    holes = parse(init_image=file_bytes(HOLES), mask_invert="true").mask_image
+    assert holes is not None and np.array_equal(holes, half_mask())
+
+
 def test_holes_are_the_mask_if_there_is_no_other() -> None:
     for blank in ({}, {"mask_image": ""}, {"mask_image": b""}):
         request = parse(init_image=file_bytes(HOLES), **blank)
@@ -93,7 +102,7 @@ def test_warnings_of_both_files_are_passed_on() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"mask_mode": "white"}, "mask_mode must be one of auto, luminance, alpha, transparent, not 'white'."),
+        ({"mask_mode": "white"}, "mask_mode must be one of auto, luminance, alpha, transparent, alpha_or_"),
         ({"mask_fill": "latent"}, "mask_fill must be one of original, blur, noise, neutral, not 'latent'."),
         ({"mask_padding": -2}, "mask_padding must be a whole number from -1 to 10000, not -2."),
         ({"mask_grow": 257}, "mask_grow must be a whole number from 0 to 256, not 257."),
@@ -167,13 +176,14 @@ def test_the_parameters_are_as_the_web_ui_writes_them() -> None:
     request = parse("txt2img", prompt="a cat,\nsitting", negative_prompt="blurred", num_inference_steps=20, seed=7)
     assert text(request, 2) == (
         "a cat,\nsitting\nNegative prompt: blurred\n"
-        "Steps: 20, Sampler: PLMS, CFG scale: 7.5, Seed: 9, Size: 512x512, Model: a model"
+        "Steps: 20, Sampler: PLMS, CFG scale: 7.5, Seed: 9, Size: 512x512, Model: a model, "
+        "Version: sd-api-server"
     )
-    assert text(parse("txt2img", prompt=""), model="org/a: b").endswith('Size: 512x512, Model: "org/a: b"')
+    assert 'Size: 512x512, Model: "org/a: b", Version: ' in text(parse("txt2img", prompt=""), model="org/a: b")
     masking = text(parse(**MASKED, strength=0.75, mask_blur=4))
-    assert masking.startswith("x\nSteps: ") and masking.endswith("Denoising strength: 0.75, Mask blur: 4")
+    assert masking.startswith("x\nSteps: ") and "Denoising strength: 0.75, Mask blur: 4, Version: " in masking
     skipping = text(parse("txt2img", prompt="", clip_skip=1))
-    assert skipping.endswith(", Clip skip: 2")  # it counts from 1
+    assert ", Clip skip: 2, Version: " in skipping  # it counts from 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.dialects.forms import MAX_FIELDS, native_body, read_fields
-from proxy.dialects.openai_errors import Refused
+from proxy.dialects.refused import Refused
 
 KINDS = ["", "application/json", "multipart/form-data", "multipart/form-data; boundary=x", "text/plain"]
 FORM = "multipart/form-data; boundary=x"

@@ -1,0 +1,117 @@
+"""AUTOMATIC1111's API: `/sdapi/v1/txt2img` and `img2img`, whose fields become native ones.
+
+What it asks for and cannot be done is refused by name, or named in `info`'s `extra_generation_params`.
+"""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from proxy.dialects import a1111_lists, a1111_options, a1111_progress
+from proxy.dialects.a1111_answer import A1111Answer
+from proxy.dialects.a1111_fields import (
+    COMMON,
+    FORMATS,
+    asked,
+    check_scripts,
+    drop_mask,
+    echo,
+    read_count,
+    read_mask,
+    read_real,
+    read_sampler,
+    read_seed,
+    read_strength,
+    read_whole,
+)
+from proxy.dialects.a1111_options import FORMAT, MODEL, SKIP, archive_of_title, read_overrides, title_of
+from proxy.dialects.a1111_progress import NAME
+from proxy.dialects.forms import native_body, read_fields
+from proxy.dialects.refused import Refused
+from proxy.dialects.translation import Translation
+from proxy.generating import Generate, Order, main_archive
+
+MAX_NAME = 128  # characters of a `force_task_id`
+IMAGES = ("init_image", "mask_image")  # native fields that an answer has no use for
+
+
+class Images:
+    """A route, as `proxy.generating.Dialect`.
+
+    Args:
+        kind: `txt2img` or `img2img`, which is native masking if there is a mask.
+    """
+
+    name = NAME
+    is_job = False
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    async def archive(self, request: Request) -> str:
+        return main_archive(request, self._kind)
+
+    async def read(self, request: Request, body: bytes) -> tuple[Order, A1111Answer]:
+        sent = read_fields(body, request.headers.get("content-type", ""))
+        fields = asked(self._kind, sent)
+        # 1. the model and other options
+        check_scripts(fields)
+        options = read_overrides(request, fields)
+        fields.native["output_format"] = FORMATS[options[FORMAT]]
+        if options[SKIP] > 1:  # diffusers counts the layers that are left out
+            fields.put("clip_skip", SKIP, str(options[SKIP] - 1))
+        # 2. what every task takes
+        for prompt in ("prompt", "negative_prompt"):
+            fields.put(prompt, prompt, fields.text(prompt))
+        fields.put("num_inference_steps", "steps", str(read_whole(fields, "steps", COMMON["steps"])))
+        fields.put("guidance_scale", "cfg_scale", str(read_real(fields, "cfg_scale", COMMON["cfg_scale"])))
+        fields.passes("eta", "eta")
+        read_sampler(fields)
+        read_count(fields)
+        read_seed(fields)
+        # 3. the images, which decide on the task, and the size
+        size = [str(read_whole(fields, side, COMMON[side])) for side in ("width", "height")]
+        task = "txt2img" if self._kind == "txt2img" else _read_images(fields)
+        if task == "txt2img":
+            for side, value in zip(("width", "height"), size, strict=True):
+                fields.put(side, side, value)
+        is_asked = task == "img2img" or fields.native.get("mask_padding") == "-1"
+        # 4. how it can be asked about; the newest preview is a part of that
+        fields.native["preview"] = "true"
+        own_id = fields.text("force_task_id") or request.state.request_id.decode("latin-1")
+        if len(own_id) > MAX_NAME:
+            raise Refused(422, f"force_task_id must have at most {MAX_NAME} characters.", "force_task_id")
+        fields.warn_of_rest()
+        archive = await archive_of_title(request, task, options[MODEL])
+        answer = A1111Answer(
+            fields.names, {name: value for name, value in fields.native.items() if name not in IMAGES},
+            echo(self._kind, sent), fields.warnings, await title_of(request, options[MODEL]), options[SKIP],
+            (size[0], size[1]) if is_asked else None,
+        )  # fmt: skip
+        return Order(task, archive, *native_body(fields.native), own_id), answer
+
+
+def _read_images(fields: Translation) -> str:
+    """The task by the images that there are, which become native fields. Raises Refused."""
+    images: list[Any] = fields.pictures("init_images")
+    if not images:
+        raise Refused(404, "Init image not found: send it as base64, in the list init_images.", "init_images")
+    if len(images) > 1:
+        raise Refused(422, f"init_images has {len(images)} images: send one, and batch_size for more results.")
+    fields.put("init_image", "init_images", images[0])
+    strength = read_strength(fields)
+    mask = fields.picture("mask")
+    if mask is None:
+        drop_mask(fields)
+        return "img2img"
+    read_mask(fields, mask, strength)
+    return "masking"
+
+
+routes = [
+    *(Route(f"/sdapi/v1/{kind}", Generate(Images(kind)), methods=["POST"]) for kind in ("txt2img", "img2img")),
+    *a1111_progress.routes,
+    *a1111_options.routes,
+    *a1111_lists.routes,
+]

@@ -1,0 +1,147 @@
+"""What clients of AUTOMATIC1111's web UI ask a server for at their start: lists of models, samplers and the like."""
+
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import psutil
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from proxy.bodies import Bodies
+from proxy.dialects.a1111_fields import SCHEDULES
+from proxy.dialects.forms import read_fields
+from proxy.dialects.infotext import text_of, values_of
+from proxy.dialects.refused import Refused
+from proxy.dialects.translation import Translation
+from proxy.errors import Failure
+from proxy.generating import main_archive
+from proxy.served import Served
+
+LATENT_UPSCALERS = (
+    "Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)",
+    "Latent (nearest-exact)",
+)  # fmt: skip
+# the same for every server of this kind; an empty list where clients only want to see that there is one
+FIXED: Mapping[str, Any] = {
+    "schedulers": [
+        {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
+        for name, label in SCHEDULES.items()
+    ],
+    "upscalers": [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+        for name in ("None", "Lanczos", "Nearest")
+    ],
+    "latent-upscale-modes": [{"name": name} for name in LATENT_UPSCALERS],
+    "sd-vae": [], "sd-modules": [], "hypernetworks": [], "face-restorers": [], "realesrgan-models": [],
+    "prompt-styles": [], "extensions": [], "script-info": [], "scripts": {"txt2img": [], "img2img": []},
+    "cmd-flags": {"api": True, "nowebui": True},
+}  # fmt: skip
+CONTROLNET: Mapping[str, Any] = {
+    "model_list": {"model_list": []}, "module_list": {"module_list": [], "module_detail": {}},
+    "control_types": {"control_types": {}},
+}  # fmt: skip
+# the server looks at its folders with each request, and loads and unloads models itself
+DONE_ALREADY = (
+    "refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings", "unload-checkpoint",
+    "reload-checkpoint",
+)  # fmt: skip
+
+
+async def _main_model(request: Request) -> dict[str, Any]:
+    served: Served = request.app.state.served
+    return await served.model(main_archive(request, "txt2img"), "txt2img")
+
+
+async def models(request: Request) -> list[dict[str, Any]]:
+    served: Served = request.app.state.served
+    names = [*await served.models(), *served.others()]
+    return [
+        {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
+        for name in names
+    ]
+
+
+async def samplers(request: Request) -> list[dict[str, Any]]:
+    names: list[str] = (await _main_model(request))["samplers"]
+    return [{"name": name, "aliases": [_alias(name)], "options": {}} for name in names]
+
+
+def _alias(sampler: str) -> str:
+    """`k_dpmpp_2m` for `DPM++ 2M`."""
+    return "k_" + sampler.lower().replace("++", "pp").replace(" ", "_")
+
+
+async def loras(request: Request) -> list[dict[str, Any]]:
+    names: list[str] = (await _main_model(request))["loras"]
+    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
+
+
+async def embeddings(request: Request) -> dict[str, Any]:
+    names: list[str] = (await _main_model(request))["embeddings"]
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
+    return {"loaded": dict.fromkeys(names, unknown), "skipped": {}}
+
+
+async def memory(_: Request) -> dict[str, Any]:
+    ram = psutil.virtual_memory()
+    told = {"free": ram.available, "used": ram.total - ram.available, "total": ram.total}
+    return {"ram": told, "cuda": {"error": "The device's memory is not shown here."}}
+
+
+LISTS: Mapping[str, Callable[[Request], Awaitable[Any]]] = {
+    "sd-models": models, "samplers": samplers, "loras": loras, "embeddings": embeddings, "memory": memory,
+}  # fmt: skip
+
+
+async def show(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name in LISTS:
+        return JSONResponse(await LISTS[name](request))
+    return _fixed(FIXED, name)
+
+
+async def controlnet(request: Request) -> Response:
+    """Empty: no ControlNet is here."""
+    return _fixed(CONTROLNET, request.path_params["name"])
+
+
+def _fixed(answers: Mapping[str, Any], name: str) -> Response:
+    if name not in answers:
+        raise Failure(404, f"There is no {name[:100]!r} here: /docs lists every address of the API.")
+    return JSONResponse(answers[name])
+
+
+async def nothing_to_do(request: Request) -> Response:
+    return _fixed(dict.fromkeys(DONE_ALREADY), request.path_params["name"])
+
+
+async def png_info(request: Request) -> Response:
+    """The text of a file that the web UI or this server has generated, and its values."""
+    bodies: Bodies = request.app.state.bodies
+    async with bodies.body(request) as body:
+        fields = Translation(read_fields(body, request.headers.get("content-type", "")))
+        image = fields.picture("image") or b""
+        try:
+            file = base64.b64decode(image.rpartition(",")[2]) if isinstance(image, str) else image
+        except ValueError:
+            raise Refused(422, "image is not valid base64.", "image") from None
+        text = text_of(file)
+    return JSONResponse({
+        "info": text, "items": {"parameters": text} if text else {}, "parameters": values_of(text) if text else {},
+    })  # fmt: skip
+
+
+async def heartbeat(_: Request) -> Response:
+    """Auto-Photoshop looks whether its own part of the server is there."""
+    return JSONResponse({"heartbeat": True})
+
+
+routes = [
+    Route("/sdapi/v1/png-info", png_info, methods=["POST"]),
+    Route("/sdapi/auto-photoshop-sd/heartbeat", heartbeat, methods=["GET"]),
+    Route("/sdapi/v1/{name}", show, methods=["GET"]),
+    Route("/sdapi/v1/{name}", nothing_to_do, methods=["POST"]),
+    Route("/controlnet/{name}", controlnet, methods=["GET"]),
+]
