@@ -149,16 +149,20 @@ def image_entry(
     size: tuple[int, int],
     mime_type: str = "image/png",
     box: tuple[int, int, int, int] | None = None,
+    variation_seed: int | None = None,
 ) -> bytes:
     """One image of the contract's answer, as JSON. It has both spellings of the MIME type: clients read either.
 
     Args:
         size: width and height in pixels.
         box: where a patch belongs: left, top, width and height, in the init image's pixels.
+        variation_seed: of an image whose noise lies between two seeds'.
     """
     entry: dict[str, object] = {"base64": base64, "seed": seed, "mimetype": mime_type, "mime_type": mime_type}
-    entry |= {"width": size[0], "height": size[1]}
-    return json.dumps(entry | {"nsfw": nsfw} | ({} if box is None else {"box": box})).encode()
+    entry |= {"width": size[0], "height": size[1], "nsfw": nsfw}
+    optional = {"box": box, "variation_seed": variation_seed}
+    entry |= {name: value for name, value in optional.items() if value is not None}
+    return json.dumps(entry).encode()
 
 
 def start_failure_line(sentence: str) -> str:

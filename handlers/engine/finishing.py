@@ -57,9 +57,12 @@ def finish_image(
     place = (box[0], box[1], box[2] - box[0], box[3] - box[1]) if box else None
     if flagged:
         warnings.append("The safety checker flagged an image, which is black for that reason (nsfw).")
-    return FinishedImage(
-        image_entry(text, request.seed + index, flagged, image.size, f"image/{request.output_format}", place), warnings
-    )
+    variation = request.variation_of(index)
+    entry = image_entry(
+        text, request.seed_of(index), flagged, image.size, f"image/{request.output_format}", place,
+        variation.seed if variation else None,
+    )  # fmt: skip
+    return FinishedImage(entry, warnings)
 
 
 def _composed(

@@ -22,8 +22,8 @@ from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, Req
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import no_room
-from handlers.pipelines.arguments import generator
 from handlers.pipelines.loading import ServedPipeline
+from handlers.pipelines.noise import generator
 from handlers.pipelines.previews import every
 from handlers.pipelines.schedulers import scheduler
 from handlers.request.fields import GenerationRequest
@@ -232,7 +232,7 @@ class Generation:
         for i in range(request.num_outputs):
             for crop in parsed.crops:
                 own = scheduler(pipeline, request.sampler) if request.sampler else None
-                arguments = {**crop, "generator": generator(request.seed + i)}
+                arguments = {**crop, "generator": generator(request.seed_of(i), request.variation_of(i))}
                 job = PipelineJob(pipeline, arguments, own, parsed.prompts, parsed.lend)
                 self.slots.append(Slot(job, owner=self))
 

@@ -3,19 +3,12 @@
 from inspect import signature
 from typing import Any
 
-import torch
-
 from handlers.errors import InvalidRequest
 from handlers.imaging.documents import fill_masked, model_image
 from handlers.imaging.masks import pipeline_mask
 from handlers.imaging.regions import Crop
 from handlers.pipelines.embeddings import ENCODERS
 from handlers.request.fields import GenerationRequest
-
-
-def generator(seed: int) -> torch.Generator:
-    """On the CPU for every device: the same seed starts from the same noise everywhere."""
-    return torch.Generator("cpu").manual_seed(seed)
 
 
 def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from handlers.pipelines.hub import PICKLE_WARNING, check_files, fetch_vae, varia
 from handlers.pipelines.loras import Loras
 from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NO_FILES, NamedFiles
+from handlers.pipelines.noise import use_variations
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.schedulers import options, schedulers
@@ -67,6 +68,8 @@ def prepare_pipelines(
 ) -> dict[str, ServedPipeline]:
     """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
     remember_prompts(list(pipelines.values()))
+    for pipeline in pipelines.values():
+        use_variations(pipeline)
     first = next(iter(pipelines.values()))
     defaults = model_defaults(path, first)
     kinds = {name: options(kind) for name, kind in schedulers(first).items()}

@@ -18,10 +18,12 @@ def parameters_text(request: GenerationRequest, index: int, model: str, own_sche
         "Sampler": sampler.name,
         **({"Schedule type": sampler.schedule} if sampler.schedule else {}),
         "CFG scale": request.guidance_scale,
-        "Seed": request.seed + index,
+        "Seed": request.seed_of(index),
         "Size": "{}x{}".format(*request.answer_size),
         "Model": model,
     }
+    if variation := request.variation_of(index):
+        values |= {"Variation seed": variation.seed, "Variation seed strength": variation.strength}
     if request.init_image is not None:
         values["Denoising strength"] = request.strength
     if request.clip_skip is not None:

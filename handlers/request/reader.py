@@ -99,13 +99,13 @@ class Reader:
             raise InvalidRequest(f"{name} must be true or false, not {forms.shown(word)}.")
         return FLAGS[word]
 
-    def seed(self) -> int:
+    def seed(self, name: str) -> int:
         """0 for a random one."""
-        value = self._integer("seed")
+        value = self._integer(name)
         if value is None or value == -1:  # as other servers say it
             return 0
         if not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-            rule = f"seed must be a whole number from 1 to {MAX_SEED}, or 0 or -1 for a random one"
+            rule = f"{name} must be a whole number from 1 to {MAX_SEED}, or 0 or -1 for a random one"
             raise InvalidRequest(_whole_rule(rule, value))
         return value
 

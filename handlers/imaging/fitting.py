@@ -1,0 +1,28 @@
+"""An image at a size of another shape: stretched, cropped or padded."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FITS = ("stretch", "crop", "pad")
+
+
+def fitted(
+    image: Image.Image, size: tuple[int, int], fit: str, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The image at `size`, by one of FITS.
+
+    `crop` keeps the largest part of its middle that has the shape of `size`. `pad` keeps all of it and repeats the
+    pixels at its edges, as AUTOMATIC1111's web UI does.
+    """
+    if image.size == size:
+        return image
+    if fit == "stretch":
+        return image.resize(size, resampling)
+    if fit == "crop":
+        return ImageOps.fit(image, size, resampling)
+    scale = min(size[0] / image.width, size[1] / image.height)
+    width, height = (max(1, min(most, round(side * scale))) for most, side in zip(size, image.size, strict=True))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    margins = [(top, size[1] - height - top), (left, size[0] - width - left)]
+    values = np.asarray(image.resize((width, height), resampling))
+    return Image.fromarray(np.pad(values, margins + [(0, 0)] * (values.ndim - 2), mode="edge"))
