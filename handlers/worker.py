@@ -29,6 +29,7 @@ from handlers.forward.side_stream import NoSideStream, SideStream
 from handlers.forward.weights import Weights
 from handlers.hardware.device import choose_channels_last, choose_device, choose_dtype
 from handlers.hardware.memory import Memory
+from handlers.imaging.upscaling import UPSCALERS
 from handlers.installation import Installation
 from handlers.pipelines import embeddings, loras
 from handlers.pipelines.hub import fetch
@@ -162,6 +163,7 @@ class Worker:
             "samplers": names_for(served.schedulers),
             "loras": [*served.loras.files.all()],
             "embeddings": [*served.embeddings.files.all()],
+            "upscalers": [*UPSCALERS],
             "defaults": asdict(served.defaults),
             "limits": {name: getattr(self.config, name) for name in LIMITS},
             "activity": {
@@ -223,11 +225,12 @@ def _load_models(
         load = partial(load_pipelines, path, own, device, dtype, config, installed.configs, channels_last)
         pipelines = load()
         timings.watch(pipelines[own[0]])  # they share their modules
-        served |= prepare_pipelines(
+        prepared = prepare_pipelines(
             source, path, pipelines, load,
             NamedFiles(Path(config.lora_dir or installed.loras), loras.SUFFIXES), config.max_lora_bytes,
             NamedFiles(Path(config.embeddings_dir or installed.embeddings), embeddings.suffixes(config.allow_pickle)),
         )  # fmt: skip
+        served |= {task: prepared[task] for task in own}
     return served
 
 

@@ -15,17 +15,16 @@ from typing import Any
 from handlers.engine.finishing import FinishedImage, check_answer, finish_image
 from handlers.engine.large_images import LargeImage
 from handlers.engine.parsing import IncomingRequest, Parsed, parse, parse_small
-from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
 from handlers.engine.shared import Shared
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import no_room
+from handlers.imaging.upscaling import PIXELS, enlarge
+from handlers.pipelines.latents import enlarge_latents
 from handlers.pipelines.loading import ServedPipeline
-from handlers.pipelines.noise import generator
 from handlers.pipelines.previews import every
-from handlers.pipelines.schedulers import scheduler
 from handlers.request.fields import GenerationRequest
 from handlers.request.parameters import parameters_text
 from handlers.wire import Failed, Progress, Result
@@ -65,6 +64,8 @@ class Generation:
         self._parsing: Future[Parsed | int] | None = None
         self._large: LargeImage | None = None
         self._request: GenerationRequest | None = None
+        self._second: Parsed | None = None
+        self._enlarging: dict[int, Future[Any]] = {}  # by the number of the image: its first pass's, for its second one
         self._encoding: dict[int, Future[None]] = {}  # by the number of the image
         self._encoded: dict[int, FinishedImage] = {}
         self._progress = 0, 0  # steps done, steps in all
@@ -115,12 +116,14 @@ class Generation:
                     self._shared.memory.admit(self._request, scale, self._has_fixed_size)
                 self._create_jobs(parsed)
                 self._enter(GenerationState.RUNNING)
-            # 3. the progress is that of the image that is furthest behind
-            counts = [(slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps]
-            self._progress = min(counts, default=(0, 0))
-            # 4. an image whose jobs have ended goes to the pool
+            # 3. a first pass that has ended makes room for its second one
+            if self._second is not None:
+                self._begin_second_passes(self._second)
+            # 4. the progress is that of the image that is furthest behind
+            self._progress = min((slot.progress for slot in self.slots if slot.progress[1]), default=(0, 0))
+            # 5. an image whose jobs have ended goes to the pool
             self._collect_jobs()
-            # 5. what the pool raised ends the request
+            # 6. what the pool raised ends the request
             for future in self._encoding.values():
                 if future.done():
                     future.result()
@@ -128,6 +131,27 @@ class Generation:
                 self._enter(GenerationState.ENCODING)
         except BaseException as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
             self.fail(error)
+
+    def _begin_second_passes(self, second: Parsed) -> None:
+        for index, slot in enumerate(self.slots):
+            if not slot.awaits_second_pass or not slot.job.ended or slot.job.error is not None:
+                continue
+            if index not in self._enlarging:
+                self._enlarging[index] = self._enlarged(slot.job.result.images, second.request.crops[0].size)
+            if self._enlarging[index].done():
+                image = self._enlarging.pop(index).result()
+                slot.begin_second_pass(second.job(index, {**second.crops[0], "image": image}))
+
+    def _enlarged(self, images: Any, size: tuple[int, int]) -> Future[Any]:
+        """Of a first pass: its image, for which the pool has the time, or its latents, at `size` in pixels."""
+        assert self._request is not None and self._request.hires is not None
+        upscaler = self._request.hires.upscaler
+        if upscaler in PIXELS:
+            return self._watched(self._shared.pool.submit(enlarge, images[0], size, upscaler))
+        done: Future[Any] = Future()
+        scale = self._served.pipeline.vae_scale_factor
+        done.set_result(enlarge_latents(images, (size[0] // scale, size[1] // scale), upscaler))
+        return done
 
     def _collect_jobs(self) -> None:
         if self._request is None:
@@ -140,10 +164,10 @@ class Generation:
                 raise job.error
         crops = len(self._request.crops)
         for index in range(self._request.num_outputs):
-            jobs = [slot.job for slot in self.slots[index * crops : (index + 1) * crops]]
-            if index not in self._encoding and all(job.ended for job in jobs):
+            slots = self.slots[index * crops : (index + 1) * crops]
+            if index not in self._encoding and all(slot.ended for slot in slots):
                 submit = self._shared.large.write if self._large else self._shared.pool.submit
-                work = submit(self._finish_image, index, [job.result for job in jobs])
+                work = submit(self._finish_image, index, [slot.job.result for slot in slots])
                 self._encoding[index] = self._watched(work)
 
     def _enter(self, state: GenerationState) -> None:
@@ -169,7 +193,7 @@ class Generation:
         for slot in self.slots:
             slot.job.cancel()
         self.slots = []
-        for future in self._encoding.values():
+        for future in (*self._enlarging.values(), *self._encoding.values()):
             future.cancel()
 
     def _conclude(self, ending: bytes, error: RequestError | None = None) -> None:
@@ -187,8 +211,8 @@ class Generation:
         if self.error is not None:
             self.error = self.error.with_traceback(None)
             self.error.__context__ = self.error.__cause__ = None
-        self._request = self._parsing = None
-        self._encoding, self._encoded, self.slots = {}, {}, []
+        self._request = self._second = self._parsing = None
+        self._enlarging, self._encoding, self._encoded, self.slots = {}, {}, {}, []
         if self._large is not None:
             self._large.end()
             self._large = None
@@ -216,11 +240,13 @@ class Generation:
         wanted = self._incoming.head.wants_progress and request is not None and request.preview
         if preview_map is None or request is None or not wanted or not isinstance(call, UNetCall):
             return
-        due = slot.job.steps_done % every(slot.job.total_steps) == 0
+        done, total = slot.progress
+        due = done % every(total) == 0
         # one at a time: a pool that is behind gets no second one
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
             try:
-                look = preview_map.look(call, output, request.guidance_scale)
+                own = self._second.request if self._second and slot.earlier_steps else request
+                look = preview_map.look(call, output, own.guidance_scale)
                 self._previewing = self._shared.pool.submit(preview_map.render, look)
             except Exception:  # the image itself is generated all the same
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
@@ -228,13 +254,12 @@ class Generation:
 
     def _create_jobs(self, parsed: Parsed) -> None:
         """A job for each crop of each image, an image's crops one after the other."""
-        pipeline, request = self._served.pipeline, parsed.request
-        for i in range(request.num_outputs):
+        self._second = parsed.second
+        hires = parsed.request.hires
+        later_steps = int(hires.num_inference_steps * hires.strength) if hires else 0
+        for i in range(parsed.request.num_outputs):
             for crop in parsed.crops:
-                own = scheduler(pipeline, request.sampler) if request.sampler else None
-                arguments = {**crop, "generator": generator(request.seed_of(i), request.variation_of(i))}
-                job = PipelineJob(pipeline, arguments, own, parsed.prompts, parsed.lend)
-                self.slots.append(Slot(job, owner=self))
+                self.slots.append(Slot(parsed.job(i, crop), owner=self, later_steps=later_steps))
 
     def _finish_image(self, index: int, outputs: Sequence[Any]) -> None:
         """Encodes image `index`, from the pipeline's output for each crop; the last one ends the request."""

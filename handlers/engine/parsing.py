@@ -1,5 +1,6 @@
 """From a request's bytes to what its jobs need; for the threads of the pool."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -7,13 +8,19 @@ from typing import Any
 
 from handlers.config import HandlerConfig
 from handlers.engine.large_images import LARGE
+from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.shared import Shared
+from handlers.errors import InvalidRequest
 from handlers.imaging.files import TooManyPixels
+from handlers.imaging.upscaling import LATENTS
 from handlers.pipelines.arguments import pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.loras import Lend
+from handlers.pipelines.noise import generator
 from handlers.pipelines.prompts import Prompts
+from handlers.pipelines.schedulers import scheduler
 from handlers.request.fields import GenerationRequest, parse_request, read_fields
+from handlers.request.hires import Hires
 from handlers.wire import RequestHead
 
 
@@ -28,17 +35,28 @@ class IncomingRequest:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a request asks for.
+    """What a request asks for, or its second pass.
 
     Attributes:
+        pipeline: that its jobs run.
         lend: gives its jobs the parts that its LoRAs change.
         crops: the pipeline's arguments for each crop of an image.
+        second: the second pass, whose arguments have no image yet.
     """
 
     request: GenerationRequest
+    pipeline: Any
     prompts: Prompts
     lend: Lend
     crops: Sequence[Mapping[str, Any]]
+    second: "Parsed | None" = None
+
+    def job(self, index: int, arguments: Mapping[str, Any]) -> PipelineJob:
+        """For image `index`; `arguments` are those of a crop."""
+        request = self.request
+        own = scheduler(self.pipeline, request.sampler) if request.sampler else None
+        start = generator(request.seed_of(index), request.variation_of(index))
+        return PipelineJob(self.pipeline, {**arguments, "generator": start}, own, self.prompts, self.lend)
 
 
 def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Shared) -> Parsed | int:
@@ -64,8 +82,37 @@ def parse(
     with shared.timings.timed("parse"):
         fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
         request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers)
-        prompts = Prompts(request.prompt, request.negative_prompt, served.embeddings)
-        loras, doubts = served.loras.choose(prompts.loras)
-        request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
-        crops = [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
-        return Parsed(request, prompts, partial(served.loras.lend, loras), crops)
+        parsed = _pass(request, served.pipeline, served)
+        return parsed if request.hires is None else _with_second_pass(parsed, request.hires, served)
+
+
+def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline) -> Parsed:
+    prompts = Prompts(request.prompt, request.negative_prompt, served.embeddings)
+    loras, doubts = served.loras.choose(prompts.loras)
+    request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
+    crops = [pipeline_arguments(request, pipeline, crop) for crop in request.crops]
+    return Parsed(request, pipeline, prompts, partial(served.loras.lend, loras), crops)
+
+
+def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline) -> Parsed:
+    """The first pass without what is for the final image alone, and with the second one."""
+    request = replace(
+        first.request, task="img2img", crops=(hires.crop,), hires=None, warnings=(), strength=hires.strength,
+        prompt=hires.prompt, negative_prompt=hires.negative_prompt, guidance_scale=hires.guidance_scale,
+        num_inference_steps=hires.num_inference_steps, sampler=hires.sampler,
+    )  # fmt: skip
+    try:
+        second = _pass(request, served.img2img, served)
+    except InvalidRequest as error:  # the first pass was taken
+        raise InvalidRequest(f"In hires_prompt or hires_negative_prompt: {error}") from None
+    pipeline = copy.copy(first.pipeline)
+    # past DiffusionPipeline.__setattr__; a black image would not be what the second pass is for
+    pipeline.__dict__["safety_checker"] = None
+    latent = {"output_type": "latent"} if hires.upscaler in LATENTS else {}
+    return replace(
+        first,
+        request=replace(first.request, warnings=(*first.request.warnings, *second.request.warnings)),
+        pipeline=pipeline,
+        crops=[{**crop, **latent} for crop in first.crops],
+        second=second,
+    )

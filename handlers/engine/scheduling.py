@@ -16,16 +16,40 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Slot:
-    """A job's place in the batch.
+    """A job's place in the batch, which the job of a second pass takes over.
 
     Attributes:
         owner: the request that the job belongs to, with a `last_step` of its own.
         last_step: the number of the last forward that served it.
+        later_steps: about how many steps the second pass has; 0 without one.
+        earlier_steps: of the first pass, once the second one has the place.
     """
 
     job: PipelineJob
     owner: Any
     last_step: int = 0
+    later_steps: int = 0
+    earlier_steps: int = 0
+
+    def begin_second_pass(self, job: PipelineJob) -> None:
+        """Takes the place of the first pass, which has ended."""
+        self.earlier_steps, self.job = self.job.steps_done, job
+
+    @property
+    def awaits_second_pass(self) -> bool:
+        return bool(self.later_steps) and not self.earlier_steps
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last job has ended."""
+        return self.job.ended and not self.awaits_second_pass
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The steps that are done, and all of both passes; 0 in all before the first one."""
+        done, total = self.earlier_steps + self.job.steps_done, self.earlier_steps + self.job.total_steps
+        is_second_known = self.earlier_steps and self.job.total_steps
+        return done, total + (self.later_steps if total and not is_second_known else 0)
 
     @property
     def waits_for_unet(self) -> bool:

@@ -14,6 +14,8 @@ from handlers.request.fields import GenerationRequest
 def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) -> dict[str, Any]:
     """The arguments of the stock pipeline's `__call__` for a crop of any image of `request`, except the generator.
 
+    A second pass has no image before its first one has ended.
+
     Arguments that this family's pipeline does not take are left out: latent consistency models take no negative prompt.
 
     Raises InvalidRequest for a clip_skip that the model's text encoders have too few layers for.
@@ -28,9 +30,10 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
     }
     if request.task in ("txt2img", "masking"):
         arguments |= {"width": crop.size[0], "height": crop.size[1]}
+    if request.task in ("img2img", "masking"):
+        arguments["strength"] = request.strength
     if request.init_image is not None:
-        image = model_image(request.init_image, crop.box, crop.size)
-        arguments |= {"image": image, "strength": request.strength}
+        arguments["image"] = image = model_image(request.init_image, crop.box, crop.size)
         if request.mask_image is not None:
             mask = pipeline_mask(request.mask_image.crop(crop.box), crop.size)
             arguments |= {"image": fill_masked(image, mask, request.mask_fill), "mask_image": mask}

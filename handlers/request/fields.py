@@ -15,8 +15,9 @@ from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import ModelSizes
 from handlers.request import forms
+from handlers.request.hires import Hires, read_hires
 from handlers.request.images import read_init_image, read_masked_image
-from handlers.request.reader import MAX_SEED, Reader
+from handlers.request.reader import MAX_SEED, Reader, check_strength
 from handlers.request.samplers import Sampler, find_sampler
 
 QUALITY = 90  # of JPEG and WebP
@@ -55,8 +56,9 @@ class GenerationRequest:
 
     Attributes:
         variation: of the first image; None for noise of the seed alone.
-        width, height: of the largest crop, as the model generates it.
+        width, height: of the largest crop or pass, as the model generates it.
         crops: one for a whole image; none for a mask that selects nothing.
+        hires: the second pass of a txt2img image; `crops` is that of its first one.
         sampler: the scheduler to generate with; None for the model's own.
         clip_skip: how many last layers of the text encoder are left out, as diffusers counts; None for the model's own.
         mask_image: greyscale, the init image's size, above 0 = replace; grown and blurred already.
@@ -76,6 +78,7 @@ class GenerationRequest:
     height: int
     answer_size: tuple[int, int]
     crops: tuple[Crop, ...] = ()
+    hires: Hires | None = None
     strength: float = 1.0
     sampler: Sampler | None = None
     clip_skip: int | None = None
@@ -143,7 +146,7 @@ def parse_request(
     warnings: list[str] = []
     if values["output_format"] == "png" and values["output_quality"] != QUALITY:
         warnings.append("output_quality has no effect on PNG, which loses nothing.")
-    values["sampler"], doubts = _sampler(read, defaults, schedulers)
+    values["sampler"], doubts = _sampler(read, "scheduler", defaults, schedulers)
     warnings += doubts
     # 2. the seeds, random unless they were sent
     values["seed"] = _seed(read, "seed", values["num_outputs"])
@@ -154,6 +157,10 @@ def parse_request(
     if task == "txt2img":
         size = read.size("width", defaults.width, config), read.size("height", defaults.height, config)
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
+        sampler, doubts = _sampler(read, "hires_scheduler", defaults, schedulers)
+        hires, more = read_hires(read, config, sizes, values, sampler)
+        warnings += doubts + more
+        values |= {"hires": hires, "answer_size": hires.size} if hires else {}
     else:
         values |= _strength(read, values["num_inference_steps"])
         if task == "img2img":
@@ -165,16 +172,17 @@ def parse_request(
     values["warnings"] = (*values.get("warnings", ()), *warnings)
     # 4. the answer's size against its limits
     _check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
-    width, height = max((crop.size for crop in values["crops"]), key=lambda size: size[0] * size[1], default=(0, 0))
+    crops = [*values["crops"], *([hires.crop] if (hires := values.get("hires")) else [])]
+    width, height = max((crop.size for crop in crops), key=lambda size: size[0] * size[1], default=(0, 0))
     return GenerationRequest(task=task, width=width, height=height, **values)
 
 
 def _sampler(
-    read: Reader, defaults: ModelDefaults, schedulers: Mapping[str, Collection[str]]
+    read: Reader, name: str, defaults: ModelDefaults, schedulers: Mapping[str, Collection[str]]
 ) -> tuple[Sampler | None, list[str]]:
     """None for the model's own; and sentences for the client."""
-    text = read.text("scheduler", "", 100).strip()
-    return (None, []) if text in ("", defaults.scheduler) else find_sampler(text, schedulers, defaults.zero_snr)
+    text = read.text(name, "", 100).strip()
+    return (None, []) if text in ("", defaults.scheduler) else find_sampler(text, schedulers, defaults.zero_snr, name)
 
 
 def _output_format(read: Reader) -> str:
@@ -201,11 +209,7 @@ def _variation(read: Reader, num_outputs: int) -> tuple[Variation | None, list[s
 
 def _strength(read: Reader, steps: int) -> dict[str, float]:
     strength = read.real("strength", 0.7, 0.0, 1.0, above=True)
-    if int(steps * strength) < 1:
-        raise InvalidRequest(
-            f"strength {strength:g} of {steps} num_inference_steps leaves no step to run: "
-            "strength x num_inference_steps must be at least 1."
-        )
+    check_strength("strength", strength, "num_inference_steps", steps)
     return {"strength": strength}
 
 

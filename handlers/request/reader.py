@@ -163,3 +163,12 @@ class Reader:
                 f"{name} is larger than {config.max_image_bytes} bytes: send a smaller or more compressed image."
             )
         return open_image(value if as_file else decode_base64(value, name), name, config.max_image_pixels)
+
+
+def check_strength(name: str, strength: float, steps_name: str, steps: int) -> None:
+    """Raises InvalidRequest for a strength that leaves none of the steps, as diffusers counts them."""
+    if int(steps * strength) < 1:
+        raise InvalidRequest(
+            f"{name} {strength:g} of {steps} {steps_name} leaves no step to run: {name} x {steps_name} must be at "
+            "least 1."
+        )

@@ -57,6 +57,24 @@ def test_a_variation_lies_between_two_seeds(combined: Running) -> None:
     assert np.array_equal(decode(at_the_end), decode(other))
 
 
+def test_a_second_pass_enlarges_an_image_beside_other_requests(combined: Running) -> None:
+    fields: dict[str, Any] = {"seed": 3, "num_inference_steps": 4, "hires_width": 128, "hires_height": 96}
+    alone = [
+        combined.images("txt2img", **fields, hires_upscaler=upscaler)[0] for upscaler in ("Lanczos", "latent (bicubic)")
+    ]
+    assert [(image["width"], image["height"], image["seed"]) for image in alone] == [(128, 96, 3)] * 2
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(
+            lambda more: combined.images("txt2img", **fields | more)[0],
+            [{"hires_upscaler": "Lanczos"}, {"hires_upscaler": "Latent (bicubic)"}, {"hires_upscaler": ""}],
+        )
+        images = [decode(image) for image in together]
+    for image, expected in zip(images, alone, strict=False):
+        assert np.abs(image - decode(expected)).max() <= 2
+    assert images[2].shape == (64, 64, 3)
+    assert "Latent (bicubic)" in combined.models()[0]["upscalers"]
+
+
 def test_an_init_image_is_fitted_to_the_size_that_is_asked_for(combined: Running) -> None:
     images = {"init_image": b64(sample_image(120, 80)), "mask_image": b64(half_mask(120, 80))}
     for task in ("img2img", "masking"):

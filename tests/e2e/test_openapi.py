@@ -144,7 +144,7 @@ def test_schemathesis_finds_nothing(combined: Running, path: str, method: str, m
         if isinstance(case.body, dict):
             # what is allowed would take long, or overflow this model's numbers, which is a 500 that says so
             most_of = {"num_inference_steps": 3, "num_outputs": 2, "n": 2, "guidance_scale": 30, "width": 256,
-                       "height": 256}  # fmt: skip
+                       "height": 256, "hires_width": 256, "hires_height": 256, "hires_steps": 3}  # fmt: skip
             for name, most in most_of.items():
                 if isinstance(case.body.get(name), (int, float)) and case.body[name] > most:
                     case.body[name] = most
