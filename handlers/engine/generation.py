@@ -16,13 +16,12 @@ from handlers.engine.finishing import FinishedImage, check_answer, finish_image
 from handlers.engine.large_images import LargeImage
 from handlers.engine.parsing import IncomingRequest, Parsed, parse, parse_small
 from handlers.engine.scheduling import Slot
+from handlers.engine.second_pass import SecondPasses
 from handlers.engine.shared import Shared
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import no_room
-from handlers.imaging.upscaling import PIXELS, enlarge
-from handlers.pipelines.latents import enlarge_latents
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
 from handlers.request.fields import GenerationRequest
@@ -64,8 +63,7 @@ class Generation:
         self._parsing: Future[Parsed | int] | None = None
         self._large: LargeImage | None = None
         self._request: GenerationRequest | None = None
-        self._second: Parsed | None = None
-        self._enlarging: dict[int, Future[Any]] = {}  # by the number of the image: its first pass's, for its second one
+        self._second: SecondPasses | None = None
         self._encoding: dict[int, Future[None]] = {}  # by the number of the image
         self._encoded: dict[int, FinishedImage] = {}
         self._progress = 0, 0  # steps done, steps in all
@@ -76,7 +74,7 @@ class Generation:
     def start(self, when_pool_is_done: Callable[["Generation"], None] = lambda _: None) -> None:
         """Has the pool parse it. `when_pool_is_done` is called each time that the pool has finished something."""
         self._when_pool_is_done = when_pool_is_done
-        self._parsing = self._watched(self._shared.pool.submit(parse_small, self._incoming, self._served, self._shared))
+        self._parsing = self._submit(parse_small, self._incoming, self._served, self._shared)
 
     @property
     def _has_fixed_size(self) -> bool:
@@ -86,6 +84,9 @@ class Generation:
     def _watched(self, future: Future[Any]) -> Future[Any]:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
+
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        return self._watched(self._shared.pool.submit(work, *arguments))
 
     def wait_until_parsed(self, timeout_s: float) -> None:
         """Returns once the pool has parsed it, or has failed to."""
@@ -116,9 +117,10 @@ class Generation:
                     self._shared.memory.admit(self._request, scale, self._has_fixed_size)
                 self._create_jobs(parsed)
                 self._enter(GenerationState.RUNNING)
-            # 3. a first pass that has ended makes room for its second one
+            # 3. a first pass that has ended is followed by its second one
             if self._second is not None:
-                self._begin_second_passes(self._second)
+                for index, slot in enumerate(self.slots):
+                    self._second.follow(index, slot)
             # 4. the progress is that of the image that is furthest behind
             self._progress = min((slot.progress for slot in self.slots if slot.progress[1]), default=(0, 0))
             # 5. an image whose jobs have ended goes to the pool
@@ -131,27 +133,6 @@ class Generation:
                 self._enter(GenerationState.ENCODING)
         except BaseException as error:  # whatever went wrong in the pool or a pipeline ends this request and no other
             self.fail(error)
-
-    def _begin_second_passes(self, second: Parsed) -> None:
-        for index, slot in enumerate(self.slots):
-            if not slot.awaits_second_pass or not slot.job.ended or slot.job.error is not None:
-                continue
-            if index not in self._enlarging:
-                self._enlarging[index] = self._enlarged(slot.job.result.images, second.request.crops[0].size)
-            if self._enlarging[index].done():
-                image = self._enlarging.pop(index).result()
-                slot.begin_second_pass(second.job(index, {**second.crops[0], "image": image}))
-
-    def _enlarged(self, images: Any, size: tuple[int, int]) -> Future[Any]:
-        """Of a first pass: its image, for which the pool has the time, or its latents, at `size` in pixels."""
-        assert self._request is not None and self._request.hires is not None
-        upscaler = self._request.hires.upscaler
-        if upscaler in PIXELS:
-            return self._watched(self._shared.pool.submit(enlarge, images[0], size, upscaler))
-        done: Future[Any] = Future()
-        scale = self._served.pipeline.vae_scale_factor
-        done.set_result(enlarge_latents(images, (size[0] // scale, size[1] // scale), upscaler))
-        return done
 
     def _collect_jobs(self) -> None:
         if self._request is None:
@@ -193,7 +174,9 @@ class Generation:
         for slot in self.slots:
             slot.job.cancel()
         self.slots = []
-        for future in (*self._enlarging.values(), *self._encoding.values()):
+        if self._second is not None:
+            self._second.cancel()
+        for future in self._encoding.values():
             future.cancel()
 
     def _conclude(self, ending: bytes, error: RequestError | None = None) -> None:
@@ -212,7 +195,7 @@ class Generation:
             self.error = self.error.with_traceback(None)
             self.error.__context__ = self.error.__cause__ = None
         self._request = self._second = self._parsing = None
-        self._enlarging, self._encoding, self._encoded, self.slots = {}, {}, {}, []
+        self._encoding, self._encoded, self.slots = {}, {}, []
         if self._large is not None:
             self._large.end()
             self._large = None
@@ -245,7 +228,7 @@ class Generation:
         # one at a time: a pool that is behind gets no second one
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
             try:
-                own = self._second.request if self._second and slot.earlier_steps else request
+                own = self._second if self._second and slot.earlier_steps else request
                 look = preview_map.look(call, output, own.guidance_scale)
                 self._previewing = self._shared.pool.submit(preview_map.render, look)
             except Exception:  # the image itself is generated all the same
@@ -254,9 +237,11 @@ class Generation:
 
     def _create_jobs(self, parsed: Parsed) -> None:
         """A job for each crop of each image, an image's crops one after the other."""
-        self._second = parsed.second
-        hires = parsed.request.hires
-        later_steps = int(hires.num_inference_steps * hires.strength) if hires else 0
+        hires, later_steps = parsed.request.hires, 0
+        if hires is not None and parsed.second is not None:
+            later_steps = int(hires.num_inference_steps * hires.strength)
+            pixels = self._served.pipeline.vae_scale_factor
+            self._second = SecondPasses(parsed.second, hires.upscaler, pixels, self._submit)
         for i in range(parsed.request.num_outputs):
             for crop in parsed.crops:
                 self.slots.append(Slot(parsed.job(i, crop), owner=self, later_steps=later_steps))

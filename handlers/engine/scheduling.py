@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Slot:
-    """A job's place in the batch, which the job of a second pass takes over.
+    """A job's place in the batch, which another job may take over when it has ended.
 
     Attributes:
         owner: the request that the job belongs to, with a `last_step` of its own.
         last_step: the number of the last forward that served it.
-        later_steps: about how many steps the second pass has; 0 without one.
-        earlier_steps: of the first pass, once the second one has the place.
+        later_steps: about how many steps a job has that follows this one; 0 if none does.
+        earlier_steps: of the job before this one.
     """
 
     job: PipelineJob
@@ -30,26 +30,24 @@ class Slot:
     last_step: int = 0
     later_steps: int = 0
     earlier_steps: int = 0
+    _expected_steps: int = 0  # of the job, until its pipeline tells them
 
-    def begin_second_pass(self, job: PipelineJob) -> None:
-        """Takes the place of the first pass, which has ended."""
-        self.earlier_steps, self.job = self.job.steps_done, job
-
-    @property
-    def awaits_second_pass(self) -> bool:
-        return bool(self.later_steps) and not self.earlier_steps
+    def follow(self, job: PipelineJob) -> None:
+        """Takes the place of the one that has ended."""
+        self.earlier_steps += self.job.steps_done
+        self._expected_steps, self.later_steps = self.later_steps, 0
+        self.job = job
 
     @property
     def ended(self) -> bool:
         """Whether the last job has ended."""
-        return self.job.ended and not self.awaits_second_pass
+        return self.job.ended and not self.later_steps
 
     @property
     def progress(self) -> tuple[int, int]:
-        """The steps that are done, and all of both passes; 0 in all before the first one."""
-        done, total = self.earlier_steps + self.job.steps_done, self.earlier_steps + self.job.total_steps
-        is_second_known = self.earlier_steps and self.job.total_steps
-        return done, total + (self.later_steps if total and not is_second_known else 0)
+        """The steps that are done, and those in all; 0 in all before the first one."""
+        own = self.job.total_steps or self._expected_steps
+        return self.earlier_steps + self.job.steps_done, own and self.earlier_steps + own + self.later_steps
 
     @property
     def waits_for_unet(self) -> bool:
