@@ -20,6 +20,7 @@ from dataclasses import dataclass
 TASKS = ("txt2img", "img2img", "masking")
 DESCRIBE = "describe"  # instead of a task: asks for what `GET /models` shows
 COUNT = "count"  # instead of a task: asks how many tokens the prompts of a request have
+UPSCALE = "upscale"  # instead of a task: enlarges an image, without the model
 COMBINED = "stable-diffusion"  # the archive that serves every task
 CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
 BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy
@@ -40,7 +41,7 @@ class RequestHead:
     """What the handler learns about a request besides its body.
 
     Attributes:
-        task: one of TASKS, DESCRIBE or COUNT; empty for an archive that has one task.
+        task: one of TASKS, UPSCALE, DESCRIBE or COUNT; empty for an archive that has one task.
         form_type: the client's Content-Type, as it was sent.
         request_id: as it stands in the log and in the answer's X-Request-Id.
         deadline: when the client stops waiting, in seconds since the epoch.

@@ -14,19 +14,21 @@ from typing import Any
 
 from handlers.engine.finishing import FinishedImage, check_answer, finish_image
 from handlers.engine.large_images import LargeImage
-from handlers.engine.parsing import IncomingRequest, Parsed, parse, parse_small
+from handlers.engine.parsing import IncomingRequest, Parsed, ParsedUpscale, parse, parse_small
 from handlers.engine.scheduling import Slot
 from handlers.engine.second_pass import SecondPasses
 from handlers.engine.shared import Shared
+from handlers.engine.upscale_job import UpscaleJob
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import no_room
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
+from handlers.pipelines.upscalers import count_tiles
 from handlers.request.fields import GenerationRequest
 from handlers.request.parameters import parameters_text
-from handlers.wire import Failed, Progress, Result
+from handlers.wire import UPSCALE, Failed, Progress, Result
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[Parsed | int] | None = None
+        self._parsing: Future[Parsed | ParsedUpscale | int] | None = None
         self._large: LargeImage | None = None
         self._request: GenerationRequest | None = None
         self._second: SecondPasses | None = None
@@ -143,7 +145,7 @@ class Generation:
                 raise InvalidRequest(f"The model cannot generate with these values: {job.error}")
             if job.error is not None:
                 raise job.error
-        crops = len(self._request.crops)
+        crops = len(self.slots) // self._request.num_outputs
         for index in range(self._request.num_outputs):
             slots = self.slots[index * crops : (index + 1) * crops]
             if index not in self._encoding and all(slot.ended for slot in slots):
@@ -235,13 +237,18 @@ class Generation:
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None
 
-    def _create_jobs(self, parsed: Parsed) -> None:
-        """A job for each crop of each image, an image's crops one after the other."""
-        hires, later_steps = parsed.request.hires, 0
-        if hires is not None and parsed.second is not None:
-            later_steps = int(hires.num_inference_steps * hires.strength)
+    def _create_jobs(self, parsed: Parsed | ParsedUpscale) -> None:
+        """A job for each crop of each image, an image's crops one after the other; none for what is ready."""
+        upscalers = self._shared.upscalers
+        if isinstance(parsed, ParsedUpscale):
+            if parsed.source is not None:
+                file, image = parsed.source
+                self.slots.append(Slot(UpscaleJob(upscalers.enlarge(file, image), count_tiles(image.size)), owner=self))
+            return
+        if parsed.second is not None:
             pixels = self._served.pipeline.vae_scale_factor
-            self._second = SecondPasses(parsed.second, hires.upscaler, pixels, self._submit)
+            self._second = SecondPasses(parsed, parsed.second, upscalers, pixels, self._submit)
+        later_steps = self._second.later_steps if self._second else 0
         for i in range(parsed.request.num_outputs):
             for crop in parsed.crops:
                 self.slots.append(Slot(parsed.job(i, crop), owner=self, later_steps=later_steps))
@@ -251,7 +258,7 @@ class Generation:
         request, served = self._request, self._served
         assert request is not None
         parameters = None
-        if self._shared.provenance.parameters:
+        if self._shared.provenance.parameters and request.task != UPSCALE:
             parameters = parameters_text(request, index, served.model, served.defaults.scheduler)
         with self._shared.timings.timed("encode"):
             self._encoded[index] = finish_image(request, index, outputs, parameters, self._shared.provenance.mark)

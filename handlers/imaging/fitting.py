@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image, ImageOps
 
+from handlers.imaging.regions import Box
+
 FITS = ("stretch", "crop", "pad")
 
 
@@ -26,3 +28,11 @@ def fitted(
     margins = [(top, size[1] - height - top), (left, size[0] - width - left)]
     values = np.asarray(image.resize((width, height), resampling))
     return Image.fromarray(np.pad(values, margins + [(0, 0)] * (values.ndim - 2), mode="edge"))
+
+
+def middle(image: tuple[int, int], size: tuple[int, int]) -> Box:
+    """The largest part of an image's middle that has the shape of `size`, in whole pixels."""
+    width = max(1, min(image[0], round(image[1] * size[0] / size[1])))
+    height = max(1, min(image[1], round(image[0] * size[1] / size[0])))
+    left, top = (image[0] - width) // 2, (image[1] - height) // 2
+    return left, top, left + width, top + height

@@ -25,5 +25,8 @@ UPSCALERS = (*PIXELS, *LATENTS)
 
 
 def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-    """The image at `size`, by one of PIXELS; of one of another shape, the middle."""
-    return fitted(image, size, "crop", PIXELS[upscaler])
+    """The image at `size`, by one of PIXELS; of one of another shape, the middle.
+
+    What a file's model has enlarged comes to its size by Lanczos.
+    """
+    return fitted(image, size, "crop", PIXELS.get(upscaler, Image.Resampling.LANCZOS))

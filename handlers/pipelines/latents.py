@@ -2,6 +2,7 @@
 
 import torch
 
+from handlers.imaging.fitting import middle
 from handlers.imaging.upscaling import LATENTS
 
 
@@ -11,11 +12,8 @@ def enlarge_latents(latents: torch.Tensor, size: tuple[int, int], upscaler: str)
     Of latents of another shape, the middle. For the engine's thread.
     """
     height, width = latents.shape[-2:]
-    # 1. the largest part of the middle that has the new shape
-    kept_width = max(1, min(width, round(height * size[0] / size[1])))
-    kept_height = max(1, min(height, round(width * size[1] / size[0])))
-    left, top = (width - kept_width) // 2, (height - kept_height) // 2
-    middle = latents[..., top : top + kept_height, left : left + kept_width]
-    # 2. in float32, since not every mode has half precision
-    larger = torch.nn.functional.interpolate(middle.float(), size=(size[1], size[0]), **LATENTS[upscaler])
+    left, top, right, bottom = middle((width, height), size)
+    # in float32, since not every mode has half precision
+    kept = latents[..., top:bottom, left:right].float()
+    larger = torch.nn.functional.interpolate(kept, size=(size[1], size[0]), **LATENTS[upscaler])
     return larger.to(latents.dtype)

@@ -14,6 +14,7 @@ from handlers.imaging import output
 from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import ModelSizes
+from handlers.imaging.upscaling import UPSCALERS
 from handlers.request import forms
 from handlers.request.hires import Hires, read_hires
 from handlers.request.images import read_init_image, read_masked_image
@@ -119,11 +120,13 @@ def parse_request(
     config: HandlerConfig,
     defaults: ModelDefaults,
     schedulers: Mapping[str, Collection[str]] = MappingProxyType({}),
+    upscalers: Collection[str] = UPSCALERS,
 ) -> GenerationRequest:
     """Checks every field against the contract and decodes the images.
 
     Args:
         schedulers: the classes that the field `scheduler` may mean, each with the options that it takes.
+        upscalers: the names that the field `hires_upscaler` may have.
 
     Raises InvalidRequest or TooLarge with a sentence that names the field and what it may be.
     """
@@ -140,12 +143,9 @@ def parse_request(
         "eta": read.real("eta", 0.0, 0.0, 1.0),
         "clip_skip": read.whole("clip_skip", None, 1, MAX_CLIP_SKIP),
         "preview": read.flag("preview"),
-        "output_format": _output_format(read),
-        "output_quality": read.whole("output_quality", QUALITY, 1, 100),
     }
-    warnings: list[str] = []
-    if values["output_format"] == "png" and values["output_quality"] != QUALITY:
-        warnings.append("output_quality has no effect on PNG, which loses nothing.")
+    output_values, warnings = read_output(read)
+    values |= output_values
     values["sampler"], doubts = _sampler(read, "scheduler", defaults, schedulers)
     warnings += doubts
     # 2. the seeds, random unless they were sent
@@ -158,7 +158,7 @@ def parse_request(
         size = read.size("width", defaults.width, config), read.size("height", defaults.height, config)
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         sampler, doubts = _sampler(read, "hires_scheduler", defaults, schedulers)
-        hires, more = read_hires(read, config, sizes, values, sampler)
+        hires, more = read_hires(read, config, sizes, values, sampler, upscalers)
         warnings += doubts + more
         values |= {"hires": hires, "answer_size": hires.size} if hires else {}
     else:
@@ -171,7 +171,7 @@ def parse_request(
             values |= read_masked_image(read, config, sizes, values["strength"])
     values["warnings"] = (*values.get("warnings", ()), *warnings)
     # 4. the answer's size against its limits
-    _check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
+    check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
     crops = [*values["crops"], *([hires.crop] if (hires := values.get("hires")) else [])]
     width, height = max((crop.size for crop in crops), key=lambda size: size[0] * size[1], default=(0, 0))
     return GenerationRequest(task=task, width=width, height=height, **values)
@@ -185,9 +185,13 @@ def _sampler(
     return (None, []) if text in ("", defaults.scheduler) else find_sampler(text, schedulers, defaults.zero_snr, name)
 
 
-def _output_format(read: Reader) -> str:
+def read_output(read: Reader) -> tuple[dict[str, Any], list[str]]:
+    """The values that the answer's file depends on, and sentences for the client."""
     format = read.choice("output_format", (*output.FORMATS, "jpg"), "png")
-    return {"jpg": "jpeg"}.get(format, format)
+    quality = read.whole("output_quality", QUALITY, 1, 100)
+    doubt = "output_quality has no effect on PNG, which loses nothing."
+    values = {"output_format": {"jpg": "jpeg"}.get(format, format), "output_quality": quality}
+    return values, [doubt] if format == "png" and quality != QUALITY else []
 
 
 def _seed(read: Reader, name: str, num_outputs: int) -> int:
@@ -213,7 +217,7 @@ def _strength(read: Reader, steps: int) -> dict[str, float]:
     return {"strength": strength}
 
 
-def _check_answer(num_outputs: int, size: tuple[int, int], format: str, max_response_bytes: int) -> None:
+def check_answer(num_outputs: int, size: tuple[int, int], format: str, max_response_bytes: int) -> None:
     """Refuses beforehand what would hardly fit into an answer, or does not fit into the format."""
     longest = output.LONGEST_SIDE.get(format, max(size))
     if max(size) > longest:

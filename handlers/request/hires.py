@@ -1,6 +1,6 @@
 """The fields of a second pass, which AUTOMATIC1111's web UI calls "hires fix". Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest
 from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import ModelSizes
-from handlers.imaging.upscaling import UPSCALERS
 from handlers.request import forms
 from handlers.request.reader import Reader, check_strength
 from handlers.request.samplers import Sampler
@@ -22,7 +21,7 @@ class Hires:
     """A second pass: the first one's image is enlarged, and then changed as img2img does it.
 
     Attributes:
-        upscaler: one of UPSCALERS.
+        upscaler: one of UPSCALERS, or the name of a file.
         crop: the whole image, and the size at which it is generated.
     """
 
@@ -42,18 +41,24 @@ class Hires:
 
 
 def read_hires(
-    read: Reader, config: HandlerConfig, sizes: ModelSizes, first: Mapping[str, Any], sampler: Sampler | None
+    read: Reader,
+    config: HandlerConfig,
+    sizes: ModelSizes,
+    first: Mapping[str, Any],
+    sampler: Sampler | None,
+    upscalers: Collection[str],
 ) -> tuple[Hires | None, list[str]]:
     """None without an upscaler; and sentences for the client.
 
     Args:
         first: the values of the first pass, which hold for the second one unless its fields say otherwise.
         sampler: of the field `hires_scheduler`.
+        upscalers: their names.
 
     Raises InvalidRequest.
     """
     # 1. the fields, which are checked in any case
-    upscaler = _upscaler(read)
+    upscaler = read_upscaler(read, "hires_upscaler", upscalers)
     size = read.size("hires_width", 0, config), read.size("hires_height", 0, config)
     steps = read.whole("hires_steps", first["num_inference_steps"], 1, config.max_num_inference_steps)
     strength = read.real("hires_strength", 0.7, 0.0, 1.0, above=True)
@@ -80,10 +85,10 @@ def read_hires(
     ), doubts  # fmt: skip
 
 
-def _upscaler(read: Reader) -> str | None:
-    """One of UPSCALERS, in any case; None if the field is absent or blank."""
-    text = read.text("hires_upscaler", "", 100).strip()
-    found = next((name for name in UPSCALERS if name.lower() == text.lower()), None)
+def read_upscaler(read: Reader, field: str, names: Collection[str]) -> str | None:
+    """One of `names`, in any case; None if the field is absent or blank."""
+    text = read.text(field, "", 200).strip()
+    found = next((name for name in names if name.lower() == text.lower()), None)
     if text and found is None:
-        raise InvalidRequest(f"hires_upscaler must be one of {', '.join(UPSCALERS)}, not {forms.shown(text)}.")
+        raise InvalidRequest(f"{field} must be one of {', '.join(names)}, not {forms.shown(text)}.")
     return found

@@ -75,6 +75,13 @@ def test_a_second_pass_enlarges_an_image_beside_other_requests(combined: Running
     assert "Latent (bicubic)" in combined.models()[0]["upscalers"]
 
 
+def test_an_image_is_enlarged_without_the_model(combined: Running) -> None:
+    before = combined.activity("txt2img")["unet_forwards"]
+    (image,) = combined.images("upscale", init_image=b64(sample_image(50, 30)), scale=2, upscaler="Nearest")
+    assert np.array_equal(decode(image)[::2, ::2], np.asarray(sample_image(50, 30)))
+    assert combined.activity("txt2img")["unet_forwards"] == before
+
+
 def test_an_init_image_is_fitted_to_the_size_that_is_asked_for(combined: Running) -> None:
     images = {"init_image": b64(sample_image(120, 80)), "mask_image": b64(half_mask(120, 80))}
     for task in ("img2img", "masking"):

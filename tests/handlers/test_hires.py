@@ -68,12 +68,12 @@ def test_beside_other_requests_it_is_nearly_the_same_and_holds_none_of_them_up(f
 def test_the_safety_checker_sees_the_final_image_alone(
     frontend: Frontend, handler: CombinedHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checker = handler.engine.loaded.served["img2img"].pipeline.safety_checker
+    checker = handler.worker.served["img2img"].pipeline.safety_checker
     seen: list[tuple[int, ...]] = []
 
     def flags(images: Any, clip_input: Any) -> Any:
         seen.append(images.shape)
-        return np.zeros_like(images), [True]
+        return torch.zeros_like(images), [True]
 
     monkeypatch.setattr(checker, "forward", flags)
     made = image(frontend, hires_upscaler="Lanczos")
@@ -107,7 +107,7 @@ def test_an_archive_of_txt2img_alone_has_second_passes(tiny_model: Path) -> None
     handler.initialize(Context(model=str(tiny_model)))
     frontend = Frontend(handler)
     assert image(frontend, hires_upscaler="Lanczos")["width"] == 128
-    (model,) = handler.engine.loaded.describe(0)["models"]
+    (model,) = handler.worker.describe(0)["models"]
     assert model["tasks"] == ["txt2img"] and "Lanczos" in model["upscalers"]
 
 
