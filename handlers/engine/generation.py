@@ -230,8 +230,8 @@ class Generation:
         # one at a time: a pool that is behind gets no second one
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
             try:
-                own = self._second if self._second and slot.earlier_steps else request
-                look = preview_map.look(call, output, own.guidance_scale)
+                scale = self._second.guidance_scale if self._second and slot.earlier_steps else request.guidance_scale
+                look = preview_map.look(call, output, scale)
                 self._previewing = self._shared.pool.submit(preview_map.render, look)
             except Exception:  # the image itself is generated all the same
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)

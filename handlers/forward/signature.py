@@ -99,6 +99,7 @@ class CallSignature:
 
     @classmethod
     def of(cls, call: UNetCall | DecodeCall | UpscaleCall) -> "CallSignature":
+        arguments: dict[str, Any]
         if isinstance(call, UpscaleCall):
             joins, module, timestep, arguments = False, call.model, None, {}
         elif isinstance(call, DecodeCall):

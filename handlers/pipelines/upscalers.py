@@ -55,13 +55,14 @@ class Upscalers:
 
     def file(self, name: str) -> NamedFile | None:
         """Of one of `names`; None for one that is built in. Raises InvalidRequest where a library is missing."""
-        file = None if name in UPSCALERS else self._files.all().get(name)
-        if file and not has_libraries():
+        if name in UPSCALERS:
+            return None
+        if not has_libraries():
             raise InvalidRequest(
                 f"The upscaler {name} is a file, which needs a package that this server does not have: its operator "
                 f"can install {' and '.join(LIBRARIES)}."
             )
-        return file
+        return self._files.all()[name]
 
     def load(self, file: NamedFile) -> Any:
         """spandrel's descriptor of the model. Raises InvalidRequest for a file that is no upscaler."""
