@@ -11,7 +11,6 @@ from handlers.imaging.upscaling import UPSCALERS
 from handlers.request.fields import GenerationRequest, ModelDefaults, parse_request
 from handlers.request.hires import Hires
 from handlers.request.parameters import parameters_text
-from handlers.request.samplers import Sampler
 
 DEFAULTS = ModelDefaults(20, 7.5, 512, 512, scheduler="PNDMScheduler")
 SCHEDULERS = {"DDIMScheduler": ["timestep_spacing"], "PNDMScheduler": []}
@@ -26,8 +25,8 @@ def parse(defaults: ModelDefaults = DEFAULTS, config: HandlerConfig | None = Non
 def test_a_second_pass_is_as_the_first_one_unless_its_fields_say_otherwise() -> None:
     request = parse(**LARGE, negative_prompt="dull", scheduler="DDIM", guidance_scale=3)
     crop = Crop.whole((1024, 768), (1024, 768))
-    ddim = Sampler("DDIMScheduler", {}, "DDIM")
-    assert request.hires == Hires("Latent", crop, 20, 0.7, "a house", "dull", 3.0, ddim)
+    assert request.sampler is not None and request.sampler.name == "DDIM"
+    assert request.hires == Hires("Latent", crop, 20, 0.7, "a house", "dull", 3.0, request.sampler)
     assert request.crops == (Crop.whole((512, 512), (512, 512)),)
     assert (request.answer_size, request.width, request.height) == ((1024, 768), 1024, 768)
     own = {
