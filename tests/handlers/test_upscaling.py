@@ -1,6 +1,7 @@
 """Images enlarged in requests to a handler: by resampling, and by models from files."""
 
 import importlib.util
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from handlers.pipelines.upscalers import MARGIN, TILE, Upscalers, count_tiles, t
 from handlers.stable_diffusion import CombinedHandler
 from tests.support.frontend import Context, Frontend
 from tests.support.jobs import CPU
+from tests.support.running import HANG_S
 from tests.support.samples import b64, decode, sample_image
 
 IMAGE = sample_image(TILE + 58, 90)
@@ -30,9 +32,12 @@ class Doubles:
     def __init__(self) -> None:
         self.seen: list[tuple[int, ...]] = []
         self.fault: Exception | None = None
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         self.seen.append(tuple(image.shape))
+        self.may_go_on.wait(HANG_S)
         if self.fault:
             raise self.fault
         return torch.nn.functional.interpolate(image, scale_factor=2)
@@ -116,12 +121,15 @@ def test_a_second_pass_begins_with_it(frontend: Frontend, doubles: Doubles) -> N
 
 
 def test_a_client_that_leaves_ends_the_tiles(frontend: Frontend, doubles: Doubles) -> None:
+    doubles.may_go_on.clear()
     name = frontend.send("upscale", init_image=b64(IMAGE), scale=2, upscaler="2x_Mine")
-    frontend.run_until(lambda: frontend.handler.generations[name].slots)
+    frontend.run_until(lambda: doubles.seen)
     (slot,) = frontend.handler.generations[name].slots
     frontend.leave(name)
     frontend.tick()
+    doubles.may_go_on.set()
     frontend.run_until(lambda: slot.job.ended)
+    assert len(doubles.seen) == 1
 
 
 def test_names_are_listed_only_where_they_can_be_used(
