@@ -1,6 +1,5 @@
 """Images enlarged in requests to a handler: by resampling, and by models from files."""
 
-import importlib.util
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,12 +152,12 @@ def test_tiles_cover_an_image_once() -> None:
         assert (covered == 1).all() and len([*tiles(*size)]) == count_tiles(size)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("spandrel") is None, reason="spandrel is not installed")
+@pytest.mark.skipif(not upscalers.has_libraries(), reason="spandrel is not installed")
 def test_esrgan_from_a_file(tiny_model: Path, tmp_path: Path) -> None:
-    from spandrel.architectures.ESRGAN import RRDBNet
+    from spandrel.architectures.ESRGAN import ESRGAN
 
     torch.manual_seed(0)
-    weights = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4).state_dict()
+    weights = ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4).state_dict()
     save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "4x_Small.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes(b"no model")
     handler = CombinedHandler()
