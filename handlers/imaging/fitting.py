@@ -9,13 +9,18 @@ FITS = ("stretch", "crop", "pad")
 
 
 def fitted(
-    image: Image.Image, size: tuple[int, int], fit: str, resampling: Image.Resampling = Image.Resampling.LANCZOS
+    image: Image.Image, size: tuple[int, int], fit: str, resampling: Image.Resampling | None = None
 ) -> Image.Image:
     """The image at `size`, by one of FITS.
 
     `crop` keeps the largest part of its middle that has the shape of `size`. `pad` keeps all of it and repeats the
     pixels at its edges, as AUTOMATIC1111's web UI does.
+
+    Args:
+        resampling: by default Lanczos, but bilinear for masks and transparency, since Lanczos rings into what is black.
     """
+    if resampling is None:
+        resampling = Image.Resampling.LANCZOS if image.mode == "RGB" else Image.Resampling.BILINEAR
     if image.size == size:
         return image
     if fit == "stretch":
