@@ -27,6 +27,9 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embeddings-dir", default="", help="the folder of the embeddings that prompts may name (default: embeddings)"
     )
+    parser.add_argument(
+        "--upscalers-dir", default="", help="the folder of upscalers' files, such as ESRGAN (default: upscalers)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (default: %(default)s)")
     parser.add_argument("--low-memory", action="store_true", help="keep only the UNet on the GPU")
@@ -62,6 +65,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         "vae": _absolute(options.vae),
         "lora_dir": _folder(options.lora_dir),
         "embeddings_dir": _folder(options.embeddings_dir),
+        "upscalers_dir": _folder(options.upscalers_dir),
         "lora": "\n".join(f"{file}={scale:g}" for file, scale in loras("\n".join(options.lora))),
     }
 

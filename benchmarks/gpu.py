@@ -34,7 +34,7 @@ from handlers.forward.calls import UNetCall
 from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward, merge
 from handlers.hardware.device import choose_dtype
-from handlers.pipelines.arguments import generator
+from handlers.pipelines.noise import generator
 from handlers.stable_diffusion import CombinedHandler
 from tests.support.frontend import Context, Frontend
 from tests.support.running import running

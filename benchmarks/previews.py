@@ -13,8 +13,8 @@ from handlers.config import HandlerConfig
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
-from handlers.pipelines.arguments import generator
 from handlers.pipelines.loading import load_pipelines
+from handlers.pipelines.noise import generator
 from handlers.pipelines.previews import fit_preview
 from tests.support.paths import CONFIGS, EMBEDDED
 

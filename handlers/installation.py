@@ -64,6 +64,11 @@ class Installation:
         return self.user_folder / "embeddings"
 
     @property
+    def upscalers(self) -> Path:
+        """The upscalers' files, in the user's folder."""
+        return self.user_folder / "upscalers"
+
+    @property
     def models(self) -> Path:
         """The models that may be served beside the main one: SD_MODELS_DIR, else `models` in the user's folder."""
         return Path(self.environment.get("SD_MODELS_DIR") or self.user_folder / "models")

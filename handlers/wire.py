@@ -20,6 +20,7 @@ from dataclasses import dataclass
 TASKS = ("txt2img", "img2img", "masking")
 DESCRIBE = "describe"  # instead of a task: asks for what `GET /models` shows
 COUNT = "count"  # instead of a task: asks how many tokens the prompts of a request have
+UPSCALE = "upscale"  # instead of a task: enlarges an image, without the model
 COMBINED = "stable-diffusion"  # the archive that serves every task
 CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
 BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy
@@ -40,7 +41,7 @@ class RequestHead:
     """What the handler learns about a request besides its body.
 
     Attributes:
-        task: one of TASKS, DESCRIBE or COUNT; empty for an archive that has one task.
+        task: one of TASKS, UPSCALE, DESCRIBE or COUNT; empty for an archive that has one task.
         form_type: the client's Content-Type, as it was sent.
         request_id: as it stands in the log and in the answer's X-Request-Id.
         deadline: when the client stops waiting, in seconds since the epoch.
@@ -149,16 +150,20 @@ def image_entry(
     size: tuple[int, int],
     mime_type: str = "image/png",
     box: tuple[int, int, int, int] | None = None,
+    variation_seed: int | None = None,
 ) -> bytes:
     """One image of the contract's answer, as JSON. It has both spellings of the MIME type: clients read either.
 
     Args:
         size: width and height in pixels.
         box: where a patch belongs: left, top, width and height, in the init image's pixels.
+        variation_seed: of an image whose noise lies between two seeds'.
     """
     entry: dict[str, object] = {"base64": base64, "seed": seed, "mimetype": mime_type, "mime_type": mime_type}
-    entry |= {"width": size[0], "height": size[1]}
-    return json.dumps(entry | {"nsfw": nsfw} | ({} if box is None else {"box": box})).encode()
+    entry |= {"width": size[0], "height": size[1], "nsfw": nsfw}
+    optional = {"box": box, "variation_seed": variation_seed}
+    entry |= {name: value for name, value in optional.items() if value is not None}
+    return json.dumps(entry).encode()
 
 
 def start_failure_line(sentence: str) -> str:

@@ -36,10 +36,11 @@ from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_p
 from handlers.pipelines.named_files import NamedFiles
 from handlers.pipelines.prompts import Prompts
 from handlers.pipelines.sources import resolve_model
+from handlers.pipelines.upscalers import Upscalers, suffixes
 from handlers.request.fields import read_fields
 from handlers.request.reader import Reader
 from handlers.request.samplers import names_for
-from handlers.wire import TASK_HEADER, RequestHead
+from handlers.wire import TASK_HEADER, UPSCALE, RequestHead
 
 LIMITS = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
           "max_image_bytes", "max_prompt_chars")  # fmt: skip
@@ -110,7 +111,11 @@ class Worker:
             tasks, config, device, engine, converter.dtype if converter else str(dtype).removeprefix("torch."), threads,
             served, measured,
             shared=Shared(
-                config, memory, pool, timings, provenance=provenance, large=LargeImages(config.max_open_pixels)
+                config, memory, pool, timings, provenance=provenance, large=LargeImages(config.max_open_pixels),
+                upscalers=Upscalers(
+                    NamedFiles(Path(config.upscalers_dir or installed.upscalers), suffixes(config.allow_pickle)),
+                    device, config.max_image_pixels,
+                ),
             ),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
@@ -120,9 +125,10 @@ class Worker:
     def open(self, data: Mapping[str, Any], head: RequestHead) -> Generation:
         """A request of TorchServe's. Raises InvalidRequest for a task that is not served here."""
         task = head.task or (self.tasks[0] if len(self.tasks) == 1 else "")
-        if task not in self.tasks:
+        if task not in (*self.tasks, UPSCALE):
             raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header {TASK_HEADER}.")
-        return Generation(IncomingRequest(task, data, head), self.served[task], self.shared)
+        served = self.served.get(task) or next(iter(self.served.values()))  # to upscale, no model is needed
+        return Generation(IncomingRequest(task, data, head), served, self.shared)
 
     def count(self, data: Mapping[str, Any], head: RequestHead) -> dict[str, Any]:
         """How many tokens a request's prompts have, chunk by chunk. Raises InvalidRequest."""
@@ -162,6 +168,7 @@ class Worker:
             "samplers": names_for(served.schedulers),
             "loras": [*served.loras.files.all()],
             "embeddings": [*served.embeddings.files.all()],
+            "upscalers": self.shared.upscalers.usable(),
             "defaults": asdict(served.defaults),
             "limits": {name: getattr(self.config, name) for name in LIMITS},
             "activity": {
@@ -223,11 +230,12 @@ def _load_models(
         load = partial(load_pipelines, path, own, device, dtype, config, installed.configs, channels_last)
         pipelines = load()
         timings.watch(pipelines[own[0]])  # they share their modules
-        served |= prepare_pipelines(
+        prepared = prepare_pipelines(
             source, path, pipelines, load,
             NamedFiles(Path(config.lora_dir or installed.loras), loras.SUFFIXES), config.max_lora_bytes,
             NamedFiles(Path(config.embeddings_dir or installed.embeddings), embeddings.suffixes(config.allow_pickle)),
         )  # fmt: skip
+        served |= {task: prepared[task] for task in own}
     return served
 
 

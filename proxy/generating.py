@@ -62,18 +62,23 @@ class Dialect(Protocol):
 
 
 class Native:
-    """The contract's own requests for a task, with another model if the path or the field `model` names one."""
+    """The contract's own requests for a task, with another model if the path or the field `model` names one.
+
+    Args:
+        archive_of_task: the task whose archive serves it; by default its own.
+    """
 
     name = "native"
     is_job = False
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, archive_of_task: str = "") -> None:
         self._task = task
+        self._served_by = archive_of_task or task
 
     async def archive(self, request: Request) -> str:
         url_path = request.path_params.get("url_path")
         if url_path is None:
-            return main_archive(request, self._task)
+            return main_archive(request, self._served_by)
         custom: CustomModels = request.app.state.custom_models
         return custom.archive(url_path)
 
@@ -81,7 +86,7 @@ class Native:
         form_type = request.headers.get("content-type", "")
         archive = await self.archive(request)
         if model := model_of(body, form_type):
-            named = await archive_of(request, self._task, model)
+            named = await archive_of(request, self._served_by, model)
             if "url_path" in request.path_params and named != archive:
                 raise Failure(400, "model names another model than the address: leave out the field.")
             archive = named

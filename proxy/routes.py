@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from handlers.wire import TASKS
+from handlers.wire import TASKS, UPSCALE
 from proxy import job_routes
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
@@ -86,6 +86,7 @@ routes = [
     Route("/tokens", tokens, methods=["POST"]),
     Route("/custom_models", custom_models, methods=["GET"]),
     *(Route(f"/{task}", Generate(Native(task)), methods=["POST"]) for task in TASKS),
+    Route("/upscale", Generate(Native(UPSCALE, "img2img")), methods=["POST"]),
     Route("/custom/{url_path}", Generate(Native("txt2img")), methods=["POST"]),
     Route("/custom/{url_path}/img2img", Generate(Native("img2img")), methods=["POST"]),
     Route("/custom/{url_path}/masking", Generate(Native("masking")), methods=["POST"]),

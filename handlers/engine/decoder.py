@@ -1,4 +1,7 @@
-"""The VAE's decoding: images of one size in one call, and on a GPU beside the steps of the others."""
+"""The VAE's decoding: images of one size in one call, and on a GPU beside the steps of the others.
+
+The tiles that an upscaler enlarges take their turns with them, one a call.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ import torch
 
 from handlers.engine.scheduling import Outcome, Slot, calls_of, schedule, together_or_alone
 from handlers.errors import NotFinite
-from handlers.forward.calls import DecodeCall, UNetCall
+from handlers.forward.calls import DecodeCall, UNetCall, UpscaleCall
 from handlers.forward.merging import forward, merge, split
 from handlers.forward.side_stream import Event, NoSideStream, SideStream
 from handlers.hardware.memory import Memory
@@ -23,7 +26,7 @@ class _Queued:
     """A call that was queued on the device. `calls` keeps its latents alive: another stream may still read them."""
 
     outcomes: list[Outcome]
-    calls: list[UNetCall | DecodeCall]
+    calls: list[UNetCall | DecodeCall | UpscaleCall]
     finite: list[torch.Tensor]  # () each
     event: Event
 
@@ -43,9 +46,12 @@ class Decoder:
             may_wait: whether there is nothing better to do than to wait for the device.
         """
         self._finish(may_wait)
-        waiting = [slot for slot in slots if slot.waits_for_vae]
+        waiting = [slot for slot in slots if slot.waits_for_decoder]
         if waiting and self._queued is None:
-            self._queue(schedule(waiting, 1, AREA)[:IMAGES])
+            chosen = schedule(waiting, 1, AREA)[:IMAGES]
+            if isinstance(chosen[0].job.call, UpscaleCall):  # one tile of many: the others are next
+                chosen[0].owner.last_step = 1 + max(slot.owner.last_step for slot in waiting)
+            self._queue(chosen)
             self._finish(may_wait)
 
     def _queue(self, slots: Sequence[Slot]) -> None:

@@ -8,11 +8,11 @@ from PIL import Image
 
 from handlers.errors import TooLarge
 from handlers.imaging.documents import resize_to
-from handlers.imaging.output import COMPOSITE, GENERATED, SideData, encode
+from handlers.imaging.output import COMPOSITE, ENHANCED, GENERATED, SideData, encode
 from handlers.imaging.paste import paste, patch_of, regenerated
 from handlers.imaging.regions import Box
 from handlers.request.fields import GenerationRequest
-from handlers.wire import image_entry
+from handlers.wire import UPSCALE, image_entry
 
 HEADROOM = 65_536  # bytes of a reply that belong to its head and to other requests' lines
 
@@ -51,15 +51,24 @@ def finish_image(
         profile=document.profile if document else None,
         dpi=document.dpi if document else None,
         parameters=parameters if outputs else None,
-        mark=(COMPOSITE if document else GENERATED) if marks and outputs else None,
+        mark=_mark(request) if marks and outputs else None,
     )
     text, warnings = encode(image, request.output_format, request.output_quality, side, keep_alpha=request.patch)
     place = (box[0], box[1], box[2] - box[0], box[3] - box[1]) if box else None
     if flagged:
         warnings.append("The safety checker flagged an image, which is black for that reason (nsfw).")
-    return FinishedImage(
-        image_entry(text, request.seed + index, flagged, image.size, f"image/{request.output_format}", place), warnings
-    )
+    variation = request.variation_of(index)
+    entry = image_entry(
+        text, request.seed_of(index), flagged, image.size, f"image/{request.output_format}", place,
+        variation.seed if variation else None,
+    )  # fmt: skip
+    return FinishedImage(entry, warnings)
+
+
+def _mark(request: GenerationRequest) -> str:
+    if request.task == UPSCALE:
+        return ENHANCED
+    return COMPOSITE if request.init_image else GENERATED
 
 
 def _composed(
@@ -69,8 +78,8 @@ def _composed(
     document, mask = request.init_image, request.mask_image
     if document is None:
         return resize_to(images[0], request.answer_size), None
-    if mask is None:
-        return regenerated(document, images[0]), None
+    if mask is None:  # without an image, the pixels were enlarged while the request was read
+        return regenerated(document, images[0]) if images else document.image, None
     generated = zip(request.crops, images, strict=True)
     if request.patch:
         patch, box = patch_of(document, mask, generated, request.fills_holes)

@@ -14,21 +14,21 @@ from typing import Any
 
 from handlers.engine.finishing import FinishedImage, check_answer, finish_image
 from handlers.engine.large_images import LargeImage
-from handlers.engine.parsing import IncomingRequest, Parsed, parse, parse_small
-from handlers.engine.pipeline_job import PipelineJob
+from handlers.engine.parsing import IncomingRequest, Parsed, ParsedUpscale, parse, parse_small
 from handlers.engine.scheduling import Slot
+from handlers.engine.second_pass import SecondPasses
 from handlers.engine.shared import Shared
+from handlers.engine.upscale_job import UpscaleJob
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
 from handlers.forward.calls import UNetCall
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import no_room
-from handlers.pipelines.arguments import generator
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.previews import every
-from handlers.pipelines.schedulers import scheduler
+from handlers.pipelines.upscalers import count_tiles
 from handlers.request.fields import GenerationRequest
 from handlers.request.parameters import parameters_text
-from handlers.wire import Failed, Progress, Result
+from handlers.wire import UPSCALE, Failed, Progress, Result
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,10 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[Parsed | int] | None = None
+        self._parsing: Future[Parsed | ParsedUpscale | int] | None = None
         self._large: LargeImage | None = None
         self._request: GenerationRequest | None = None
+        self._second: SecondPasses | None = None
         self._encoding: dict[int, Future[None]] = {}  # by the number of the image
         self._encoded: dict[int, FinishedImage] = {}
         self._progress = 0, 0  # steps done, steps in all
@@ -75,7 +76,7 @@ class Generation:
     def start(self, when_pool_is_done: Callable[["Generation"], None] = lambda _: None) -> None:
         """Has the pool parse it. `when_pool_is_done` is called each time that the pool has finished something."""
         self._when_pool_is_done = when_pool_is_done
-        self._parsing = self._watched(self._shared.pool.submit(parse_small, self._incoming, self._served, self._shared))
+        self._parsing = self._submit(parse_small, self._incoming, self._served, self._shared)
 
     @property
     def _has_fixed_size(self) -> bool:
@@ -85,6 +86,9 @@ class Generation:
     def _watched(self, future: Future[Any]) -> Future[Any]:
         future.add_done_callback(lambda _: self._when_pool_is_done(self))
         return future
+
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        return self._watched(self._shared.pool.submit(work, *arguments))
 
     def wait_until_parsed(self, timeout_s: float) -> None:
         """Returns once the pool has parsed it, or has failed to."""
@@ -115,12 +119,15 @@ class Generation:
                     self._shared.memory.admit(self._request, scale, self._has_fixed_size)
                 self._create_jobs(parsed)
                 self._enter(GenerationState.RUNNING)
-            # 3. the progress is that of the image that is furthest behind
-            counts = [(slot.job.steps_done, slot.job.total_steps) for slot in self.slots if slot.job.total_steps]
-            self._progress = min(counts, default=(0, 0))
-            # 4. an image whose jobs have ended goes to the pool
+            # 3. a first pass that has ended is followed by its second one
+            if self._second is not None:
+                for index, slot in enumerate(self.slots):
+                    self._second.follow(index, slot)
+            # 4. the progress is that of the image that is furthest behind
+            self._progress = min((slot.progress for slot in self.slots if slot.progress[1]), default=(0, 0))
+            # 5. an image whose jobs have ended goes to the pool
             self._collect_jobs()
-            # 5. what the pool raised ends the request
+            # 6. what the pool raised ends the request
             for future in self._encoding.values():
                 if future.done():
                     future.result()
@@ -138,12 +145,12 @@ class Generation:
                 raise InvalidRequest(f"The model cannot generate with these values: {job.error}")
             if job.error is not None:
                 raise job.error
-        crops = len(self._request.crops)
+        crops = len(self.slots) // self._request.num_outputs
         for index in range(self._request.num_outputs):
-            jobs = [slot.job for slot in self.slots[index * crops : (index + 1) * crops]]
-            if index not in self._encoding and all(job.ended for job in jobs):
+            slots = self.slots[index * crops : (index + 1) * crops]
+            if index not in self._encoding and all(slot.ended for slot in slots):
                 submit = self._shared.large.write if self._large else self._shared.pool.submit
-                work = submit(self._finish_image, index, [job.result for job in jobs])
+                work = submit(self._finish_image, index, [slot.job.result for slot in slots])
                 self._encoding[index] = self._watched(work)
 
     def _enter(self, state: GenerationState) -> None:
@@ -169,6 +176,8 @@ class Generation:
         for slot in self.slots:
             slot.job.cancel()
         self.slots = []
+        if self._second is not None:
+            self._second.cancel()
         for future in self._encoding.values():
             future.cancel()
 
@@ -187,7 +196,7 @@ class Generation:
         if self.error is not None:
             self.error = self.error.with_traceback(None)
             self.error.__context__ = self.error.__cause__ = None
-        self._request = self._parsing = None
+        self._request = self._second = self._parsing = None
         self._encoding, self._encoded, self.slots = {}, {}, []
         if self._large is not None:
             self._large.end()
@@ -216,32 +225,40 @@ class Generation:
         wanted = self._incoming.head.wants_progress and request is not None and request.preview
         if preview_map is None or request is None or not wanted or not isinstance(call, UNetCall):
             return
-        due = slot.job.steps_done % every(slot.job.total_steps) == 0
+        done, total = slot.progress
+        due = done % every(total) == 0
         # one at a time: a pool that is behind gets no second one
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
             try:
-                look = preview_map.look(call, output, request.guidance_scale)
+                scale = self._second.guidance_scale if self._second and slot.earlier_steps else request.guidance_scale
+                look = preview_map.look(call, output, scale)
                 self._previewing = self._shared.pool.submit(preview_map.render, look)
             except Exception:  # the image itself is generated all the same
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None
 
-    def _create_jobs(self, parsed: Parsed) -> None:
-        """A job for each crop of each image, an image's crops one after the other."""
-        pipeline, request = self._served.pipeline, parsed.request
-        for i in range(request.num_outputs):
+    def _create_jobs(self, parsed: Parsed | ParsedUpscale) -> None:
+        """A job for each crop of each image, an image's crops one after the other; none for what is ready."""
+        upscalers = self._shared.upscalers
+        if isinstance(parsed, ParsedUpscale):
+            if parsed.source is not None:
+                file, image = parsed.source
+                self.slots.append(Slot(UpscaleJob(upscalers.enlarge(file, image), count_tiles(image.size)), owner=self))
+            return
+        if parsed.second is not None:
+            pixels = self._served.pipeline.vae_scale_factor
+            self._second = SecondPasses(parsed, parsed.second, upscalers, pixels, self._submit)
+        later_steps = self._second.later_steps if self._second else 0
+        for i in range(parsed.request.num_outputs):
             for crop in parsed.crops:
-                own = scheduler(pipeline, request.sampler) if request.sampler else None
-                arguments = {**crop, "generator": generator(request.seed + i)}
-                job = PipelineJob(pipeline, arguments, own, parsed.prompts, parsed.lend)
-                self.slots.append(Slot(job, owner=self))
+                self.slots.append(Slot(parsed.job(i, crop), owner=self, later_steps=later_steps))
 
     def _finish_image(self, index: int, outputs: Sequence[Any]) -> None:
         """Encodes image `index`, from the pipeline's output for each crop; the last one ends the request."""
         request, served = self._request, self._served
         assert request is not None
         parameters = None
-        if self._shared.provenance.parameters:
+        if self._shared.provenance.parameters and request.task != UPSCALE:
             parameters = parameters_text(request, index, served.model, served.defaults.scheduler)
         with self._shared.timings.timed("encode"):
             self._encoded[index] = finish_image(request, index, outputs, parameters, self._shared.provenance.mark)

@@ -1,20 +1,32 @@
 """From a request's bytes to what its jobs need; for the threads of the pool."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from PIL import Image
+
 from handlers.config import HandlerConfig
 from handlers.engine.large_images import LARGE
+from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.shared import Shared
+from handlers.errors import InvalidRequest
+from handlers.imaging.documents import model_image
 from handlers.imaging.files import TooManyPixels
+from handlers.imaging.upscaling import LATENTS, UPSCALERS
 from handlers.pipelines.arguments import pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.loras import Lend
+from handlers.pipelines.named_files import NamedFile
+from handlers.pipelines.noise import generator
 from handlers.pipelines.prompts import Prompts
+from handlers.pipelines.schedulers import scheduler
 from handlers.request.fields import GenerationRequest, parse_request, read_fields
-from handlers.wire import RequestHead
+from handlers.request.hires import Hires
+from handlers.request.upscale import parse_upscale
+from handlers.wire import UPSCALE, RequestHead
 
 
 @dataclass(frozen=True)
@@ -27,21 +39,47 @@ class IncomingRequest:
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """What a request asks for.
+class ParsedUpscale:
+    """An image to enlarge.
 
     Attributes:
-        lend: gives its jobs the parts that its LoRAs change.
-        crops: the pipeline's arguments for each crop of an image.
+        request: whose init image is the enlarged one.
+        source: the upscaler's file, and the image as it sees it; None without one.
     """
 
     request: GenerationRequest
+    source: tuple[NamedFile, Image.Image] | None
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a request asks for, or its second pass.
+
+    Attributes:
+        pipeline: that its jobs run.
+        lend: gives its jobs the parts that its LoRAs change.
+        crops: the pipeline's arguments for each crop of an image.
+        second: the second pass, whose arguments have no image yet.
+        upscaler: the file that enlarges the image for it; None for what is built in.
+    """
+
+    request: GenerationRequest
+    pipeline: Any
     prompts: Prompts
     lend: Lend
     crops: Sequence[Mapping[str, Any]]
+    second: "Parsed | None" = None
+    upscaler: NamedFile | None = None
+
+    def job(self, index: int, arguments: Mapping[str, Any]) -> PipelineJob:
+        """For image `index`; `arguments` are those of a crop."""
+        request = self.request
+        own = scheduler(self.pipeline, request.sampler) if request.sampler else None
+        start = generator(request.seed_of(index), request.variation_of(index))
+        return PipelineJob(self.pipeline, {**arguments, "generator": start}, own, self.prompts, self.lend)
 
 
-def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Shared) -> Parsed | int:
+def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Shared) -> Parsed | ParsedUpscale | int:
     """As `parse`; for a request with a large image only the number of its pixels."""
     most = shared.config.max_image_pixels
     try:
@@ -54,7 +92,7 @@ def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Share
 
 def parse(
     incoming: IncomingRequest, served: ServedPipeline, shared: Shared, max_image_pixels: int | None = None
-) -> Parsed:
+) -> Parsed | ParsedUpscale:
     """Raises InvalidRequest or TooLarge.
 
     Args:
@@ -63,9 +101,49 @@ def parse(
     config: HandlerConfig = replace(shared.config, max_image_pixels=max_image_pixels or shared.config.max_image_pixels)
     with shared.timings.timed("parse"):
         fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
-        request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers)
-        prompts = Prompts(request.prompt, request.negative_prompt, served.embeddings)
-        loras, doubts = served.loras.choose(prompts.loras)
-        request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
-        crops = [pipeline_arguments(request, served.pipeline, crop) for crop in request.crops]
-        return Parsed(request, prompts, partial(served.loras.lend, loras), crops)
+        # the folder is looked at for requests that name one
+        upscalers = shared.upscalers
+        names = upscalers.names() if {"upscaler", "hires_upscaler"} & fields.keys() else UPSCALERS
+        if incoming.task == UPSCALE:
+            asked = parse_upscale(fields, config, names, shared.config.max_image_pixels)
+            document, file = asked.document, upscalers.file(asked.upscaler)
+            whole = (0, 0, *document.size)
+            return ParsedUpscale(asked.answer, (file, model_image(document, whole, document.size)) if file else None)
+        request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers, names)
+        parsed = _pass(request, served.pipeline, served)
+        if request.hires is None:
+            return parsed
+        parsed = replace(parsed, upscaler=upscalers.file(request.hires.upscaler))
+        return _with_second_pass(parsed, request.hires, served)
+
+
+def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline) -> Parsed:
+    prompts = Prompts(request.prompt, request.negative_prompt, served.embeddings)
+    loras, doubts = served.loras.choose(prompts.loras)
+    request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
+    crops = [pipeline_arguments(request, pipeline, crop) for crop in request.crops]
+    return Parsed(request, pipeline, prompts, partial(served.loras.lend, loras), crops)
+
+
+def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline) -> Parsed:
+    """The first pass without what is for the final image alone, and with the second one."""
+    request = replace(
+        first.request, task="img2img", crops=(hires.crop,), hires=None, warnings=(), strength=hires.strength,
+        prompt=hires.prompt, negative_prompt=hires.negative_prompt, guidance_scale=hires.guidance_scale,
+        num_inference_steps=hires.num_inference_steps, sampler=hires.sampler,
+    )  # fmt: skip
+    try:
+        second = _pass(request, served.img2img, served)
+    except InvalidRequest as error:  # the first pass was taken
+        raise InvalidRequest(f"In hires_prompt or hires_negative_prompt: {error}") from None
+    pipeline = copy.copy(first.pipeline)
+    # past DiffusionPipeline.__setattr__; a black image would not be what the second pass is for
+    pipeline.__dict__["safety_checker"] = None
+    latent = {"output_type": "latent"} if hires.upscaler in LATENTS else {}
+    return replace(
+        first,
+        request=replace(first.request, warnings=(*first.request.warnings, *second.request.warnings)),
+        pipeline=pipeline,
+        crops=[{**crop, **latent} for crop in first.crops],
+        second=second,
+    )

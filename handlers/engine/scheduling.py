@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.engine.pipeline_job import PipelineJob
-from handlers.forward.calls import DecodeCall, UNetCall
+from handlers.engine.upscale_job import UpscaleJob
+from handlers.forward.calls import DecodeCall, UNetCall, UpscaleCall
 from handlers.forward.signature import CallSignature
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import Memory
@@ -16,30 +17,52 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Slot:
-    """A job's place in the batch.
+    """A job's place in the batch, which another job may take over when it has ended.
 
     Attributes:
         owner: the request that the job belongs to, with a `last_step` of its own.
         last_step: the number of the last forward that served it.
+        later_steps: about how many steps the jobs have that follow this one; 0 if none does.
+        earlier_steps: of the jobs before this one.
     """
 
-    job: PipelineJob
+    job: PipelineJob | UpscaleJob
     owner: Any
     last_step: int = 0
+    later_steps: int = 0
+    earlier_steps: int = 0
+    _expected_steps: int = 0  # of the job, until its pipeline tells them
+
+    def follow(self, job: PipelineJob | UpscaleJob, steps: int) -> None:
+        """Gives the place to a job that has about so many of the later steps, since the one before has ended."""
+        self.earlier_steps += self.job.steps_done
+        self._expected_steps, self.later_steps = steps, self.later_steps - steps
+        self.job = job
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last job has ended."""
+        return self.job.ended and not self.later_steps
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The steps that are done, and those in all; 0 in all before the first one."""
+        own = self.job.total_steps or self._expected_steps
+        return self.earlier_steps + self.job.steps_done, own and self.earlier_steps + own + self.later_steps
 
     @property
     def waits_for_unet(self) -> bool:
         return isinstance(self.job.call, UNetCall)
 
     @property
-    def waits_for_vae(self) -> bool:
-        return isinstance(self.job.call, DecodeCall)
+    def waits_for_decoder(self) -> bool:
+        return isinstance(self.job.call, (DecodeCall, UpscaleCall))
 
 
 Outcome = tuple[Slot, Any]  # a slot with its output, or with the exception that its call raised
 
 
-def calls_of(slots: Sequence[Slot]) -> list[UNetCall | DecodeCall]:
+def calls_of(slots: Sequence[Slot]) -> list[UNetCall | DecodeCall | UpscaleCall]:
     """The calls that the jobs of `slots`, all of them paused, wait for."""
     return [slot.job.call for slot in slots if slot.job.call is not None]
 

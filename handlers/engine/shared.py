@@ -5,11 +5,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import torch
+
 from handlers.config import HandlerConfig
 from handlers.engine.finishing import Provenance
 from handlers.engine.large_images import LargeImages
 from handlers.engine.timings import Timings
 from handlers.hardware.memory import Memory
+from handlers.pipelines.named_files import NO_FILES
+from handlers.pipelines.upscalers import Upscalers
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Shared:
         timings: told how long parsing and encoding take.
         clock: seconds since the epoch, as deadlines are.
         provenance: what an answer's file says about its origin.
+        upscalers: those that requests may name.
     """
 
     config: HandlerConfig
@@ -30,4 +35,5 @@ class Shared:
     timings: Timings
     clock: Callable[[], float] = time.time
     provenance: Provenance = field(default_factory=Provenance)
+    upscalers: Upscalers = field(default_factory=lambda: Upscalers(NO_FILES, torch.device("cpu"), 0))
     large: LargeImages = field(default_factory=lambda: LargeImages(HandlerConfig.max_open_pixels))

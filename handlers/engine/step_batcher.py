@@ -10,8 +10,8 @@ from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward, merge, split
 from handlers.hardware.memory import GUIDED_ROWS, Memory
 
-# How long one merged forward may take: a new request waits at most so long for its first step. The requests in it wait no
-# longer than they would for their turns, one after the other.
+# How long one merged forward may take: a new request waits at most so long for its first step. The requests in it wait
+# no longer than they would for their turns, one after the other.
 STEP_SECONDS = 1.0
 MAX_ROWS = 32  # more rows than any device that was measured gains from
 

@@ -16,8 +16,9 @@ from handlers.forward.merging import forward
 from handlers.hardware.device import Peak, first_size
 from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
-from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments
 from handlers.pipelines.loading import ServedPipeline
+from handlers.pipelines.noise import generator
 from handlers.request.fields import GenerationRequest
 
 STEPS = 3

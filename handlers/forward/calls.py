@@ -1,4 +1,4 @@
-"""A call of a UNet or a VAE that a pipeline job is paused at."""
+"""A call of a UNet, a VAE or an upscaler that a job is paused at."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -88,3 +88,14 @@ class DecodeCall(Call):
 
     def run(self) -> Any:
         return self.vae.decode(self.sample, **self.kwargs)
+
+
+@dataclass(frozen=True)
+class UpscaleCall(Call):
+    """Of a model that enlarges a tile of an image; `sample` is (1, 3, height, width), from 0 to 1."""
+
+    model: Any
+    sample: Any
+
+    def run(self) -> Any:
+        return (self.model(self.sample),)

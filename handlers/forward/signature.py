@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from handlers.forward.adapters import Adapters
-from handlers.forward.calls import DecodeCall, UNetCall
+from handlers.forward.calls import DecodeCall, UNetCall, UpscaleCall
 
 # VAEs that decode each image by itself and use no generator, so calls merge whatever generators they bring
 DETERMINISTIC = ("AutoencoderKL", "AutoencoderTiny")
@@ -82,7 +82,7 @@ class CallSignature:
     """What calls must have in common to run as one. Every argument takes part: nothing is dropped.
 
     Attributes:
-        module: the UNet or VAE.
+        module: the UNet, VAE or upscaler.
         sample: the latents.
         timestep: its form; None for a VAE. Rows may have timesteps of their own.
         arguments: the others, by name.
@@ -98,8 +98,11 @@ class CallSignature:
     adapters: Adapters | None = None
 
     @classmethod
-    def of(cls, call: UNetCall | DecodeCall) -> "CallSignature":
-        if isinstance(call, DecodeCall):
+    def of(cls, call: UNetCall | DecodeCall | UpscaleCall) -> "CallSignature":
+        arguments: dict[str, Any]
+        if isinstance(call, UpscaleCall):
+            joins, module, timestep, arguments = False, call.model, None, {}
+        elif isinstance(call, DecodeCall):
             options = {name: value for name, value in call.kwargs.items() if name != "generator" and value is not None}
             joins = type(call.vae).__name__ in DETERMINISTIC and options.keys() <= {"return_dict"}
             module, timestep, arguments = call.vae, None, options

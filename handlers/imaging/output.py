@@ -17,7 +17,9 @@ _MARK = (
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
     '"http://cv.iptc.org/newscodes/digitalsourcetype/{kind}"/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
-GENERATED, COMPOSITE = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"  # IPTC's DigitalSourceType
+# IPTC's DigitalSourceType
+GENERATED, COMPOSITE = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
+ENHANCED = "algorithmicallyEnhanced"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class SideData:
 
     Attributes:
         parameters: the text that AUTOMATIC1111 writes; None for none.
-        mark: GENERATED or COMPOSITE, or None.
+        mark: GENERATED, COMPOSITE or ENHANCED, or None.
     """
 
     profile: bytes | None = None

@@ -3,8 +3,6 @@
 from inspect import signature
 from typing import Any
 
-import torch
-
 from handlers.errors import InvalidRequest
 from handlers.imaging.documents import fill_masked, model_image
 from handlers.imaging.masks import pipeline_mask
@@ -13,13 +11,10 @@ from handlers.pipelines.embeddings import ENCODERS
 from handlers.request.fields import GenerationRequest
 
 
-def generator(seed: int) -> torch.Generator:
-    """On the CPU for every device: the same seed starts from the same noise everywhere."""
-    return torch.Generator("cpu").manual_seed(seed)
-
-
 def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) -> dict[str, Any]:
     """The arguments of the stock pipeline's `__call__` for a crop of any image of `request`, except the generator.
+
+    A second pass has no image before its first one has ended.
 
     Arguments that this family's pipeline does not take are left out: latent consistency models take no negative prompt.
 
@@ -35,9 +30,10 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
     }
     if request.task in ("txt2img", "masking"):
         arguments |= {"width": crop.size[0], "height": crop.size[1]}
+    if request.task in ("img2img", "masking"):
+        arguments["strength"] = request.strength
     if request.init_image is not None:
-        image = model_image(request.init_image, crop.box, crop.size)
-        arguments |= {"image": image, "strength": request.strength}
+        arguments["image"] = image = model_image(request.init_image, crop.box, crop.size)
         if request.mask_image is not None:
             mask = pipeline_mask(request.mask_image.crop(crop.box), crop.size)
             arguments |= {"image": fill_masked(image, mask, request.mask_fill), "mask_image": mask}

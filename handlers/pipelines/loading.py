@@ -21,6 +21,7 @@ from handlers.pipelines.hub import PICKLE_WARNING, check_files, fetch_vae, varia
 from handlers.pipelines.loras import Loras
 from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NO_FILES, NamedFiles
+from handlers.pipelines.noise import use_variations
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.schedulers import options, schedulers
@@ -38,6 +39,7 @@ class ServedPipeline:
         model: the name that clients see.
         schedulers: those that fit it, by diffusers' class names, each with the options that it takes.
         load: loads the model's pipelines once more.
+        img2img: the pipeline of a txt2img image's second pass.
         loras, embeddings: that prompts may name.
     """
 
@@ -49,6 +51,7 @@ class ServedPipeline:
     preview_map: PreviewMap | None = None
     loras: Loras = field(default_factory=lambda: Loras(None, NO_FILES, 0))
     embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, NO_FILES))
+    img2img: Any = None
 
     @property
     def native_area(self) -> int:
@@ -67,6 +70,8 @@ def prepare_pipelines(
 ) -> dict[str, ServedPipeline]:
     """The pipelines of one model by their tasks, made ready to serve. Raises ModelError for faulty defaults."""
     remember_prompts(list(pipelines.values()))
+    for pipeline in pipelines.values():
+        use_variations(pipeline)
     first = next(iter(pipelines.values()))
     defaults = model_defaults(path, first)
     kinds = {name: options(kind) for name, kind in schedulers(first).items()}
@@ -77,7 +82,17 @@ def prepare_pipelines(
         preview_map = None
     own_loras, own_embeddings = Loras(first, lora_files, max_lora_bytes), Embeddings(first, embedding_files)
     return {
-        task: ServedPipeline(source.name, pipeline, defaults, kinds, load, preview_map, own_loras, own_embeddings)
+        task: ServedPipeline(
+            source.name,
+            pipeline,
+            defaults,
+            kinds,
+            load,
+            preview_map,
+            own_loras,
+            own_embeddings,
+            pipelines.get("img2img"),
+        )
         for task, pipeline in pipelines.items()
     }
 
@@ -91,7 +106,7 @@ def load_pipelines(
     configs: Path,
     channels_last: bool = False,
 ) -> dict[str, Any]:
-    """The pipeline of each task, all on one set of weights.
+    """The pipeline of each task, all on one set of weights; with txt2img also img2img, which second passes need.
 
     Args:
         path: a diffusers folder, or a single file.
@@ -116,7 +131,8 @@ def load_pipelines(
         else:
             first.to(device)
         # 4. the other tasks' pipelines, on the same modules
-        pipelines = {task: _of_task(task, first, dtype) for task in tasks}
+        needed = dict.fromkeys([*tasks, "img2img"] if "txt2img" in tasks else tasks)
+        pipelines = {task: _of_task(task, first, dtype) for task in needed}
         if dtype != torch.float32 and hasattr(first, "upcast_vae") and first.vae.config.force_upcast:
             # SDXL's overflows in half precision: its pipelines convert it to float32 and back while other jobs wait
             first.vae.to(torch.float32)

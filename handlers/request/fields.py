@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -10,17 +10,18 @@ from PIL import Image
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, TooLarge
-from handlers.imaging import masks, output
-from handlers.imaging.documents import FILLS, Document, read_document
-from handlers.imaging.regions import Crop, plan
+from handlers.imaging import output
+from handlers.imaging.documents import Document
+from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import ModelSizes
+from handlers.imaging.upscaling import UPSCALERS
 from handlers.request import forms
-from handlers.request.reader import MAX_SEED, Reader
+from handlers.request.hires import Hires, read_hires
+from handlers.request.images import read_init_image, read_masked_image
+from handlers.request.reader import MAX_SEED, Reader, check_strength
 from handlers.request.samplers import Sampler, find_sampler
 
-MAX_REACH, MAX_PADDING = 256, 10_000  # pixels that a mask may grow or blur by, and that are around it
 QUALITY = 90  # of JPEG and WebP
-FAINT_MASK = 64  # of 255; a mask that is nowhere above it hardly replaces anything
 MAX_CLIP_SKIP = 12  # layers: as many as the text encoder of Stable Diffusion 1 has
 
 
@@ -42,13 +43,23 @@ class ModelDefaults:
     zero_snr: bool = False
 
 
+@dataclass(frozen=True)
+class Variation:
+    """Another seed, and how far towards its noise an image's noise is moved, above 0 and at most 1."""
+
+    seed: int
+    strength: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One validated request: each output is generated as `crops`, and the answer has `answer_size`.
 
     Attributes:
-        width, height: of the largest crop, as the model generates it.
+        variation: of the first image; None for noise of the seed alone.
+        width, height: of the largest crop or pass, as the model generates it.
         crops: one for a whole image; none for a mask that selects nothing.
+        hires: the second pass of a txt2img image; `crops` is that of its first one.
         sampler: the scheduler to generate with; None for the model's own.
         clip_skip: how many last layers of the text encoder are left out, as diffusers counts; None for the model's own.
         mask_image: greyscale, the init image's size, above 0 = replace; grown and blurred already.
@@ -68,6 +79,7 @@ class GenerationRequest:
     height: int
     answer_size: tuple[int, int]
     crops: tuple[Crop, ...] = ()
+    hires: Hires | None = None
     strength: float = 1.0
     sampler: Sampler | None = None
     clip_skip: int | None = None
@@ -80,7 +92,16 @@ class GenerationRequest:
     output_format: str = "png"
     output_quality: int = QUALITY
     preview: bool = False  # whether its progress has small images
+    variation: Variation | None = None
     warnings: tuple[str, ...] = ()
+
+    def seed_of(self, index: int) -> int:
+        """Of image `index`: each has its own, unless its variation seed tells it from the others."""
+        return self.seed if self.variation else self.seed + index
+
+    def variation_of(self, index: int) -> Variation | None:
+        """Of image `index`."""
+        return self.variation and replace(self.variation, seed=self.variation.seed + index)
 
 
 def read_fields(data: Mapping[str, Any], form_type: str, max_fields: int) -> forms.Fields:
@@ -99,11 +120,13 @@ def parse_request(
     config: HandlerConfig,
     defaults: ModelDefaults,
     schedulers: Mapping[str, Collection[str]] = MappingProxyType({}),
+    upscalers: Collection[str] = UPSCALERS,
 ) -> GenerationRequest:
     """Checks every field against the contract and decodes the images.
 
     Args:
         schedulers: the classes that the field `scheduler` may mean, each with the options that it takes.
+        upscalers: the names that the field `hires_upscaler` may have.
 
     Raises InvalidRequest or TooLarge with a sentence that names the field and what it may be.
     """
@@ -120,123 +143,81 @@ def parse_request(
         "eta": read.real("eta", 0.0, 0.0, 1.0),
         "clip_skip": read.whole("clip_skip", None, 1, MAX_CLIP_SKIP),
         "preview": read.flag("preview"),
-        "output_format": _output_format(read),
-        "output_quality": read.whole("output_quality", QUALITY, 1, 100),
     }
-    warnings: list[str] = []
-    if values["output_format"] == "png" and values["output_quality"] != QUALITY:
-        warnings.append("output_quality has no effect on PNG, which loses nothing.")
-    values["sampler"], doubts = _sampler(read, defaults, schedulers)
+    output_values, warnings = read_output(read)
+    values |= output_values
+    values["sampler"], doubts = _sampler(read, "scheduler", defaults, schedulers)
     warnings += doubts
-    # 2. the seed, random unless it was sent
-    values["seed"] = _seed(read, values["num_outputs"])
+    # 2. the seeds, random unless they were sent
+    values["seed"] = _seed(read, "seed", values["num_outputs"])
+    values["variation"], doubts = _variation(read, values["num_outputs"])
+    warnings += doubts
     # 3. the size, or the images that give it, and what of them is generated at which size
     sizes = ModelSizes((defaults.width, defaults.height), config.min_size, config.max_size, defaults.drawn_size)
     if task == "txt2img":
         size = read.size("width", defaults.width, config), read.size("height", defaults.height, config)
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
+        sampler, doubts = _sampler(read, "hires_scheduler", defaults, schedulers)
+        hires, more = read_hires(read, config, sizes, values, sampler, upscalers)
+        warnings += doubts + more
+        values |= {"hires": hires, "answer_size": hires.size} if hires else {}
     else:
         values |= _strength(read, values["num_inference_steps"])
         if task == "img2img":
-            values |= _init_image(read, config)
+            values |= read_init_image(read, config)
             size = values["init_image"].size
             values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         else:
-            values |= _masked_image(read, config, sizes, values["strength"])
+            values |= read_masked_image(read, config, sizes, values["strength"])
     values["warnings"] = (*values.get("warnings", ()), *warnings)
     # 4. the answer's size against its limits
-    _check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
-    width, height = max((crop.size for crop in values["crops"]), key=lambda size: size[0] * size[1], default=(0, 0))
+    check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
+    crops = [*values["crops"], *([hires.crop] if (hires := values.get("hires")) else [])]
+    width, height = max((crop.size for crop in crops), key=lambda size: size[0] * size[1], default=(0, 0))
     return GenerationRequest(task=task, width=width, height=height, **values)
 
 
 def _sampler(
-    read: Reader, defaults: ModelDefaults, schedulers: Mapping[str, Collection[str]]
+    read: Reader, name: str, defaults: ModelDefaults, schedulers: Mapping[str, Collection[str]]
 ) -> tuple[Sampler | None, list[str]]:
     """None for the model's own; and sentences for the client."""
-    text = read.text("scheduler", "", 100).strip()
-    return (None, []) if text in ("", defaults.scheduler) else find_sampler(text, schedulers, defaults.zero_snr)
+    text = read.text(name, "", 100).strip()
+    return (None, []) if text in ("", defaults.scheduler) else find_sampler(text, schedulers, defaults.zero_snr, name)
 
 
-def _output_format(read: Reader) -> str:
+def read_output(read: Reader) -> tuple[dict[str, Any], list[str]]:
+    """The values that the answer's file depends on, and sentences for the client."""
     format = read.choice("output_format", (*output.FORMATS, "jpg"), "png")
-    return {"jpg": "jpeg"}.get(format, format)
+    quality = read.whole("output_quality", QUALITY, 1, 100)
+    doubt = "output_quality has no effect on PNG, which loses nothing."
+    values = {"output_format": {"jpg": "jpeg"}.get(format, format), "output_quality": quality}
+    return values, [doubt] if format == "png" and quality != QUALITY else []
 
 
-def _seed(read: Reader, num_outputs: int) -> int:
-    seed = read.seed()
+def _seed(read: Reader, name: str, num_outputs: int) -> int:
+    seed = read.seed(name)
     if seed + num_outputs - 1 > MAX_SEED:
-        raise InvalidRequest(f"seed + num_outputs - 1 must be at most {MAX_SEED}: send a smaller seed.")
+        raise InvalidRequest(f"{name} + num_outputs - 1 must be at most {MAX_SEED}: send a smaller seed.")
     return seed or 1 + secrets.randbelow(2**32 - num_outputs)
+
+
+def _variation(read: Reader, num_outputs: int) -> tuple[Variation | None, list[str]]:
+    """None without a strength; and sentences for the client."""
+    strength = read.real("variation_strength", 0.0, 0.0, 1.0)
+    seed = _seed(read, "variation_seed", num_outputs)
+    if strength:
+        return Variation(seed, strength), []
+    doubt = "variation_seed has no effect at variation_strength 0: send a variation_strength above 0."
+    return None, [doubt] if read.seed("variation_seed") else []
 
 
 def _strength(read: Reader, steps: int) -> dict[str, float]:
     strength = read.real("strength", 0.7, 0.0, 1.0, above=True)
-    if int(steps * strength) < 1:
-        raise InvalidRequest(
-            f"strength {strength:g} of {steps} num_inference_steps leaves no step to run: "
-            "strength x num_inference_steps must be at least 1."
-        )
+    check_strength("strength", strength, "num_inference_steps", steps)
     return {"strength": strength}
 
 
-def _init_image(read: Reader, config: HandlerConfig) -> dict[str, Any]:
-    document, warnings = read_document(read.image("init_image", config), "init_image")
-    return {"init_image": document, "warnings": tuple(warnings)}
-
-
-def _masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, strength: float) -> dict[str, Any]:
-    """The init image and its mask, what of them is generated, and the fields that the mask's use needs later."""
-    # 1. the fields that say how the mask is used
-    mode = read.choice("mask_mode", masks.MODES, "auto")
-    padding = read.whole("mask_padding", None, -1, MAX_PADDING)
-    grow, inverts = read.whole("mask_grow", 0, 0, MAX_REACH), read.flag("mask_invert")
-    values: dict[str, Any] = {
-        "mask_blur": read.whole("mask_blur", 0, 0, MAX_REACH),
-        "mask_fill": read.choice("mask_fill", FILLS, "original"),
-        "patch": read.flag("patch"),
-        **_init_image(read, config),
-    }
-    # 2. the mask: a file, or the init image's holes
-    document: Document = values["init_image"]
-    warnings: list[str] = [*values["warnings"]]
-    if read.has("mask_image"):
-        file = read.image("mask_image", config)
-        mask, doubts = masks.read_mask(file.image, mode, "mask_image")
-        strongest = max(value for value, pixels in enumerate(mask.histogram()) if pixels)
-        if 0 < strongest < FAINT_MASK:
-            doubts.append(f"The mask is faint: what it replaces shows through by {100 - strongest * 100 // 255} %.")
-        mask = masks.fit_mask(mask, document.size, "mask_image")
-        warnings += [*file.warnings, *doubts]
-    elif (alpha := document.alpha) is not None:
-        values["fills_holes"] = True
-        mask = masks.inverted(alpha)
-    else:
-        raise InvalidRequest(
-            "mask_image is missing, and init_image has no transparent part that could be the mask: send a mask."
-        )
-    mask = masks.refine(masks.inverted(mask) if inverts else mask, grow, values["mask_blur"])
-    # 3. the crops
-    crops = plan(mask, padding, sizes)
-    if not crops:
-        warnings.append("The mask selects nothing, so nothing was generated: what should be replaced must be white.")
-    elif strength == 1 and values["mask_fill"] != "original":
-        # diffusers' inpainting pipelines then start from pure noise (`is_strength_max`)
-        warnings.append("mask_fill has no effect at strength 1, where the model starts from noise: lower strength.")
-    return values | {
-        "mask_image": mask,
-        "crops": crops,
-        "answer_size": _patch_size(mask) if values["patch"] else document.size,
-        "warnings": tuple(warnings),
-    }
-
-
-def _patch_size(mask: Image.Image) -> tuple[int, int]:
-    left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
-    return right - left, bottom - top
-
-
-def _check_answer(num_outputs: int, size: tuple[int, int], format: str, max_response_bytes: int) -> None:
+def check_answer(num_outputs: int, size: tuple[int, int], format: str, max_response_bytes: int) -> None:
     """Refuses beforehand what would hardly fit into an answer, or does not fit into the format."""
     longest = output.LONGEST_SIDE.get(format, max(size))
     if max(size) > longest:

@@ -99,13 +99,13 @@ class Reader:
             raise InvalidRequest(f"{name} must be true or false, not {forms.shown(word)}.")
         return FLAGS[word]
 
-    def seed(self) -> int:
+    def seed(self, name: str) -> int:
         """0 for a random one."""
-        value = self._integer("seed")
+        value = self._integer(name)
         if value is None or value == -1:  # as other servers say it
             return 0
         if not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-            rule = f"seed must be a whole number from 1 to {MAX_SEED}, or 0 or -1 for a random one"
+            rule = f"{name} must be a whole number from 1 to {MAX_SEED}, or 0 or -1 for a random one"
             raise InvalidRequest(_whole_rule(rule, value))
         return value
 
@@ -163,3 +163,12 @@ class Reader:
                 f"{name} is larger than {config.max_image_bytes} bytes: send a smaller or more compressed image."
             )
         return open_image(value if as_file else decode_base64(value, name), name, config.max_image_pixels)
+
+
+def check_strength(name: str, strength: float, steps_name: str, steps: int) -> None:
+    """Raises InvalidRequest for a strength that leaves none of the steps, as diffusers counts them."""
+    if int(steps * strength) < 1:
+        raise InvalidRequest(
+            f"{name} {strength:g} of {steps} {steps_name} leaves no step to run: {name} x {steps_name} must be at "
+            "least 1."
+        )

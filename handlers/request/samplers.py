@@ -110,7 +110,9 @@ def name_of(kind: str) -> str:
     return next((name for name, one in NAMES.items() if one.kind == kind and one.is_exact), kind)
 
 
-def find_sampler(text: str, kinds: Mapping[str, Collection[str]], zero_snr: bool = False) -> tuple[Sampler, list[str]]:
+def find_sampler(
+    text: str, kinds: Mapping[str, Collection[str]], zero_snr: bool = False, field: str = "scheduler"
+) -> tuple[Sampler, list[str]]:
     """The scheduler that `text` means, and sentences for the client.
 
     Args:
@@ -118,6 +120,7 @@ def find_sampler(text: str, kinds: Mapping[str, Collection[str]], zero_snr: bool
         zero_snr: whether the model was trained with noise to the very end. Its first sigma is hundreds of times that
             of other models, so a schedule between the sigmas would spend most steps on noise: only a request that
             names it gets one.
+        field: that has the text, for the sentences.
 
     Raises InvalidRequest for a name that none of them has.
     """
@@ -128,20 +131,20 @@ def find_sampler(text: str, kinds: Mapping[str, Collection[str]], zero_snr: bool
     for known in sorted(_BY_KEY, key=len, reverse=True):
         name, rest = _BY_KEY[known], key.removeprefix(known)
         if key.startswith(known) and rest in _SCHEDULE_BY_KEY and NAMES[name].kind in kinds:
-            return _sampler(name, _SCHEDULE_BY_KEY[rest], kinds[NAMES[name].kind], zero_snr)
+            return _sampler(name, _SCHEDULE_BY_KEY[rest], kinds[NAMES[name].kind], zero_snr, field)
     offered = [*names_for(kinds), *kinds]
     near = difflib.get_close_matches(text.lower(), [each.lower() for each in offered], 3)
     nearest = [each for each in offered if each.lower() in near] or offered
     raise InvalidRequest(
-        f"scheduler must be the model's own or one that fits it, not {forms.shown(text)}: "
+        f"{field} must be the model's own or one that fits it, not {forms.shown(text)}: "
         f"{'the nearest are' if near else 'these are there:'} {', '.join(nearest)}."
     )
 
 
-def _sampler(name: str, schedule: str, takes: Collection[str], zero_snr: bool) -> tuple[Sampler, list[str]]:
+def _sampler(name: str, schedule: str, takes: Collection[str], zero_snr: bool, field: str) -> tuple[Sampler, list[str]]:
     one = NAMES[name]
     if not SCHEDULES.get(schedule, {}).keys() <= set(takes):
-        raise InvalidRequest(f"scheduler {name} has no {schedule} schedule in diffusers: send scheduler={name}.")
+        raise InvalidRequest(f"{field} {name} has no {schedule} schedule in diffusers: send {field}={name}.")
     if schedule == AUTOMATIC and not zero_snr and SCHEDULES.get(one.schedule, {}).keys() <= set(takes):
         schedule = one.schedule
     plain = dict.fromkeys(SIGMAS, False) | dict(one.options)

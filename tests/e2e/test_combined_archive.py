@@ -44,6 +44,53 @@ def test_eight_mixed_requests_at_once_match_their_solo_images(combined: Running)
         assert np.abs(decode(image) - expected).max() <= 2
 
 
+def test_a_variation_lies_between_two_seeds(combined: Running) -> None:
+    fields = {"seed": 5, "num_inference_steps": 6}
+    plain = combined.images("txt2img", **fields)[0]
+    assert combined.images("txt2img", **fields, variation_strength=0)[0] == plain
+    varied = combined.images("txt2img", **fields, variation_seed=9, variation_strength=0.3, num_outputs=2)
+    assert [(image["seed"], image["variation_seed"]) for image in varied] == [(5, 9), (5, 10)]
+    other = combined.images("txt2img", **fields | {"seed": 9})[0]
+    at_the_end = combined.images("txt2img", **fields, variation_seed=9, variation_strength=1)[0]
+    assert np.abs(decode(varied[0]) - decode(plain)).mean() > 0
+    # with its scheduler, which draws no noise later, a whole variation is the other seed's image
+    assert np.array_equal(decode(at_the_end), decode(other))
+
+
+def test_a_second_pass_enlarges_an_image_beside_other_requests(combined: Running) -> None:
+    fields: dict[str, Any] = {"seed": 3, "num_inference_steps": 4, "hires_width": 128, "hires_height": 96}
+    alone = [
+        combined.images("txt2img", **fields, hires_upscaler=upscaler)[0] for upscaler in ("Lanczos", "latent (bicubic)")
+    ]
+    assert [(image["width"], image["height"], image["seed"]) for image in alone] == [(128, 96, 3)] * 2
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(
+            lambda more: combined.images("txt2img", **fields | more)[0],
+            [{"hires_upscaler": "Lanczos"}, {"hires_upscaler": "Latent (bicubic)"}, {"hires_upscaler": ""}],
+        )
+        images = [decode(image) for image in together]
+    for image, expected in zip(images, alone, strict=False):
+        assert np.abs(image - decode(expected)).max() <= 2
+    assert images[2].shape == (64, 64, 3)
+    assert "Latent (bicubic)" in combined.models()[0]["upscalers"]
+
+
+def test_an_image_is_enlarged_without_the_model(combined: Running) -> None:
+    before = combined.activity("txt2img")["unet_forwards"]
+    (image,) = combined.images("upscale", init_image=b64(sample_image(50, 30)), scale=2, upscaler="Nearest")
+    assert np.array_equal(decode(image)[::2, ::2], np.asarray(sample_image(50, 30)))
+    assert combined.activity("txt2img")["unet_forwards"] == before
+
+
+def test_an_init_image_is_fitted_to_the_size_that_is_asked_for(combined: Running) -> None:
+    images = {"init_image": b64(sample_image(120, 80)), "mask_image": b64(half_mask(120, 80))}
+    for task in ("img2img", "masking"):
+        for fit in ("stretch", "crop", "pad"):
+            size = {"width": 64, "height": 96, "fit": fit}
+            image = combined.images(task, **images, **size, num_inference_steps=2)[0]
+            assert (image["width"], image["height"]) == (64, 96)
+
+
 def test_of_thirty_three_open_requests_nobody_starves(combined: Running) -> None:
     with ThreadPoolExecutor(33) as pool:
         answers = list(

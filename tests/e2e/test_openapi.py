@@ -20,8 +20,10 @@ from schemathesis.specs.openapi.checks import (
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, RequestError
+from handlers.imaging.upscaling import UPSCALERS
 from handlers.request.fields import ModelDefaults, parse_request
 from handlers.request.reader import MAX_SEED
+from handlers.request.upscale import MAX_SCALE, MAX_SIDE, parse_upscale
 from handlers.wire import TASKS
 from proxy.routes import routes
 from proxy.web.page import FOLDER
@@ -54,24 +56,39 @@ def test_every_route_is_described() -> None:
     assert described == served
 
 
+class Asked(dict[str, Any]):
+    """Fields that tell which of them were read."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(fields)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_fields_are_those_that_are_read(task: str) -> None:
     known = set(SCHEMAS[task]["properties"])
-
-    class Asked(dict[str, Any]):
-        def get(self, name: str, default: Any = None) -> Any:
-            names.add(name)
-            return super().get(name, default)
-
-    names: set[str] = set()
     images = {name: IMAGES[name] for name in SCHEMAS[task]["properties"] if name in IMAGES}
-    parse_request(task, Asked({"prompt": "x", **images}), HandlerConfig(), ModelDefaults())
-    assert names == known - {"model"}  # which the proxy reads
+    asked = Asked(prompt="x", **images)
+    parse_request(task, asked, HandlerConfig(), ModelDefaults())
+    assert asked.names == known - {"model"}  # which the proxy reads
     for name in SCHEMAS[task]["required"]:
         with pytest.raises(InvalidRequest, match=f"{name} is missing"):
             fields = {"prompt": "x", **images}
             del fields[name]
             parse_request(task, fields, HandlerConfig(), ModelDefaults())
+
+
+def test_the_fields_of_upscale_and_their_limits() -> None:
+    properties = SCHEMAS["upscale"]["properties"]
+    asked = Asked(init_image=IMAGES["init_image"], scale=2)
+    parse_upscale(asked, HandlerConfig(), UPSCALERS, 50_000_000)
+    assert asked.names == set(properties) - {"model"}
+    assert properties["scale"]["maximum"] == MAX_SCALE
+    assert {properties[side]["maximum"] for side in ("width", "height")} == {MAX_SIDE}
 
 
 @pytest.mark.parametrize(("task", "name"), [(task, name) for task in TASKS for name in SCHEMAS[task]["properties"]])
@@ -112,7 +129,7 @@ def test_the_limits_in_sentences() -> None:
 
 @pytest.mark.e2e
 def test_the_examples_work_as_they_stand(combined: Running) -> None:
-    for task in TASKS:
+    for task in (*TASKS, "upscale"):
         content = DOCUMENT["paths"][f"/{task}"]["post"]["requestBody"]["content"]
         assert len(content) == 3
         for kind, media in content.items():
@@ -144,7 +161,8 @@ def test_schemathesis_finds_nothing(combined: Running, path: str, method: str, m
         if isinstance(case.body, dict):
             # what is allowed would take long, or overflow this model's numbers, which is a 500 that says so
             most_of = {"num_inference_steps": 3, "num_outputs": 2, "n": 2, "guidance_scale": 30, "width": 256,
-                       "height": 256, "steps": 3, "batch_size": 2, "n_iter": 1, "cfg_scale": 30}  # fmt: skip
+                       "height": 256, "steps": 3, "batch_size": 2, "n_iter": 1, "cfg_scale": 30,
+                       "hires_width": 256, "hires_height": 256, "hires_steps": 3}  # fmt: skip
             for name, most in most_of.items():
                 if isinstance(case.body.get(name), (int, float)) and case.body[name] > most:
                     case.body[name] = most

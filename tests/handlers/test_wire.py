@@ -61,6 +61,8 @@ def test_a_result_is_the_contracts_answer() -> None:
     answer = json.loads(Result.of_images([patch], ['a "sentence".']).body)
     image |= {"mimetype": "image/webp", "mime_type": "image/webp", "box": [1, 2, 30, 40]}
     assert answer == {"status": "success", "images": [image], "warnings": ['a "sentence".']}
+    varied = json.loads(image_entry("aW1hZ2U=", 3, False, (8, 16), variation_seed=9))
+    assert varied["variation_seed"] == 9 and "box" not in varied
 
 
 def test_a_blank_line_says_nothing() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handlers.errors import InvalidRequest, ModelError
-from handlers.wire import TASKS, RequestHead
+from handlers.wire import TASKS, UPSCALE, RequestHead
 from handlers.worker import LIMITS, Worker
 from tests.support import tiny_models
 from tests.support.paths import HOME
@@ -69,7 +69,11 @@ def test_a_request_is_opened_for_its_task(worker: Worker, task: str) -> None:
     assert worker.open({"body": b""}, RequestHead(task)).ending is None
 
 
-@pytest.mark.parametrize("task", ["", "upscale"])
+def test_every_archive_can_upscale(worker: Worker) -> None:
+    assert worker.open({"body": b""}, RequestHead(UPSCALE)).ending is None
+
+
+@pytest.mark.parametrize("task", ["", "enlarge"])
 def test_a_task_that_is_not_served_is_refused_with_those_that_are(worker: Worker, task: str) -> None:
     with pytest.raises(InvalidRequest, match="serves txt2img, img2img, masking: say which in the header X-Task"):
         worker.open({"body": b""}, RequestHead(task))

@@ -111,12 +111,13 @@ class Bench:
         deadline: float = math.inf,
         progress: bool = False,
         preview_map: Any = None,
+        img2img: Any = None,
         **fields: Any,
     ) -> Generation:
         data = {name: str(value).encode() for name, value in ({"prompt": "a house", "seed": 7} | fields).items()}
         head = RequestHead("txt2img", request_id="r", deadline=deadline, wants_progress=progress)
         defaults = ModelDefaults(num_inference_steps=STEPS, width=SIDE, height=SIDE)
-        served = ServedPipeline("a model", pipeline or Pipeline(), defaults, (), dict, preview_map)
+        served = ServedPipeline("a model", pipeline or Pipeline(), defaults, (), dict, preview_map, img2img=img2img)
         shared = Shared(HandlerConfig(), self.memory, self.pool, Timings(), self.clock)
         generation = Generation(IncomingRequest("txt2img", data, head), served, shared)
         generation.start(lambda announced: self.announced.append(announced.state))

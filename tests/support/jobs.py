@@ -20,10 +20,11 @@ from handlers.forward.side_stream import NoSideStream
 from handlers.hardware.memory import Memory
 from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
-from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments
 from handlers.pipelines.embeddings import Embeddings
 from handlers.pipelines.loading import load_pipelines
 from handlers.pipelines.loras import Loras
+from handlers.pipelines.noise import generator
 from handlers.pipelines.prompts import Prompts
 from handlers.request.fields import GenerationRequest
 from handlers.wire import TASKS

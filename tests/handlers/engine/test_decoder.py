@@ -1,6 +1,6 @@
 """Whose images are decoded together, and what goes on meanwhile on a device that works by itself."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +14,9 @@ from handlers.config import HandlerConfig
 from handlers.engine.decoder import AREA, Decoder
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
+from handlers.engine.upscale_job import UpscaleJob
 from handlers.errors import NotFinite
-from handlers.forward.calls import DecodeCall
+from handlers.forward.calls import DecodeCall, UpscaleCall
 from handlers.forward.merging import forward
 from handlers.forward.side_stream import NoSideStream
 from handlers.hardware.memory import Memory
@@ -91,6 +92,30 @@ def test_large_images_and_those_of_their_own_kind_are_decoded_alone_in_turns() -
         one.decode_some(slots, may_wait=False)
         assert sum(each.job.ended for each in slots) == done
     assert {shape[0] for shape in vae.shapes} == {1}
+
+
+def test_tiles_and_images_take_turns() -> None:
+    """An image that is enlarged has many tiles, and no steps in between that would put it behind the others."""
+    seen: list[str] = []
+
+    def tile(name: str) -> Any:
+        def work() -> Generator[UpscaleCall, Any, None]:
+            for _ in range(3):
+                yield UpscaleCall(lambda sample: seen.append(name) or sample, torch.ones(1, 3, 8, 8))
+
+        waits = Slot(UpscaleJob(work(), 3), SimpleNamespace(last_step=0))
+        waits.job.start()
+        return waits
+
+    image = slot(AutoencoderKL())
+    image.owner.last_step = 7
+    slots = [tile("one"), image, tile("other")]
+    one = decoder()
+    for _ in range(7):
+        one.decode_some([each for each in slots if not each.job.ended], may_wait=True)
+        seen += ["image"] if image.job.ended and "image" not in seen else []
+    assert seen == ["one", "other", "image", "one", "other", "one", "other"]
+    assert all(each.job.ended and each.job.error is None for each in slots)
 
 
 def test_a_vae_that_generates_by_chance_gets_each_generator_alone() -> None:

@@ -15,7 +15,8 @@ import torch
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import UNetCall
 from handlers.forward.merging import forward
-from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments
+from handlers.pipelines.noise import generator
 from handlers.pipelines.previews import fit_preview
 from handlers.pipelines.schedulers import scheduler, schedulers
 from handlers.request.samplers import Sampler

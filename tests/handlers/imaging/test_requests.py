@@ -9,6 +9,7 @@ from PIL import Image
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest, TooLarge
+from handlers.imaging.fitting import FITS, fitted
 from handlers.imaging.regions import Crop
 from handlers.request.fields import GenerationRequest, ModelDefaults, parse_request
 from handlers.request.parameters import parameters_text
@@ -38,6 +39,28 @@ def test_a_photo_with_a_small_mask_is_generated_as_a_crop() -> None:
 def test_other_tasks_generate_the_whole_image(task: str) -> None:
     request = parse(task, width=64, height=64, **INIT)
     assert request.crops == (Crop.whole((64, 64), (64, 64)),)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_init_image_and_mask_are_fitted_together(fit: str) -> None:
+    photo, mask = sample_image(300, 200), half_mask(300, 200)
+    size = {"fit": fit, "width": 128, "height": 192}
+    request = parse("img2img", init_image=file_bytes(photo), **size)
+    assert request.init_image is not None
+    assert request.init_image.size == request.answer_size == (request.width, request.height) == (128, 192)
+    assert np.array_equal(request.init_image.image, fitted(photo, (128, 192), fit))
+    # the mask may be smaller, and its pixels are counted once it is fitted
+    small = {"init_image": file_bytes(photo), "mask_image": file_bytes(mask.resize((150, 100))), "mask_padding": -1}
+    masking = parse(**small, **size)
+    assert masking.init_image == request.init_image and masking.answer_size == (128, 192)
+    assert masking.mask_image is not None and masking.mask_image.size == (128, 192)
+    assert np.asarray(masking.mask_image)[96, [8, 120]].tolist() == [255, 0]
+
+
+def test_holes_are_fitted_with_their_image() -> None:
+    request = parse(init_image=file_bytes(HOLES), fit="crop", width=64, height=128)
+    assert request.fills_holes and request.mask_image is not None
+    assert np.asarray(request.mask_image)[64, [4, 60]].tolist() == [0, 255]
 
 
 def test_the_mask_is_refined_before_it_is_planned_with() -> None:
@@ -182,6 +205,8 @@ def test_the_parameters_are_as_the_web_ui_writes_them() -> None:
     assert 'Size: 512x512, Model: "org/a: b", Version: ' in text(parse("txt2img", prompt=""), model="org/a: b")
     masking = text(parse(**MASKED, strength=0.75, mask_blur=4))
     assert masking.startswith("x\nSteps: ") and "Denoising strength: 0.75, Mask blur: 4, Version: " in masking
+    varied = text(parse("txt2img", seed=7, variation_seed=3, variation_strength=0.5), 1)
+    assert "Seed: 7, " in varied and "Variation seed: 4, Variation seed strength: 0.5, Version: " in varied
     skipping = text(parse("txt2img", prompt="", clip_skip=1))
     assert ", Clip skip: 2, Version: " in skipping  # it counts from 1
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
-from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments
+from handlers.pipelines.noise import generator
 from handlers.request.fields import GenerationRequest
 from tests.support.samples import sample_image
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments
 from handlers.pipelines.embeddings import Embeddings, Words, suffixes
 from handlers.pipelines.loras import SUFFIXES, Loras
 from handlers.pipelines.named_files import NamedFiles
+from handlers.pipelines.noise import generator
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.prompts import Prompts
 from tests.support import tiny_models

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.errors import ModelError
 from handlers.forward.merging import forward
-from handlers.pipelines.arguments import generator
 from handlers.pipelines.defaults import model_defaults
 from handlers.pipelines.loading import _check_family
+from handlers.pipelines.noise import generator
 from handlers.pipelines.schedulers import options, scheduler, schedulers
 from handlers.pipelines.sources import loras
 from handlers.request.samplers import find_sampler

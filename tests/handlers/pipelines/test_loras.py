@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.errors import InvalidRequest
-from handlers.pipelines.arguments import generator, pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments
 from handlers.pipelines.loras import SUFFIXES, ChosenLora, Loras
 from handlers.pipelines.named_files import NamedFiles
+from handlers.pipelines.noise import generator
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.prompts import Prompts
 from handlers.wire import TASKS

@@ -13,8 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.pipelines.arguments import generator
 from handlers.pipelines.loading import load_pipelines
+from handlers.pipelines.noise import generator
 from tests.support import tiny_models
 from tests.support.original_layout import count, save_single_file
 from tests.support.paths import CONFIGS

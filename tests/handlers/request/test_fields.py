@@ -9,7 +9,7 @@ from handlers.config import HandlerConfig
 from handlers.engine.finishing import HEADROOM
 from handlers.errors import InvalidRequest, RequestError, TooLarge
 from handlers.imaging.output import usual_base64_bytes
-from handlers.request.fields import GenerationRequest, ModelDefaults, parse_request, read_fields
+from handlers.request.fields import GenerationRequest, ModelDefaults, Variation, parse_request, read_fields
 from handlers.request.reader import MAX_SEED
 from handlers.request.samplers import Sampler
 from tests.support.samples import b64, bomb, file_bytes, half_mask, sample_image
@@ -68,6 +68,21 @@ def test_no_seed_and_seed_0_generate_one() -> None:
     assert parse(seed=str(MAX_SEED)).seed == MAX_SEED
 
 
+def test_a_variation_has_a_seed_for_each_image_and_the_images_share_theirs() -> None:
+    request = parse(seed=5, variation_seed="9", variation_strength="0.25", num_outputs=2)
+    assert [request.seed_of(index) for index in (0, 1)] == [5, 5]
+    assert [request.variation_of(index) for index in (0, 1)] == [Variation(9, 0.25), Variation(10, 0.25)]
+    random = {parse(variation_strength=1, variation_seed=seed).variation for seed in (None, -1, 0) for _ in range(2)}
+    assert len(random) > 1
+
+
+def test_without_a_variation_strength_each_image_has_its_own_seed() -> None:
+    assert parse(seed=5, variation_strength=0, variation_seed=-1) == parse(seed=5)
+    request = parse(seed=5, variation_seed=9)
+    assert (request.variation_of(1), request.seed_of(1)) == (None, 6)
+    assert request.warnings[0].startswith("variation_seed has no effect at variation_strength 0")
+
+
 def test_unknown_fields_are_ignored() -> None:
     assert parse(seed=1, sampler="k_lms", init_image="ignored by txt2img") == parse(seed=1)
 
@@ -93,6 +108,13 @@ def test_an_image_may_come_as_a_file() -> None:
         ("txt2img", {"seed": True}, "seed must be a number"),
         ("txt2img", {"seed": [1]}, "seed must be a number"),
         ("txt2img", {"seed": MAX_SEED, "num_outputs": 2}, "seed \\+ num_outputs"),
+        ("txt2img", {"variation_seed": -2}, "variation_seed must be a whole number from 1 to"),
+        ("txt2img", {"variation_seed": MAX_SEED, "num_outputs": 2}, "variation_seed \\+ num_outputs"),
+        ("txt2img", {"variation_strength": 1.1}, "variation_strength must be a number of at least 0 and at most 1"),
+        ("img2img", INIT | {"fit": "crop", "width": 64}, "fit=crop needs the size .*: send height."),
+        ("img2img", INIT | {"fit": "pad"}, "fit=pad needs the size .*: send width and height."),
+        ("img2img", INIT | {"fit": "stretch", "width": 64, "height": 65}, "height must be a multiple of 8 .* is 64"),
+        ("masking", MASKING | {"fit": "cover"}, "fit must be one of stretch, crop, pad, not 'cover'"),
         ("txt2img", {"num_outputs": 0}, "num_outputs must be a whole number from 1 to 8"),
         ("txt2img", {"num_outputs": 9}, "num_outputs must be a whole number from 1 to 8"),
         ("txt2img", {"num_outputs": 1.5}, "num_outputs must be"),
