@@ -85,10 +85,11 @@ def text(**fields: Any) -> str:
 def test_the_parameters_are_as_the_web_ui_writes_them() -> None:
     assert text(**LARGE | {"hires_height": 1024}, num_inference_steps=30) == (
         "Steps: 30, Sampler: PLMS, CFG scale: 7.5, Seed: 7, Size: 512x512, Model: a model, Denoising strength: 0.7, "
-        "Hires upscale: 2, Hires steps: 30, Hires upscaler: Latent"
+        "Hires upscale: 2, Hires steps: 30, Hires upscaler: Latent, Version: sd-api-server"
     )
     own = {"hires_prompt": "a hut, red", "hires_negative_prompt": "dull", "hires_guidance_scale": 5}
     assert text(**LARGE, **own, hires_scheduler="ddim trailing").endswith(
         "Hires resize: 1024x768, Hires steps: 20, Hires upscaler: Latent, Hires sampler: DDIM, "
-        'Hires schedule type: Trailing, Hires prompt: "a hut, red", Hires negative prompt: dull, Hires CFG Scale: 5.0'
+        'Hires schedule type: Trailing, Hires prompt: "a hut, red", Hires negative prompt: dull, Hires CFG Scale: 5.0, '
+        "Version: sd-api-server"
     )
