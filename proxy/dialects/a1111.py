@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.routing import Route
 
-from proxy.dialects import a1111_lists, a1111_options, a1111_progress
+from proxy.dialects import a1111_extra, a1111_lists, a1111_options, a1111_progress
 from proxy.dialects.a1111_answer import A1111Answer
 from proxy.dialects.a1111_fields import (
     COMMON,
@@ -17,6 +17,7 @@ from proxy.dialects.a1111_fields import (
     check_scripts,
     drop_mask,
     echo,
+    is_on,
     read_count,
     read_mask,
     read_real,
@@ -25,6 +26,7 @@ from proxy.dialects.a1111_fields import (
     read_strength,
     read_whole,
 )
+from proxy.dialects.a1111_hires import read_fit, read_hires
 from proxy.dialects.a1111_options import FORMAT, MODEL, SKIP, archive_of_title, read_overrides, title_of
 from proxy.dialects.a1111_progress import NAME
 from proxy.dialects.forms import native_body, read_fields
@@ -71,12 +73,18 @@ class Images:
         read_count(fields)
         read_seed(fields)
         # 3. the images, which decide on the task, and the size
-        size = [str(read_whole(fields, side, COMMON[side])) for side in ("width", "height")]
+        is_sized = any(sent.get(side) not in (None, "") for side in ("width", "height"))
+        size = read_whole(fields, "width", COMMON["width"]), read_whole(fields, "height", COMMON["height"])
         task = "txt2img" if self._kind == "txt2img" else _read_images(fields)
         if task == "txt2img":
-            for side, value in zip(("width", "height"), size, strict=True):
-                fields.put(side, side, value)
-        is_asked = task == "img2img" or fields.native.get("mask_padding") == "-1"
+            if is_on(sent.get("enable_hr")):
+                size = read_hires(fields, size)
+            fields.put("width", "width", str(size[0]))
+            fields.put("height", "height", str(size[1]))
+        elif is_sized and fields.native.get("mask_padding", "-1") == "-1":  # a crop has a size of its own
+            read_fit(fields, size)
+        else:
+            fields.take("resize_mode", 0)
         # 4. how it can be asked about; the newest preview is a part of that
         fields.native["preview"] = "true"
         own_id = fields.text("force_task_id") or request.state.request_id.decode("latin-1")
@@ -87,7 +95,6 @@ class Images:
         answer = A1111Answer(
             fields.names, {name: value for name, value in fields.native.items() if name not in IMAGES},
             echo(self._kind, sent), fields.warnings, await title_of(request, options[MODEL]), options[SKIP],
-            (size[0], size[1]) if is_asked else None,
         )  # fmt: skip
         return Order(task, archive, *native_body(fields.native), own_id), answer
 
@@ -100,7 +107,7 @@ def _read_images(fields: Translation) -> str:
     if len(images) > 1:
         raise Refused(422, f"init_images has {len(images)} images: send one, and batch_size for more results.")
     fields.put("init_image", "init_images", images[0])
-    strength = read_strength(fields)
+    strength = read_strength(fields, "strength", int(fields.native["num_inference_steps"]))
     mask = fields.picture("mask")
     if mask is None:
         drop_mask(fields)
@@ -112,6 +119,7 @@ def _read_images(fields: Translation) -> str:
 routes = [
     *(Route(f"/sdapi/v1/{kind}", Generate(Images(kind)), methods=["POST"]) for kind in ("txt2img", "img2img")),
     *a1111_progress.routes,
+    *a1111_extra.routes,
     *a1111_options.routes,
     *a1111_lists.routes,
 ]

@@ -31,7 +31,6 @@ class A1111Answer(NativeAnswer):
         warnings: sentences about what the dialect could not do as asked; the native ones are added.
         model: its title.
         clip_skip: as the web UI counts.
-        size: that the client asked for and may not have got; None if it did not ask, or certainly got it.
     """
 
     names: Mapping[str, str] = field()  # without the default that it inherits
@@ -40,7 +39,6 @@ class A1111Answer(NativeAnswer):
     warnings: Sequence[str]
     model: str
     clip_skip: int
-    size: tuple[str, str] | None = None
     as_events: bool = False
     _began: str = field(default_factory=lambda: time.strftime(TIMESTAMP))
 
@@ -48,10 +46,6 @@ class A1111Answer(NativeAnswer):
         """The native answer, with all warnings."""
         native: dict[str, Any] = json.loads(result.body)
         warnings = [*self.warnings, *(renamed(text, self.names) for text in native.get("warnings", []))]
-        got = {(str(image["width"]), str(image["height"])) for image in native["images"]}
-        if self.size is not None and got and got != {self.size}:
-            has = ", ".join("x".join(size) for size in got)
-            warnings.append(f"width and height were not applied: the answer has its image's size, {has}.")
         return native | ({"warnings": warnings} if warnings else {})
 
     def response(self, result: Result) -> Response:
@@ -76,12 +70,14 @@ class A1111Answer(NativeAnswer):
         texts = [text_of(base64.b64decode(image["base64"])) for image in images]
         used = values_of(texts[0]) if texts else {}
         first = images[0] if images else {"width": 0, "height": 0}
-        strength = self.fields.get("strength")
+        strength = self.fields.get("strength", self.fields.get("hires_strength"))
+        subseeds = [image.get("variation_seed", 0) for image in images]
         return {
             "prompt": prompt, "all_prompts": [prompt] * len(images),
             "negative_prompt": negative, "all_negative_prompts": [negative] * len(images),
             "seed": seeds[0] if seeds else int(self.fields.get("seed", -1)), "all_seeds": seeds,
-            "subseed": 0, "all_subseeds": [0] * len(images), "subseed_strength": 0.0,
+            "subseed": subseeds[0] if subseeds else 0, "all_subseeds": subseeds,
+            "subseed_strength": float(self.fields.get("variation_strength", 0)),
             "width": first["width"], "height": first["height"],
             "sampler_name": used.get("Sampler") or self.fields["scheduler"],
             "cfg_scale": float(self.fields["guidance_scale"]),

@@ -40,14 +40,14 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 # fields without effect here, and the values that ask for none, which clients send with every request; any other value
 # of them is named in the answer
 WITHOUT_EFFECT: Mapping[str, Collection[Any]] = {
-    "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1), "restore_faces": (0,),
+    "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1), "restore_faces": (0,),
     "tiling": (0,), "s_min_uncond": (0,), "s_churn": (0,), "s_tmin": (0,), "s_tmax": (0,), "s_noise": (1,),
     "initial_noise_multiplier": (1,), "override_settings_restore_afterwards": (1,), "send_images": (1,),
-    "disable_extra_networks": (0,), "enable_hr": (0,), "resize_mode": (0, 1, 2, 3),
+    "disable_extra_networks": (0,),
 }  # fmt: skip
 # about what is done elsewhere, or with another field of these; never worth a word
 UNNAMED = (
-    "subseed", "save_images", "do_not_save_samples", "do_not_save_grid", "script_args", "image_cfg_scale",
+    "save_images", "do_not_save_samples", "do_not_save_grid", "script_args", "image_cfg_scale",
     "include_init_images", "comments", "latent_mask",
 )  # fmt: skip
 # in the order of the web UI; what each one means, the handlers' table says (handlers/request/samplers.py)
@@ -68,11 +68,9 @@ def asked(kind: str, sent: Mapping[str, Any]) -> Translation:
         kind: of DEFAULTS.
     """
     unneeded = {name for name, off in WITHOUT_EFFECT.items() if name in sent and _number(sent[name]) in off}
-    unneeded |= {*UNNAMED, *HIRES}
-    if kind == "txt2img":
-        unneeded.add("denoising_strength")  # of the second pass alone
-        if is_on(sent.get("enable_hr")):
-            raise Refused(422, "enable_hr is not possible here: send false, and a larger width and height instead.")
+    unneeded |= {*UNNAMED, "enable_hr"}
+    if kind == "txt2img" and not is_on(sent.get("enable_hr")):
+        unneeded |= {*HIRES, "denoising_strength"}
     return Translation({name: value for name, value in sent.items() if name not in unneeded})
 
 
@@ -101,10 +99,10 @@ def _number(value: Any) -> Any:
         return text
 
 
-def read_whole(fields: Translation, name: str, default: int) -> int:
+def read_whole(fields: Translation, name: str, default: int, digits: int = 9) -> int:
     """Raises Refused 422 for anything but a whole number."""
     text = fields.text(name).removesuffix(".0") or str(default)
-    if not re.fullmatch(r"-?\d{1,9}", text):
+    if not re.fullmatch(rf"-?\d{{1,{digits}}}", text):
         raise Refused(422, f"{name} must be a whole number.", name)
     return int(text)
 
@@ -135,20 +133,30 @@ def read_seed(fields: Translation) -> None:
         seed = -1
     if seed >= 0:
         fields.put("seed", "seed", str(seed or SEED_0))
+    strength = read_real(fields, "subseed_strength", 0)
+    subseed = read_whole(fields, "subseed", -1, digits=10)
+    if strength:
+        fields.put("variation_strength", "subseed_strength", str(strength))
+        if subseed >= 0:
+            fields.put("variation_seed", "subseed", str(subseed or SEED_0))
 
 
 def read_sampler(fields: Translation) -> None:
     """The sampler with its schedule, which may be a field of its own or the end of the name."""
     by_index, by_name = fields.text("sampler_index"), fields.text("sampler_name")
-    sampler = by_name or by_index or str(COMMON["sampler_index"])
-    schedule = fields.text("scheduler")
-    if _key(schedule) not in ("", "automatic"):
-        ends = sorted((_key(label) for label in SCHEDULES.values()), key=len, reverse=True)
-        # "DPM++ 2M Karras" with a schedule beside it
-        end = next((end for end in ends if _key(sampler).endswith(end)), "")
-        bare = _key(sampler).removesuffix(end) if end else sampler
-        sampler = f"{bare} {schedule}"
+    sampler = with_schedule(by_name or by_index or str(COMMON["sampler_index"]), fields.text("scheduler"))
     fields.put("scheduler", "sampler_name" if by_name or not by_index else "sampler_index", sampler)
+
+
+def with_schedule(sampler: str, schedule: str) -> str:
+    """The sampler's name with the schedule at its end, in place of one that is there."""
+    if _key(schedule) in ("", "automatic"):
+        return sampler
+    ends = sorted((_key(label) for label in SCHEDULES.values()), key=len, reverse=True)
+    # "DPM++ 2M Karras" with a schedule beside it
+    end = next((end for end in ends if _key(sampler).endswith(end)), "")
+    bare = _key(sampler).removesuffix(end) if end else sampler
+    return f"{bare} {schedule}"
 
 
 def _key(name: str) -> str:
@@ -181,14 +189,13 @@ def drop_mask(fields: Translation) -> None:
             fields.take(name, None)
 
 
-def read_strength(fields: Translation) -> float:
-    """As it was sent, but at least so much that one step runs: the web UI runs one more than diffusers."""
+def read_strength(fields: Translation, native: str, steps: int) -> float:
+    """As it was sent, but at least so much that one of `steps` runs: the web UI runs one more than diffusers."""
     strength = read_real(fields, "denoising_strength", COMMON["denoising_strength"])
-    steps = int(fields.native["num_inference_steps"])
     if strength >= 0 and steps > 0 and int(steps * strength) < 1:
         fields.warnings.append(f"denoising_strength {strength:g} leaves none of {steps} steps: one was run.")
         strength = min(1.0, round(1 / steps + 1e-6, 7))
-    fields.put("strength", "denoising_strength", str(strength))
+    fields.put(native, "denoising_strength", str(strength))
     return strength
 
 

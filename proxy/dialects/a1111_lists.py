@@ -19,6 +19,7 @@ from proxy.errors import Failure
 from proxy.generating import main_archive
 from proxy.served import Served
 
+PIXEL_UPSCALERS = ("None", "Lanczos", "Nearest")
 LATENT_UPSCALERS = (
     "Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)",
     "Latent (nearest-exact)",
@@ -28,10 +29,6 @@ FIXED: Mapping[str, Any] = {
     "schedulers": [
         {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
         for name, label in SCHEDULES.items()
-    ],
-    "upscalers": [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
-        for name in ("None", "Lanczos", "Nearest")
     ],
     "latent-upscale-modes": [{"name": name} for name in LATENT_UPSCALERS],
     "sd-vae": [], "sd-modules": [], "hypernetworks": [], "face-restorers": [], "realesrgan-models": [],
@@ -84,6 +81,16 @@ async def embeddings(request: Request) -> dict[str, Any]:
     return {"loaded": dict.fromkeys(names, unknown), "skipped": {}}
 
 
+async def upscalers(request: Request) -> list[dict[str, Any]]:
+    """Those that enlarge pixels, in the web UI's order."""
+    names: list[str] = [*PIXEL_UPSCALERS, *(await _main_model(request))["upscalers"]]
+    return [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+        for name in dict.fromkeys(names)
+        if name not in LATENT_UPSCALERS
+    ]
+
+
 async def memory(_: Request) -> dict[str, Any]:
     ram = psutil.virtual_memory()
     told = {"free": ram.available, "used": ram.total - ram.available, "total": ram.total}
@@ -91,7 +98,8 @@ async def memory(_: Request) -> dict[str, Any]:
 
 
 LISTS: Mapping[str, Callable[[Request], Awaitable[Any]]] = {
-    "sd-models": models, "samplers": samplers, "loras": loras, "embeddings": embeddings, "memory": memory,
+    "sd-models": models, "samplers": samplers, "loras": loras, "embeddings": embeddings, "upscalers": upscalers,
+    "memory": memory,
 }  # fmt: skip
 
 

@@ -80,6 +80,50 @@ def test_all_dialects_generate_the_same_images(
     assert not np.array_equal(*expected)
 
 
+@pytest.mark.parametrize(
+    ("task", "native", "a1111"),
+    [
+        (
+            "txt2img",
+            {"width": 64, "height": 64, "hires_upscaler": "Latent", "hires_width": 128, "hires_height": 128,
+             "hires_strength": 0.75},
+            {"width": 64, "height": 64, "enable_hr": True},
+        ),
+        (
+            "txt2img",
+            {"width": 64, "height": 64, "hires_upscaler": "Lanczos", "hires_width": 96, "hires_height": 64,
+             "hires_strength": 0.5, "hires_steps": 2, "hires_scheduler": "DDIM"},
+            {"width": 64, "height": 64, "enable_hr": True, "hr_upscaler": "Lanczos", "hr_resize_x": 96, "hr_resize_y": 64,
+             "denoising_strength": 0.5, "hr_second_pass_steps": 2, "hr_sampler_name": "DDIM"},
+        ),
+        (
+            "img2img",
+            {"init_image": IMAGE, "strength": 0.75, "fit": "crop", "width": 96, "height": 64},
+            {"init_images": [IMAGE], "resize_mode": 1, "width": 96, "height": 64},
+        ),
+        (
+            "txt2img",
+            {"width": 64, "height": 64, "variation_seed": 9, "variation_strength": 0.5},
+            {"width": 64, "height": 64, "subseed": 9, "subseed_strength": 0.5},
+        ),
+    ],
+    ids=["latents", "pixels", "fit", "variation"],
+)  # fmt: skip
+def test_what_the_web_ui_does_to_sizes_and_seeds(combined: Running, task: str, native: Any, a1111: Any) -> None:
+    natives = combined.images(task, **NATIVE | native)
+    answer = ask(combined, f"/sdapi/v1/{task}", A1111 | a1111)
+    assert not json.loads(answer["info"])["extra_generation_params"]
+    for text, image in zip(answer["images"], natives, strict=True):
+        assert np.array_equal(pixels(text), pixels(image["base64"]))
+
+
+def test_an_image_is_enlarged(combined: Running) -> None:
+    sent = {"image": IMAGE, "upscaling_resize": 1.5, "upscaler_1": "Nearest"}
+    answer = ask(combined, "/sdapi/v1/extra-single-image", sent)
+    width, height = sample_image().size
+    assert pixels(answer["image"]).shape == (height * 3 // 2, width * 3 // 2, 3) and not answer["html_info"]
+
+
 def test_the_visible_part_of_a_mask_is_replaced(combined: Running) -> None:
     mask = Image.new("RGBA", (64, 64))
     mask.paste((0, 0, 0, 255), (0, 0, 32, 64))

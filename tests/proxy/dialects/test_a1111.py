@@ -81,7 +81,8 @@ async def test_what_has_a_native_field(sent: dict[str, Any], native: dict[str, s
 @pytest.mark.parametrize(
     ("sent", "sentence"),
     [
-        ({"enable_hr": True}, "enable_hr is not possible here"),
+        ({"enable_hr": True, "hr_checkpoint_name": "other"}, "hr_checkpoint_name is not possible"),
+        ({"subseed_strength": "much"}, "subseed_strength must be a number"),
         ({"script_name": "X/Y/Z plot"}, "Script 'X/Y/Z plot' not found"),
         ({"alwayson_scripts": {"ControlNet": {"args": [{"model": "canny"}]}}}, "'ControlNet' is not possible here"),
         ({"alwayson_scripts": {"ADetailer": {"args": [True, {}]}}}, "'ADetailer' is not possible here"),
@@ -109,7 +110,7 @@ async def test_what_is_refused_before_anything_is_generated(sent: Any, sentence:
 
 async def test_what_has_no_effect_is_named() -> None:
     sent = {
-        "restore_faces": True, "tiling": True, "subseed_strength": 0.2, "styles": ["ink"], "seed_resize_from_w": 64,
+        "restore_faces": True, "tiling": True, "styles": ["ink"], "seed_resize_from_w": 64,
         "infotext": "a cat", "override_settings": {"sd_vae": "other.pt", "img2img_color_correction": True},
     }  # fmt: skip
     async with talking(result(warnings=("strength is odd: see num_inference_steps.",))) as (http, _):
@@ -117,7 +118,7 @@ async def test_what_has_no_effect_is_named() -> None:
     told = json.loads(answer.json()["info"])["extra_generation_params"]["Warnings"]
     assert told == (
         "override_settings.sd_vae, override_settings.img2img_color_correction have no effect here. restore_faces, "
-        "tiling, subseed_strength, styles, seed_resize_from_w, infotext have no effect here. "
+        "tiling, styles, seed_resize_from_w, infotext have no effect here. "
         "strength is odd: see steps."
     )
 

@@ -78,13 +78,23 @@ async def test_at_least_one_step_is_run(strength: Any, steps: int, native: str) 
     assert ("leaves none of" in warned(answer)) == (float(strength) * steps < 1)
 
 
-async def test_a_size_that_was_not_applied() -> None:
-    async with talking(result(size=(96, 64))) as (http, _):
-        answer = await http.post(IMG2IMG, json={"init_images": [DATA], "width": 512, "height": 512})
-        assert warned(answer) == "width and height were not applied: the answer has its image's size, 96x64."
-        # of a crop, the answer has the init image's size, as there
-        answer = await http.post(IMG2IMG, json={"init_images": [DATA], "mask": DATA})
-        assert not warned(answer)
+@pytest.mark.parametrize(
+    ("sent", "native"),
+    [
+        ({}, {}),  # without a size, the image keeps its own
+        ({"resize_mode": 1}, {}),
+        ({"width": 256, "height": 128.0}, {"fit": "stretch", "width": "256", "height": "128"}),
+        ({"width": "256", "resize_mode": "1"}, {"fit": "crop", "width": "256", "height": "512"}),
+        ({"height": 256, "resize_mode": 2}, {"fit": "pad", "width": "512", "height": "256"}),
+        ({"width": 256, "mask": DATA}, {}),  # of a crop, the answer has the init image's size, as there
+        ({"width": 64, "mask": DATA, "inpaint_full_res": 0}, {"fit": "stretch", "width": "64", "height": "512"}),
+    ],
+)
+async def test_how_an_image_comes_to_its_size(sent: dict[str, Any], native: dict[str, str]) -> None:
+    async with talking() as (http, served):
+        answer = await http.post(IMG2IMG, json={"init_images": [DATA]} | sent)
+    assert answer.status_code == 200 and not warned(answer), answer.text
+    assert {name: served.native[name] for name in ("fit", "width", "height") if name in served.native} == native
 
 
 async def test_the_images_are_answered_with_where_that_is_asked() -> None:
@@ -107,6 +117,7 @@ async def test_the_images_are_answered_with_where_that_is_asked() -> None:
         ({"init_images": [DATA], "mask": "http://example.com/a.png"}, 422, "mask cannot be fetched"),
         ({"init_images": [DATA], "mask": DATA, "inpainting_fill": 4}, 422, "inpainting_fill must be 0"),
         ({"init_images": [DATA], "mask": DATA, "mask_blur": "much"}, 422, "mask_blur must be a whole number"),
+        ({"init_images": [DATA], "width": 64, "resize_mode": 4}, 422, "resize_mode must be 0"),
         ({"init_images": [DATA], "denoising_strength": "x"}, 422, "denoising_strength must be a number"),
     ],
 )

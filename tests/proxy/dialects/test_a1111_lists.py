@@ -43,7 +43,9 @@ async def test_lists() -> None:
             {"name": "DPM++ 2M", "aliases": ["k_dpmpp_2m"], "options": {}},
         ]
         assert {one["label"] for one in await get(http, "schedulers")} >= {"Automatic", "Karras", "SGM Uniform"}
-        assert [one["name"] for one in await get(http, "upscalers")] == ["None", "Lanczos", "Nearest"]
+        assert [one["name"] for one in await get(http, "upscalers")] == [
+            "None", "Lanczos", "Nearest", "photo_x4",
+        ]  # fmt: skip
         assert (await get(http, "latent-upscale-modes"))[0] == {"name": "Latent"}
         assert await get(http, "loras") == [{"name": "ink", "alias": "ink", "path": "ink", "metadata": {}}]
         assert (await get(http, "embeddings"))["loaded"].keys() == {"bad"}
