@@ -93,8 +93,8 @@ def test_all_dialects_generate_the_same_images(
             "txt2img",
             {"width": 64, "height": 64, "hires_upscaler": "Lanczos", "hires_width": 96, "hires_height": 64,
              "hires_strength": 0.5, "hires_steps": 2, "hires_scheduler": "DDIM"},
-            {"width": 64, "height": 64, "enable_hr": True, "hr_upscaler": "Lanczos", "hr_resize_x": 96, "hr_resize_y": 64,
-             "denoising_strength": 0.5, "hr_second_pass_steps": 2, "hr_sampler_name": "DDIM"},
+            {"width": 64, "height": 64, "enable_hr": True, "hr_upscaler": "Lanczos", "hr_resize_x": 96,
+             "hr_resize_y": 64, "denoising_strength": 0.5, "hr_second_pass_steps": 2, "hr_sampler_name": "DDIM"},
         ),
         (
             "img2img",
