@@ -108,8 +108,8 @@ class Kept:
         return [e.value for e in self._entries.values() if e.owner == owner and isinstance(e.value, kind)]
 
     def holds(self, name: str) -> bool:
-        self._expire()
-        return name in self._entries
+        entry = self._entries.get(name)
+        return entry is not None and (entry.expires is None or entry.expires > self._clock())
 
     def expires_in(self, name: str) -> float | None:
         """Seconds until an ended value expires."""

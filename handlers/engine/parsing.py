@@ -85,9 +85,8 @@ def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Share
     try:
         return parse(incoming, served, shared, min(most, LARGE))
     except TooManyPixels as error:
-        if error.pixels > most:
-            raise
-        return error.pixels
+        # a request that has too much altogether is told so
+        return error.pixels if error.pixels <= most else parse(incoming, served, shared)
 
 
 def parse(
@@ -105,7 +104,7 @@ def parse(
         upscalers = shared.upscalers
         names = upscalers.names() if {"upscaler", "hires_upscaler"} & fields.keys() else UPSCALERS
         if incoming.task == UPSCALE:
-            asked = parse_upscale(fields, config, names, shared.config.max_image_pixels)
+            asked = parse_upscale(fields, config, names)
             document, file = asked.document, upscalers.file(asked.upscaler)
             whole = (0, 0, *document.size)
             return ParsedUpscale(asked.answer, (file, model_image(document, whole, document.size)) if file else None)

@@ -61,6 +61,7 @@ class SecondPasses:
             return
         else:
             image = self._enlarging.pop(index).result()
+        slot.owner.last_step = 0  # its tiles counted on beyond the forwards, and others would go first
         slot.follow(self._second.job(index, {**self._second.crops[0], "image": image}), self._steps)
 
     def cancel(self) -> None:

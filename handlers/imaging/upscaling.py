@@ -1,4 +1,4 @@
-"""How a first pass's image is enlarged for its second pass, by AUTOMATIC1111's names."""
+"""How an image is enlarged, for its second pass or for itself, by AUTOMATIC1111's names."""
 
 from typing import Any
 

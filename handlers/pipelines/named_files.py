@@ -1,4 +1,4 @@
-"""A folder of files that prompts use by their stems: LoRAs, or embeddings. Imports no torch."""
+"""A folder of files that requests use by their stems: LoRAs, embeddings, or upscalers. Imports no torch."""
 
 import contextlib
 import difflib

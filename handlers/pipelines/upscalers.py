@@ -62,7 +62,10 @@ class Upscalers:
                 f"The upscaler {name} is a file, which needs a package that this server does not have: its operator "
                 f"can install {' and '.join(LIBRARIES)}."
             )
-        return self._files.all()[name]
+        file = self._files.all().get(name)
+        if file is None:
+            raise InvalidRequest(f"The upscaler {name} has just been removed: choose another one.")
+        return file
 
     def load(self, file: NamedFile) -> Any:
         """spandrel's descriptor of the model. Raises InvalidRequest for a file that is no upscaler."""

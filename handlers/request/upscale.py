@@ -4,8 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from handlers.config import HandlerConfig
-from handlers.errors import InvalidRequest, TooLarge
+from handlers.errors import InvalidRequest
 from handlers.imaging.documents import Document, read_document
+from handlers.imaging.files import TooManyPixels
 from handlers.imaging.fitting import middle
 from handlers.imaging.upscaling import LATENTS, enlarge
 from handlers.request import forms
@@ -33,14 +34,11 @@ class UpscaleRequest:
     answer: GenerationRequest
 
 
-def parse_upscale(
-    fields: forms.Fields, config: HandlerConfig, upscalers: Collection[str], max_pixels: int
-) -> UpscaleRequest:
+def parse_upscale(fields: forms.Fields, config: HandlerConfig, upscalers: Collection[str]) -> UpscaleRequest:
     """Checks the fields and decodes the image. Raises InvalidRequest or TooLarge.
 
     Args:
         upscalers: the names that there are.
-        max_pixels: of the enlarged image.
     """
     read = Reader(fields)
     # 1. the fields
@@ -53,10 +51,11 @@ def parse_upscale(
     # 2. the image
     document, warnings = read_document(read.image("init_image", config), "init_image")
     width, height = sides if all(sides) else [max(1, round(side * scale)) for side in document.size]
-    if width * height > max_pixels:
-        raise TooLarge(
-            f"An image of {width} x {height} pixels is more than this server makes, {max_pixels} pixels: "
-            "ask for a smaller one."
+    if width * height > config.max_image_pixels:
+        raise TooManyPixels(
+            f"An image of {width} x {height} pixels is more than this server makes, {config.max_image_pixels} pixels: "
+            "ask for a smaller one.",
+            width * height,
         )
     check_answer(1, (width, height), values["output_format"], config.max_response_bytes)
     # 3. of another shape, its middle

@@ -69,7 +69,7 @@ class Images:
         fields.put("num_inference_steps", "steps", str(read_whole(fields, "steps", COMMON["steps"])))
         fields.put("guidance_scale", "cfg_scale", str(read_real(fields, "cfg_scale", COMMON["cfg_scale"])))
         fields.passes("eta", "eta")
-        read_sampler(fields)
+        schedule = read_sampler(fields)
         read_count(fields)
         read_seed(fields)
         # 3. the images, which decide on the task, and the size
@@ -78,7 +78,7 @@ class Images:
         task = "txt2img" if self._kind == "txt2img" else _read_images(fields)
         if task == "txt2img":
             if is_on(sent.get("enable_hr")):
-                size = read_hires(fields, size)
+                size = read_hires(fields, size, schedule)
             fields.put("width", "width", str(size[0]))
             fields.put("height", "height", str(size[1]))
         elif is_sized and fields.native.get("mask_padding", "-1") == "-1":  # a crop has a size of its own

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from handlers.wire import Result
 from proxy.dialects.a1111_errors import refusal
 from proxy.dialects.infotext import text_of, values_of
-from proxy.dialects.refused import renamed
+from proxy.dialects.refused import with_warnings
 from proxy.errors import Failure
 from proxy.jobs import Cancelled
 from proxy.streaming import NativeAnswer
@@ -44,9 +44,7 @@ class A1111Answer(NativeAnswer):
 
     def native(self, result: Result) -> dict[str, Any]:
         """The native answer, with all warnings."""
-        native: dict[str, Any] = json.loads(result.body)
-        warnings = [*self.warnings, *(renamed(text, self.names) for text in native.get("warnings", []))]
-        return native | ({"warnings": warnings} if warnings else {})
+        return with_warnings(json.loads(result.body), self.warnings, self.names)
 
     def response(self, result: Result) -> Response:
         native = self.native(result)
@@ -81,7 +79,7 @@ class A1111Answer(NativeAnswer):
             "width": first["width"], "height": first["height"],
             "sampler_name": used.get("Sampler") or self.fields["scheduler"],
             "cfg_scale": float(self.fields["guidance_scale"]),
-            "steps": int(float(self.fields["num_inference_steps"])),
+            "steps": int(self.fields["num_inference_steps"]),
             "batch_size": int(self.fields["num_outputs"]),
             "restore_faces": False, "face_restoration_model": None,
             "sd_model_name": self.model, "sd_model_hash": "", "sd_vae_name": None, "sd_vae_hash": None,

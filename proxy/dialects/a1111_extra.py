@@ -11,13 +11,13 @@ from starlette.routing import Route
 from handlers.wire import UPSCALE, Result
 from proxy.dialects.a1111_errors import refusal
 from proxy.dialects.a1111_fields import NONE, is_on, read_real, read_whole
-from proxy.dialects.a1111_options import archive_of_title
 from proxy.dialects.a1111_progress import NAME
 from proxy.dialects.forms import native_body, read_fields
-from proxy.dialects.refused import Refused, renamed
+from proxy.dialects.refused import Refused, with_warnings
 from proxy.dialects.translation import Translation
 from proxy.errors import Failure
 from proxy.generating import Generate, Order, main_archive
+from proxy.jobs import Cancelled
 from proxy.streaming import NativeAnswer
 
 SCALE, SIDE = 2.0, 512  # where a client says neither
@@ -39,11 +39,16 @@ class Enlarged(NativeAnswer):
         self.names, self._warnings = names, warnings
 
     def response(self, result: Result) -> Response:
-        native: dict[str, Any] = json.loads(result.body)
-        told = [*self._warnings, *(renamed(text, self.names) for text in native.get("warnings", []))]
-        return JSONResponse({"html_info": " ".join(told), "image": native["images"][0]["base64"]})
+        native = self.native(result)
+        return JSONResponse({"html_info": " ".join(native.get("warnings", [])), "image": native["images"][0]["base64"]})
+
+    def native(self, result: Result) -> dict[str, Any]:
+        """The native answer, with all warnings."""
+        return with_warnings(json.loads(result.body), self._warnings, self.names)
 
     def refusal(self, failure: Failure) -> Response:
+        if isinstance(failure, Cancelled):
+            return JSONResponse({"html_info": "It was interrupted before it had an image.", "image": ""})
         return refusal(failure, self.names)
 
 
@@ -74,8 +79,9 @@ class Extra:
         if (upscaler := fields.text("upscaler_1")).lower() not in NONE:
             fields.put("upscaler", "upscaler_1", upscaler)
         fields.warn_of_rest()
-        archive = await archive_of_title(request, "img2img", "")
-        return Order(UPSCALE, archive, *native_body(fields.native)), Enlarged(fields.names, fields.warnings)
+        name = request.state.request_id.decode("latin-1")
+        order = Order(UPSCALE, main_archive(request, "img2img"), *native_body(fields.native), name)
+        return order, Enlarged(fields.names, fields.warnings)
 
 
 routes = [Route("/sdapi/v1/extra-single-image", Generate(Extra()), methods=["POST"])]

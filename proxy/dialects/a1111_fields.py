@@ -141,11 +141,13 @@ def read_seed(fields: Translation) -> None:
             fields.put("variation_seed", "subseed", str(subseed or SEED_0))
 
 
-def read_sampler(fields: Translation) -> None:
-    """The sampler with its schedule, which may be a field of its own or the end of the name."""
+def read_sampler(fields: Translation) -> str:
+    """The sampler with its schedule, which may be a field of its own, which is returned, or the end of the name."""
     by_index, by_name = fields.text("sampler_index"), fields.text("sampler_name")
-    sampler = with_schedule(by_name or by_index or str(COMMON["sampler_index"]), fields.text("scheduler"))
+    schedule = fields.text("scheduler")
+    sampler = with_schedule(by_name or by_index or str(COMMON["sampler_index"]), schedule)
     fields.put("scheduler", "sampler_name" if by_name or not by_index else "sampler_index", sampler)
+    return schedule
 
 
 def with_schedule(sampler: str, schedule: str) -> str:
@@ -192,7 +194,7 @@ def drop_mask(fields: Translation) -> None:
 def read_strength(fields: Translation, native: str, steps: int) -> float:
     """As it was sent, but at least so much that one of `steps` runs: the web UI runs one more than diffusers."""
     strength = read_real(fields, "denoising_strength", COMMON["denoising_strength"])
-    if strength >= 0 and steps > 0 and int(steps * strength) < 1:
+    if strength >= 0 and steps > 0 and steps * strength < 1:
         fields.warnings.append(f"denoising_strength {strength:g} leaves none of {steps} steps: one was run.")
         strength = min(1.0, round(1 / steps + 1e-6, 7))
     fields.put(native, "denoising_strength", str(strength))

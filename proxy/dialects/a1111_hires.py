@@ -5,15 +5,17 @@ from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
 
 UPSCALER = "Latent"  # where a client names none
+MAX_SCALE = 1000.0
 SIDE_STEP = 8  # sides are multiples of it
 FITS = {0: "stretch", 1: "crop", 2: "pad", 3: "stretch"}  # by `resize_mode`
 
 
-def read_hires(fields: Translation, size: tuple[int, int]) -> tuple[int, int]:
+def read_hires(fields: Translation, size: tuple[int, int], schedule: str) -> tuple[int, int]:
     """The fields of the second pass, which become native ones. Raises Refused 422.
 
     Args:
         size: the request's width and height.
+        schedule: of the first pass.
 
     Returns the size of the first pass.
     """
@@ -29,13 +31,12 @@ def read_hires(fields: Translation, size: tuple[int, int]) -> tuple[int, int]:
     for native, name in (("hires_prompt", "hr_prompt"), ("hires_negative_prompt", "hr_negative_prompt")):
         if text := fields.text(name):
             fields.put(native, name, text)
-    sampler, schedule = fields.text("hr_sampler_name"), fields.text("hr_scheduler")
+    sampler, own_schedule = fields.text("hr_sampler_name"), fields.text("hr_scheduler")
     same = (*NONE, "use same scheduler")
-    if sampler.lower() not in same or schedule.lower() not in same:
+    if sampler.lower() not in same or own_schedule.lower() not in same:
         own = str(fields.native["scheduler"]) if sampler.lower() in same else sampler
-        fields.put(
-            "hires_scheduler", "hr_sampler_name", with_schedule(own, "" if schedule.lower() in same else schedule)
-        )
+        schedule = schedule if own_schedule.lower() in same else own_schedule
+        fields.put("hires_scheduler", "hr_sampler_name", with_schedule(own, schedule))
     if scale := read_real(fields, "hr_cfg", 0):
         fields.put("hires_guidance_scale", "hr_cfg", str(scale))
     # 3. what is not possible
@@ -48,7 +49,7 @@ def read_hires(fields: Translation, size: tuple[int, int]) -> tuple[int, int]:
 
 def _sizes(fields: Translation, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of the first pass, and of the second."""
-    scale = read_real(fields, "hr_scale", 2.0)
+    scale = max(0.0, min(MAX_SCALE, read_real(fields, "hr_scale", 2.0)))  # a size beyond it is refused in any case
     first = read_whole(fields, "firstphase_width", 0), read_whole(fields, "firstphase_height", 0)
     wanted = read_whole(fields, "hr_resize_x", 0), read_whole(fields, "hr_resize_y", 0)
     if any(first):  # then width and height are the second pass's

@@ -19,7 +19,6 @@ from proxy.errors import Failure
 from proxy.generating import main_archive
 from proxy.served import Served
 
-PIXEL_UPSCALERS = ("None", "Lanczos", "Nearest")
 LATENT_UPSCALERS = (
     "Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)",
     "Latent (nearest-exact)",
@@ -82,11 +81,11 @@ async def embeddings(request: Request) -> dict[str, Any]:
 
 
 async def upscalers(request: Request) -> list[dict[str, Any]]:
-    """Those that enlarge pixels, in the web UI's order."""
-    names: list[str] = [*PIXEL_UPSCALERS, *(await _main_model(request))["upscalers"]]
+    """Those that enlarge pixels."""
+    names: list[str] = (await _main_model(request))["upscalers"]
     return [
         {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
-        for name in dict.fromkeys(names)
+        for name in names
         if name not in LATENT_UPSCALERS
     ]
 

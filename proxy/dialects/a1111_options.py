@@ -3,10 +3,12 @@
 In the web UI, options belong to the server, so of two users who choose a model and generate, one gets the other's.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,6 +21,7 @@ from proxy.dialects.translation import Translation
 from proxy.generating import archive_of
 from proxy.loading import Loading
 from proxy.served import Served, UnknownModel
+from proxy.shutdown import Drain
 
 MAX_OWNERS = 1000  # callers whose options are kept; the one goes whose options were set longest ago
 MODEL, SKIP, FORMAT = "sd_model_checkpoint", "CLIP_stop_at_last_layers", "samples_format"
@@ -103,7 +106,11 @@ async def change(request: Request) -> Response:
         changes = read_options(Translation(read_fields(body, request.headers.get("content-type", ""))))
     before = options.of(owner)
     if MODEL in changes and changes[MODEL] != await title_of(request, before[MODEL]):
-        await loading.load(await archive_of_title(request, "txt2img", changes[MODEL]))
+        drain: Drain = request.app.state.drain
+        limit_s = request.app.state.settings.deadline_s or math.inf
+        archive = await archive_of_title(request, "txt2img", changes[MODEL])
+        with drain.request(), drain.wait_until(anyio.current_time() + limit_s):
+            await loading.load(archive)
     elif MODEL in changes:
         changes[MODEL] = before[MODEL]
     options.set(owner, changes)

@@ -76,9 +76,10 @@ def _current(request: Request) -> Job | None:
 def _find(request: Request, name: str) -> Job | None:
     jobs: Jobs = request.app.state.jobs
     try:
-        return jobs.find(request.state.owner, name)
+        job = jobs.find(request.state.owner, name)
     except Failure:
         return None
+    return job if job.dialect == NAME else None
 
 
 def _share(job: Job | None) -> float:

@@ -1,5 +1,6 @@
 """The text that AUTOMATIC1111's web UI writes into its images: found in a file without its pixels, and its values."""
 
+import json
 import re
 import struct
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 MAX_PARTS = 10_000  # of a file that are looked at
 MAX_LINE = 20_000  # characters of the line with the values
 LEAST_VALUES = 3  # a last line with fewer belongs to the prompt
-_VALUE = re.compile(r'\s*(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_VALUE = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _NEGATIVE = "Negative prompt:"
 _EXIF, _EXIF_IFD, _USER_COMMENT = b"Exif\0\0", 0x8769, 0x9286
@@ -29,20 +30,27 @@ def text_of(data: bytes) -> str:
 
 def values_of(text: str) -> dict[str, str]:
     """The text's values by their names, as the web UI's `png-info` has them: `Size` is `Size-1` and `Size-2`."""
-    *lines, last = text.strip().split("\n")
+    head, _, last = text.strip().rpartition("\n")
     pairs = _VALUE.findall(last[:MAX_LINE])
     if len(pairs) < LEAST_VALUES:
-        lines, pairs = [*lines, last], []
-    begin = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
-    negative = "\n".join(lines[begin:]).removeprefix(_NEGATIVE)
-    values = {"Prompt": "\n".join(lines[:begin]).strip(), "Negative prompt": negative.strip()}
+        head, pairs = f"{head}\n{last}", []
+    prompt, _, negative = f"\n{head}".partition(f"\n{_NEGATIVE}")
+    values = {"Prompt": prompt.strip(), "Negative prompt": negative.strip()}
     for name, value in pairs:
-        value = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value.strip()
+        value = _unquoted(value)
         if size := _SIZE.fullmatch(value):
             values |= {f"{name}-1": size[1], f"{name}-2": size[2]}
         else:
             values[name] = value
     return {"Clip skip": "1", "RNG": "GPU"} | values
+
+
+def _unquoted(value: str) -> str:
+    """The web UI and this server write a value as JSON where it would be ambiguous."""
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value.strip()
+    except ValueError:
+        return value.strip()
 
 
 def _texts_of_png(data: bytes) -> Iterator[str]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from handlers.wire import Progress, Result
 from proxy.admission import Queued
 from proxy.dialects.openai_errors import error_object, refusal
-from proxy.dialects.refused import Refused, renamed
+from proxy.dialects.refused import Refused, with_warnings
 from proxy.errors import Failure
 from proxy.kept import Kept, KeptImage
 from proxy.streaming import event_bytes
@@ -100,14 +100,12 @@ class OpenAIAnswer:
                 raise Refused(400, message, code="content_policy_violation")
             stage = {"moderation_details": {"moderation_stage": "output"}}
             raise Refused(400, message, None, "moderation_blocked", "image_generation_user_error", stage)
-        warnings = [*self.warnings, *(renamed(text, self.names) for text in native.get("warnings", []))]
         got = {f"{image['width']}x{image['height']}" for image in images}
         if self.size is not None and got and got != {self.size}:
             # only edits and variations, since a size that cannot be generated is refused
-            warnings.append(f"size {self.size} was not applied: the answer has its image's size, {', '.join(got)}.")
-        if warnings:
-            native["warnings"] = warnings
-        return native
+            was_not = f"size {self.size} was not applied: the answer has its image's size, {', '.join(got)}."
+            native["warnings"] = [*native.get("warnings", []), was_not]
+        return with_warnings(native, self.warnings, self.names)
 
     def _described(self, native: Mapping[str, Any]) -> dict[str, Any]:
         """The members beside the images."""

@@ -1,7 +1,7 @@
 """A failure that a dialect finds, and the sentences of failures in a client's own names of fields."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +30,12 @@ class Refused(Failure):
     ) -> None:
         super().__init__(status, message)
         self.param, self.code, self.type, self.more = param, code, type, more or {}
+
+
+def with_warnings(native: dict[str, Any], warnings: Sequence[str], names: Mapping[str, str]) -> dict[str, Any]:
+    """The native answer with a dialect's warnings, and with its own in the client's names."""
+    told = [*warnings, *(renamed(text, names) for text in native.get("warnings", []))]
+    return native | ({"warnings": told} if told else {})
 
 
 def renamed(sentence: str, names: Mapping[str, str]) -> str:

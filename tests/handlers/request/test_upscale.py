@@ -17,7 +17,7 @@ IMAGE = sample_image(60, 40)
 
 def parse(**fields: Any) -> UpscaleRequest:
     fields = {"init_image": file_bytes(IMAGE)} | fields
-    return parse_upscale(fields, HandlerConfig(), (*UPSCALERS, "4x_Mine"), 1_000_000)
+    return parse_upscale(fields, HandlerConfig(max_image_pixels=1_000_000), (*UPSCALERS, "4x_Mine"))
 
 
 def test_a_scale_or_a_size() -> None:

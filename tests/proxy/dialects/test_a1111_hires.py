@@ -41,6 +41,9 @@ HIRES = {
         ({"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}, {}),
         ({"hr_sampler_name": "DDIM"}, {"hires_scheduler": "DDIM"}),
         ({"hr_scheduler": "karras"}, {"hires_scheduler": "Euler karras"}),
+        ({"scheduler": "exponential", "hr_sampler_name": "DPM++ 2M"}, {"hires_scheduler": "DPM++ 2M exponential"}),
+        ({"hr_scale": 1e308}, {"hires_width": "512000", "hires_height": "256000"}),  # which the worker refuses by name
+        ({"hr_scale": -1e308}, {"hires_width": "0", "hires_height": "0"}),
         ({"hr_cfg": 5}, {"hires_guidance_scale": "5.0"}),
         ({"hr_checkpoint_name": "Use same checkpoint", "hr_additional_modules": ["Use same choices"]}, {}),
     ],

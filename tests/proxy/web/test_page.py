@@ -49,7 +49,8 @@ def test_a_document_has_no_script_or_style_inside_and_relative_addresses(file: s
 
 
 def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in FILES) < 200_000
+    # the API's description is /docs' alone
+    assert sum(file.stat().st_size for file in FILES if file.name != "openapi.json") < 80_000
 
 
 def test_the_page_reads_the_samplers_that_the_files_name() -> None:
