@@ -1,7 +1,7 @@
 """The contract's fields, read from a request's body: types, defaults, limits, decoded images. Imports no torch."""
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import ModelSizes
 from handlers.imaging.upscaling import UPSCALERS
 from handlers.request import forms
+from handlers.request.hires import FIELDS as HIRES_FIELDS
 from handlers.request.hires import Hires, read_hires
 from handlers.request.images import read_init_image, read_masked_image
 from handlers.request.reader import MAX_SEED, Reader, check_strength
@@ -159,10 +160,11 @@ def parse_request(
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         sampler, doubts = _sampler(read, "hires_scheduler", defaults, schedulers)
         hires, more = read_hires(read, config, sizes, values, sampler, upscalers)
-        warnings += doubts + more
+        warnings += doubts + more + _of_other_tasks(read, task, ("fit",))
         values |= {"hires": hires, "answer_size": hires.size} if hires else {}
     else:
         values |= _strength(read, values["num_inference_steps"])
+        warnings += _of_other_tasks(read, task, (*HIRES_FIELDS, "hires_upscaler"))
         if task == "img2img":
             values |= read_init_image(read, config)
             size = values["init_image"].size
@@ -199,6 +201,11 @@ def _seed(read: Reader, name: str, num_outputs: int) -> int:
     if seed + num_outputs - 1 > MAX_SEED:
         raise InvalidRequest(f"{name} + num_outputs - 1 must be at most {MAX_SEED}: send a smaller seed.")
     return seed or 1 + secrets.randbelow(2**32 - num_outputs)
+
+
+def _of_other_tasks(read: Reader, task: str, names: Sequence[str]) -> list[str]:
+    sent = [name for name in names if read.has(name)]
+    return [f"{', '.join(sent)}: without effect on {task}."] if sent else []
 
 
 def _variation(read: Reader, num_outputs: int) -> tuple[Variation | None, list[str]]:

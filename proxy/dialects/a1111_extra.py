@@ -23,7 +23,7 @@ from proxy.streaming import NativeAnswer
 SCALE, SIDE = 2.0, 512  # where a client says neither
 # of face restoration and of a second upscaler, with the values that ask for nothing
 OFF = ("gfpgan_visibility", "codeformer_visibility", "codeformer_weight", "extras_upscaler_2_visibility")
-UNUSED = ("upscaling_crop", "upscaler_2", "upscale_first", "show_extras_results")
+UNUSED = ("upscaler_2", "upscale_first", "show_extras_results")
 
 
 class Enlarged(NativeAnswer):
@@ -64,6 +64,8 @@ class Extra:
     async def read(self, request: Request, body: bytes) -> tuple[Order, Enlarged]:
         sent = read_fields(body, request.headers.get("content-type", ""))
         left_out = {name for name in OFF if not is_on(sent.get(name))}
+        if is_on(sent.get("upscaling_crop", True)) or not is_on(sent.get("resize_mode")):
+            left_out.add("upscaling_crop")  # a given size is always filled
         fields = Translation({name: value for name, value in sent.items() if name not in {*left_out, *UNUSED}})
         image = fields.picture("image")
         if image is None:
@@ -71,6 +73,8 @@ class Extra:
         fields.put("init_image", "image", image)
         by_size, scale = read_whole(fields, "resize_mode", 0), read_real(fields, "upscaling_resize", SCALE)
         sides = [read_whole(fields, f"upscaling_resize_{side}", SIDE) for side in "wh"]
+        if by_size not in (0, 1):
+            raise Refused(422, "resize_mode must be 0 (by upscaling_resize) or 1 (to a size).", "resize_mode")
         if by_size:
             fields.put("width", "upscaling_resize_w", str(sides[0]))
             fields.put("height", "upscaling_resize_h", str(sides[1]))

@@ -47,8 +47,8 @@ WITHOUT_EFFECT: Mapping[str, Collection[Any]] = {
 }  # fmt: skip
 # about what is done elsewhere, or with another field of these; never worth a word
 UNNAMED = (
-    "save_images", "do_not_save_samples", "do_not_save_grid", "script_args", "image_cfg_scale",
-    "include_init_images", "comments", "latent_mask",
+    "save_images", "do_not_save_samples", "do_not_save_grid", "script_args",
+    "include_init_images", "comments",
 )  # fmt: skip
 # in the order of the web UI; what each one means, the handlers' table says (handlers/request/samplers.py)
 SCHEDULES: Mapping[str, str] = {
@@ -99,11 +99,11 @@ def _number(value: Any) -> Any:
         return text
 
 
-def read_whole(fields: Translation, name: str, default: int, digits: int = 9) -> int:
-    """Raises Refused 422 for anything but a whole number."""
+def read_whole(fields: Translation, name: str, default: int) -> int:
+    """Raises Refused 422 for anything but a whole number of up to 18 digits."""
     text = fields.text(name).removesuffix(".0") or str(default)
-    if not re.fullmatch(rf"-?\d{{1,{digits}}}", text):
-        raise Refused(422, f"{name} must be a whole number.", name)
+    if not re.fullmatch(r"-?\d{1,18}", text):
+        raise Refused(422, f"{name} must be a whole number of at most 18 digits.", name)
     return int(text)
 
 
@@ -134,11 +134,13 @@ def read_seed(fields: Translation) -> None:
     if seed >= 0:
         fields.put("seed", "seed", str(seed or SEED_0))
     strength = read_real(fields, "subseed_strength", 0)
-    subseed = read_whole(fields, "subseed", -1, digits=10)
+    subseed = read_whole(fields, "subseed", -1)
     if strength:
         fields.put("variation_strength", "subseed_strength", str(strength))
         if subseed >= 0:
             fields.put("variation_seed", "subseed", str(subseed or SEED_0))
+    elif subseed > 0:
+        fields.warnings.append("subseed has no effect at subseed_strength 0.")
 
 
 def read_sampler(fields: Translation) -> str:
@@ -174,11 +176,14 @@ def read_mask(fields: Translation, mask: str | bytes, strength: float) -> None:
     blur = both if both >= 0 else max(x, y)
     fields.put("mask_blur", "mask_blur", str(blur if blur >= 0 else DEFAULTS["img2img"]["mask_blur_x"]))
     fields.put("mask_invert", "inpainting_mask_invert", str(is_on(fields.take("inpainting_mask_invert", 0))).lower())
+    is_asked = fields.has("inpainting_fill")
     fill = str(read_whole(fields, "inpainting_fill", 0))
     if fill not in FILLS:
         raise Refused(422, "inpainting_fill must be 0 (fill), 1 (original), 2 (latent noise) or 3 (latent nothing).")
     if strength < 1:  # from there on, the model starts from noise alone
         fields.put("mask_fill", "inpainting_fill", FILLS[fill])
+    elif is_asked and FILLS[fill] != "original":
+        fields.warnings.append("inpainting_fill has no effect at denoising_strength 1.")
     padding = read_whole(fields, "inpaint_full_res_padding", 0)
     is_crop = is_on(fields.take("inpaint_full_res", True))
     fields.put("mask_padding", "inpaint_full_res_padding", str(padding if is_crop else -1))

@@ -21,8 +21,8 @@ def read_hires(fields: Translation, size: tuple[int, int], schedule: str) -> tup
     """
     # 1. the sizes
     first, target = _sizes(fields, size)
-    fields.put("hires_width", "hr_resize_x or hr_scale", str(target[0]))
-    fields.put("hires_height", "hr_resize_y or hr_scale", str(target[1]))
+    fields.put("hires_width", "hr_resize_x (width x hr_scale)", str(target[0]))
+    fields.put("hires_height", "hr_resize_y (height x hr_scale)", str(target[1]))
     fields.put("hires_upscaler", "hr_upscaler", fields.text("hr_upscaler") or UPSCALER)
     # 2. how it is generated; what is not said is as in the first pass
     steps = read_whole(fields, "hr_second_pass_steps", 0) or int(fields.native["num_inference_steps"])

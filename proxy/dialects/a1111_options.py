@@ -23,6 +23,7 @@ from proxy.loading import Loading
 from proxy.served import Served, UnknownModel
 from proxy.shutdown import Drain
 
+MAX_SKIP = 12  # layers, as the web UI counts them; a model may have fewer
 MAX_OWNERS = 1000  # callers whose options are kept; the one goes whose options were set longest ago
 MODEL, SKIP, FORMAT = "sd_model_checkpoint", "CLIP_stop_at_last_layers", "samples_format"
 DEFAULTS: Mapping[str, Any] = {MODEL: "", SKIP: 1, FORMAT: "png"}  # no name means the main model
@@ -49,6 +50,8 @@ def read_options(fields: Translation) -> dict[str, Any]:
     if (model := fields.text(MODEL)).lower() not in NONE:
         read[MODEL] = model
     if skip := read_whole(fields, SKIP, 0):
+        if skip > MAX_SKIP:
+            raise Refused(422, f"{SKIP} must be a whole number from 1 to {MAX_SKIP}.", SKIP)
         read[SKIP] = max(1, skip)
     if kind := fields.text(FORMAT).lower():
         if kind not in FORMATS:

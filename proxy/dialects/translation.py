@@ -30,6 +30,9 @@ class Translation:
         """A native field, and the name by which the client knows it."""
         self.native[native], self.names[native] = value, name
 
+    def has(self, name: str) -> bool:
+        return name in self._left
+
     def take(self, name: str, default: Any) -> Any:
         """A field as it came."""
         return self._left.pop(name, default)

@@ -220,6 +220,7 @@ def test_the_parameters_are_as_the_web_ui_writes_them() -> None:
             "The mask is faint: what it replaces shows through by 89 %.",
         ),
         ({"output_quality": "80"}, "output_quality has no effect on PNG, which loses nothing."),
+        ({"hires_upscaler": "Latent", "hires_steps": 2}, "hires_steps, hires_upscaler: without effect on masking."),
     ],
 )
 def test_what_hardly_anybody_means_is_a_warning(fields: dict[str, Any], sentence: str) -> None:

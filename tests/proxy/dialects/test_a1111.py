@@ -91,6 +91,7 @@ async def test_what_has_a_native_field(sent: dict[str, Any], native: dict[str, s
         ({"override_settings": {"sd_model_checkpoint": "other"}}, "sd_model_checkpoint 'other' is not one of"),
         ({"override_settings": {"samples_format": "avif"}}, "samples_format must be one of png"),
         ({"override_settings": {"CLIP_stop_at_last_layers": "x"}}, "must be a whole number"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 13}}, "must be a whole number from 1 to 12"),
         ({"override_settings": 1}, "override_settings must be an object"),
         ({"model": "other"}, "sd_model_checkpoint 'other' is not one of"),
         ({"steps": "many"}, "steps must be a whole number"),

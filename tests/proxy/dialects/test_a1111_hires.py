@@ -85,6 +85,14 @@ async def test_an_image_is_enlarged(sent: dict[str, Any], native: dict[str, str]
     assert task == "upscale" and {name: asked[name] for name in asked if name != "init_image"} == native
 
 
+async def test_a_size_is_always_filled() -> None:
+    async with talking() as (http, _):
+        sent = {"image": DATA, "resize_mode": 1, "upscaling_crop": False}
+        assert (await http.post(EXTRA, json=sent)).json()["html_info"] == "upscaling_crop has no effect here."
+        answer = await http.post(EXTRA, json={"image": DATA, "resize_mode": 7})
+    assert answer.status_code == 422 and answer.json()["detail"].startswith("resize_mode must be 0")
+
+
 async def test_what_an_enlarged_image_does_not_get_is_said() -> None:
     async with talking() as (http, _):
         answer = await http.post(EXTRA, json={"image": DATA, "codeformer_visibility": 0.5})
