@@ -12,13 +12,13 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from handlers.wire import TASKS, Progress, RequestHead, Result
+from handlers.wire import Progress, RequestHead, Result
 from proxy.admission import Admission, Queued
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.dialects.forms import model_of
 from proxy.errors import Failure, answers_200
-from proxy.job_routes import accepted, chosen_id, kind_of, prefers_job
+from proxy.job_routes import KINDS, accepted, chosen_id, kind_of, prefers_job
 from proxy.jobs import Job, Jobs
 from proxy.loading import Loading
 from proxy.served import Served
@@ -62,23 +62,18 @@ class Dialect(Protocol):
 
 
 class Native:
-    """The contract's own requests for a task, with another model if the path or the field `model` names one.
-
-    Args:
-        archive_of_task: the task whose archive serves it; by default its own.
-    """
+    """The contract's own requests for a task, with another model if the path or the field `model` names one."""
 
     name = "native"
     is_job = False
 
-    def __init__(self, task: str, archive_of_task: str = "") -> None:
+    def __init__(self, task: str) -> None:
         self._task = task
-        self._served_by = archive_of_task or task
 
     async def archive(self, request: Request) -> str:
         url_path = request.path_params.get("url_path")
         if url_path is None:
-            return main_archive(request, self._served_by)
+            return main_archive(request, self._task)
         custom: CustomModels = request.app.state.custom_models
         return custom.archive(url_path)
 
@@ -86,7 +81,7 @@ class Native:
         form_type = request.headers.get("content-type", "")
         archive = await self.archive(request)
         if model := model_of(body, form_type):
-            named = await archive_of(request, self._served_by, model)
+            named = await archive_of(request, self._task, model)
             if "url_path" in request.path_params and named != archive:
                 raise Failure(400, "model names another model than the address: leave out the field.")
             archive = named
@@ -103,7 +98,7 @@ class NativeJob:
 
     async def archive(self, request: Request) -> str:
         kind = request.query_params.get("kind")
-        return main_archive(request, kind if kind in TASKS else TASKS[0])
+        return main_archive(request, kind if kind in KINDS else KINDS[0])
 
     async def read(self, request: Request, body: bytes) -> tuple[Order, Answer]:
         kind, form_type = kind_of(request, body), request.headers.get("content-type", "")

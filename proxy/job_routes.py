@@ -7,13 +7,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from handlers.wire import TASKS
+from handlers.wire import TASKS, UPSCALE
 from proxy.admission import Admission
 from proxy.dialects.forms import read_fields
 from proxy.dialects.refused import Refused
 from proxy.jobs import ENDED, PATH, Job, Jobs, until_changed
 from proxy.kept import Kept, KeptImage
 
+KINDS = (*TASKS, UPSCALE)
 MAX_WAIT_S = 60  # of a question that waits for news
 POLL_S = 1  # after which it is worth asking again
 
@@ -42,8 +43,8 @@ def kind_of(request: Request, body: bytes) -> str:
     if None not in (kind, field) and kind != field:
         raise Refused(400, "kind differs in the address and in the body: send it once.", "kind")
     kind = field if kind is None else kind
-    if kind not in TASKS:
-        raise Refused(400, f"kind must be one of {', '.join(TASKS)}: send it as a field, or in the address.", "kind")
+    if kind not in KINDS:
+        raise Refused(400, f"kind must be one of {', '.join(KINDS)}: send it as a field, or in the address.", "kind")
     return str(kind)
 
 

@@ -59,7 +59,7 @@ class Extra:
     is_job = False
 
     async def archive(self, request: Request) -> str:
-        return main_archive(request, "img2img")
+        return main_archive(request, UPSCALE)
 
     async def read(self, request: Request, body: bytes) -> tuple[Order, Enlarged]:
         sent = read_fields(body, request.headers.get("content-type", ""))
@@ -84,7 +84,7 @@ class Extra:
             fields.put("upscaler", "upscaler_1", upscaler)
         fields.warn_of_rest()
         name = request.state.request_id.decode("latin-1")
-        order = Order(UPSCALE, main_archive(request, "img2img"), *native_body(fields.native), name)
+        order = Order(UPSCALE, main_archive(request, UPSCALE), *native_body(fields.native), name)
         return order, Enlarged(fields.names, fields.warnings)
 
 

@@ -103,6 +103,17 @@ async def test_every_route_that_generates_can_start_one(path: str, sent: Any) ->
     assert served.bodies[-1][0] == "img2img"
 
 
+@pytest.mark.parametrize(("path", "headers"), [("/v1/jobs?kind=upscale", {}), ("/upscale", ASYNC)])
+async def test_enlarging_an_image_can_be_one(path: str, headers: Any) -> None:
+    served = Held()
+    served.go.set()
+    async with client(served) as http:
+        answer = await http.post(path, data={"init_image": DATA, "scale": 2}, headers=headers)
+        assert (answer.status_code, answer.json()["kind"]) == (202, "upscale")
+        assert (await ended(http, answer.json()))["status"] == "completed"
+    assert served.bodies[-1][0] == "upscale"
+
+
 async def test_a_cancelled_job_frees_its_place_at_once() -> None:
     for way in ("delete", "post"):
         served = Held(Progress(1, 2).line())
@@ -200,7 +211,7 @@ async def test_what_is_refused() -> None:
     served = Held()
     async with client(served, max_kept=1) as http:
         for path, sent, status, sentence in [
-            ("/v1/jobs", {"json": {"prompt": "x"}}, 400, "kind must be one of txt2img, img2img, masking"),
+            ("/v1/jobs", {"json": {"prompt": "x"}}, 400, "kind must be one of txt2img, img2img, masking, upscale"),
             ("/v1/jobs?kind=video", {"json": {"prompt": "x"}}, 400, "kind must be"),
             ("/v1/jobs", {"data": {"prompt": "x"}}, 400, "kind must be"),
             ("/v1/jobs?kind=img2img", {"json": {"prompt": "x", "kind": "txt2img"}}, 400, "kind differs"),
