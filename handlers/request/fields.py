@@ -160,11 +160,11 @@ def parse_request(
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         sampler, doubts = _sampler(read, "hires_scheduler", defaults, schedulers)
         hires, more = read_hires(read, config, sizes, values, sampler, upscalers)
-        warnings += doubts + more + _of_other_tasks(read, task, ("fit",))
+        warnings += doubts + more + _of_other_tasks(fields, task, ("fit",))
         values |= {"hires": hires, "answer_size": hires.size} if hires else {}
     else:
         values |= _strength(read, values["num_inference_steps"])
-        warnings += _of_other_tasks(read, task, (*HIRES_FIELDS, "hires_upscaler"))
+        warnings += _of_other_tasks(fields, task, (*HIRES_FIELDS, "hires_upscaler"))
         if task == "img2img":
             values |= read_init_image(read, config)
             size = values["init_image"].size
@@ -203,8 +203,8 @@ def _seed(read: Reader, name: str, num_outputs: int) -> int:
     return seed or 1 + secrets.randbelow(2**32 - num_outputs)
 
 
-def _of_other_tasks(read: Reader, task: str, names: Sequence[str]) -> list[str]:
-    sent = [name for name in names if read.has(name)]
+def _of_other_tasks(fields: forms.Fields, task: str, names: Sequence[str]) -> list[str]:
+    sent = [name for name in names if name in fields and fields[name] not in (None, "", b"")]
     return [f"{', '.join(sent)}: without effect on {task}."] if sent else []
 
 

@@ -85,7 +85,7 @@ def test_the_fields_are_those_that_are_read(task: str) -> None:
 def test_the_fields_of_upscale_and_their_limits() -> None:
     properties = SCHEMAS["upscale"]["properties"]
     asked = Asked(init_image=IMAGES["init_image"], scale=2)
-    parse_upscale(asked, HandlerConfig(), UPSCALERS, 50_000_000)
+    parse_upscale(asked, HandlerConfig(), UPSCALERS)
     assert asked.names == set(properties) - {"model"}
     assert properties["scale"]["maximum"] == MAX_SCALE
     assert {properties[side]["maximum"] for side in ("width", "height")} == {MAX_SIDE}
