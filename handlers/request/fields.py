@@ -204,6 +204,7 @@ def _seed(read: Reader, name: str, num_outputs: int) -> int:
 
 
 def _of_other_tasks(fields: forms.Fields, task: str, names: Sequence[str]) -> list[str]:
+    # past the reader: what it reads are the task's own fields
     sent = [name for name in names if name in fields and fields[name] not in (None, "", b"")]
     return [f"{', '.join(sent)}: without effect on {task}."] if sent else []
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 MAX_PARTS = 10_000  # of a file that are looked at
 MAX_LINE = 20_000  # characters of the line with the values
 LEAST_VALUES = 3  # a last line with fewer belongs to the prompt
+# it begins with a letter: with spaces before it, a line of them would take its square in time
 _VALUE = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _NEGATIVE = "Negative prompt:"
