@@ -26,9 +26,9 @@ from proxy.dialects.a1111_fields import (
     read_strength,
     read_whole,
 )
-from proxy.dialects.a1111_hires import read_fit, read_hires
 from proxy.dialects.a1111_options import FORMAT, MODEL, SKIP, archive_of_title, read_overrides, title_of
 from proxy.dialects.a1111_progress import NAME
+from proxy.dialects.a1111_sizes import read_fit, read_hires
 from proxy.dialects.forms import native_body, read_fields
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from proxy.dialects.forms import native_body, read_fields
 from proxy.dialects.openai_answer import FILES, OpenAIAnswer
 from proxy.dialects.refused import Refused
-from proxy.dialects.translation import Translation
+from proxy.dialects.translation import SIDE_STEP, Translation
 from proxy.generating import Generate, Order, archive_of, main_archive
 from proxy.kept import Kept, KeptImage
 from proxy.served import Served, UnknownModel
@@ -23,7 +23,6 @@ from proxy.served import Served, UnknownModel
 ALIASES = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.{1,64}|sd-cpp-local|default")
 SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 MAX_SIDE = 3840  # pixels, OpenAI's; sizes up to it are taken, and generated smaller where the server has less
-SIDE_STEP = 8  # sides are multiples of it
 # the model's own steps are multiplied with these, for a model that needs four has no use for thirty
 STEPS = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
 LEVELS = {"": "medium", "auto": "medium", "standard": "medium", "hd": "high"} | {level: level for level in STEPS}

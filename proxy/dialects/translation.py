@@ -5,6 +5,7 @@ from typing import Any
 
 from proxy.dialects.refused import Refused
 
+SIDE_STEP = 8  # pixels: natively, sides are multiples of it
 MAX_NAMED = 20  # fields without effect that a warning names
 
 

@@ -2,11 +2,10 @@
 
 from proxy.dialects.a1111_fields import NONE, read_real, read_strength, read_whole, with_schedule
 from proxy.dialects.refused import Refused
-from proxy.dialects.translation import Translation
+from proxy.dialects.translation import SIDE_STEP, Translation
 
 UPSCALER = "Latent"  # where a client names none
 MAX_SCALE = 1000.0
-SIDE_STEP = 8  # sides are multiples of it
 FITS = {0: "stretch", 1: "crop", 2: "pad", 3: "stretch"}  # by `resize_mode`
 
 
