@@ -20,7 +20,9 @@ from dataclasses import dataclass
 TASKS = ("txt2img", "img2img", "masking")
 DESCRIBE = "describe"  # instead of a task: asks for what `GET /models` shows
 COUNT = "count"  # instead of a task: asks how many tokens the prompts of a request have
-UPSCALE = "upscale"  # instead of a task: enlarges an image, without the model
+UPSCALE = "upscale"  # instead of a task: enlarges an image
+MASK = "mask"  # instead of a task: a mask as it will be used, grown and blurred
+WITHOUT_MODEL = (UPSCALE, MASK)
 COMBINED = "stable-diffusion"  # the archive that serves every task
 CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
 BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy
@@ -41,7 +43,7 @@ class RequestHead:
     """What the handler learns about a request besides its body.
 
     Attributes:
-        task: one of TASKS, UPSCALE, DESCRIBE or COUNT; empty for an archive that has one task.
+        task: one of TASKS, UPSCALE, MASK, DESCRIBE or COUNT; empty for an archive that has one task.
         form_type: the client's Content-Type, as it was sent.
         request_id: as it stands in the log and in the answer's X-Request-Id.
         deadline: when the client stops waiting, in seconds since the epoch.
@@ -108,6 +110,14 @@ class Result:
         """The answer to a generation, from its images as `image_entry` writes them. No `warnings`: no such member."""
         end = b', "warnings": ' + json.dumps(warnings).encode() + b"}" if warnings else b"}"
         return cls(b'{"status": "success", "images": [' + b", ".join(images) + b"]" + end)
+
+    @classmethod
+    def joined(cls, results: "Sequence[Result]") -> "Result":
+        """The answer of several generations as one."""
+        answers = [json.loads(result.body) for result in results]
+        images = [json.dumps(image).encode() for answer in answers for image in answer["images"]]
+        warnings = [sentence for answer in answers for sentence in answer.get("warnings", [])]
+        return cls.of_images(images, [*dict.fromkeys(warnings)])
 
     def line(self) -> bytes:
         return _RESULT_PREFIX + self.body + _RESULT_END + b"\n"

@@ -40,7 +40,7 @@ from handlers.pipelines.upscalers import Upscalers, suffixes
 from handlers.request.fields import read_fields
 from handlers.request.reader import Reader
 from handlers.request.samplers import names_for
-from handlers.wire import TASK_HEADER, UPSCALE, RequestHead
+from handlers.wire import TASK_HEADER, WITHOUT_MODEL, RequestHead
 
 LIMITS = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
           "max_image_bytes", "max_prompt_chars")  # fmt: skip
@@ -125,9 +125,9 @@ class Worker:
     def open(self, data: Mapping[str, Any], head: RequestHead) -> Generation:
         """A request of TorchServe's. Raises InvalidRequest for a task that is not served here."""
         task = head.task or (self.tasks[0] if len(self.tasks) == 1 else "")
-        if task not in (*self.tasks, UPSCALE):
+        if task not in (*self.tasks, *WITHOUT_MODEL):
             raise InvalidRequest(f"This archive serves {', '.join(self.tasks)}: say which in the header {TASK_HEADER}.")
-        served = self.served.get(task) or next(iter(self.served.values()))  # to upscale, no model is needed
+        served = self.served.get(task) or next(iter(self.served.values()))
         return Generation(IncomingRequest(task, data, head), served, self.shared)
 
     def count(self, data: Mapping[str, Any], head: RequestHead) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from proxy.admission import Admission
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
 from proxy.dialects.a1111_options import Options
+from proxy.dialects.a1111_styles import Styles
 from proxy.dialects.failures import refused
 from proxy.errors import Failure
 from proxy.frontend_failures import READY
@@ -81,6 +82,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.drain = Drain()
     app.state.admission = Admission(settings.max_open, settings.max_waiting, settings.max_per_client, counts)
     app.state.options = Options()
+    app.state.styles = Styles(Path(settings.config).with_name("styles.csv"))
     app.state.kept = Kept(settings.max_kept, settings.max_kept_bytes, settings.node)
     app.state.bodies = Bodies(settings.max_body_bytes, settings.max_bytes_in_flight)
     return app

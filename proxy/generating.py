@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,7 @@ class Order:
 
     Attributes:
         name: by which its client asks about it while it waits; empty: by its X-Request-Id, if that is the client's own.
+        others: that follow it, whose images are in the same answer.
     """
 
     task: str
@@ -41,6 +42,7 @@ class Order:
     body: bytes
     form_type: str
     name: str = ""
+    others: "Sequence[Order]" = ()
 
 
 class Dialect(Protocol):
@@ -188,14 +190,29 @@ def _comparable(request: Request, body: bytes) -> bytes:
     return address + b"\n" + (body.replace(b"--" + boundary, b"--") if boundary else body)
 
 
-def generation(
+async def generation(
     request: Request, order: Order, wants_progress: bool, deadline: float
 ) -> AsyncGenerator[Queued | Progress | Result, None]:
-    """What an order's generation tells, which begins when it is the client's turn. Closing it cancels the request.
+    """What an order and its `others` tell, one after the other. Closing it cancels the request.
 
     Args:
         deadline: when the client stops waiting, in seconds since the epoch.
     """
+    results = []
+    for one in (order, *order.others):
+        async with aclosing(_generation(request, one, wants_progress, deadline)) as events:
+            async for event in events:
+                if isinstance(event, Result):
+                    results.append(event)
+                else:
+                    yield event
+    yield Result.joined(results) if order.others else results[0]
+
+
+def _generation(
+    request: Request, order: Order, wants_progress: bool, deadline: float
+) -> AsyncGenerator[Queued | Progress | Result, None]:
+    """What one order's generation tells, which begins when it is the client's turn."""
     loading: Loading = request.app.state.loading
     admission: Admission = request.app.state.admission
     head = RequestHead(

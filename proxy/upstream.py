@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from handlers.wire import DESCRIBE, UPSCALE, Failed, Progress, RequestHead, Result, read_line
+from handlers.wire import DESCRIBE, WITHOUT_MODEL, Failed, Progress, RequestHead, Result, read_line
 from proxy.errors import Failure
 from proxy.frontend_failures import (
     READY,
@@ -114,8 +114,8 @@ class Upstream:
         return answer.content if answer.is_success else b""
 
     def archive_of(self, task: str) -> str:
-        """The archive that does a task with the main model; images are enlarged by that of img2img."""
-        return self._archive_of_task["img2img" if task == UPSCALE else task]
+        """The archive that does a task with the main model; that of img2img does what needs no model."""
+        return self._archive_of_task["img2img" if task in WITHOUT_MODEL else task]
 
     async def load(self, archive: str) -> None:
         """Registers an archive of the model store, or starts its worker, unless there is one.

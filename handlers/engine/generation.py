@@ -14,7 +14,7 @@ from typing import Any
 
 from handlers.engine.finishing import FinishedImage, check_answer, finish_image
 from handlers.engine.large_images import LargeImage
-from handlers.engine.parsing import IncomingRequest, Parsed, ParsedUpscale, parse, parse_small
+from handlers.engine.parsing import IncomingRequest, Parsed, ParsedImage, parse, parse_small
 from handlers.engine.scheduling import Slot
 from handlers.engine.second_pass import SecondPasses
 from handlers.engine.shared import Shared
@@ -28,7 +28,7 @@ from handlers.pipelines.previews import every
 from handlers.pipelines.upscalers import count_tiles
 from handlers.request.fields import GenerationRequest
 from handlers.request.parameters import parameters_text
-from handlers.wire import UPSCALE, Failed, Progress, Result
+from handlers.wire import WITHOUT_MODEL, Failed, Progress, Result
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Generation:
         self.queued_since: float | None = None
         self.ending: bytes | None = None
         self.error: RequestError | None = None
-        self._parsing: Future[Parsed | ParsedUpscale | int] | None = None
+        self._parsing: Future[Parsed | ParsedImage | int] | None = None
         self._large: LargeImage | None = None
         self._request: GenerationRequest | None = None
         self._second: SecondPasses | None = None
@@ -237,10 +237,10 @@ class Generation:
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)
                 self._preview_map = None
 
-    def _create_jobs(self, parsed: Parsed | ParsedUpscale) -> None:
+    def _create_jobs(self, parsed: Parsed | ParsedImage) -> None:
         """A job for each crop of each image, an image's crops one after the other; none for what is ready."""
         upscalers = self._shared.upscalers
-        if isinstance(parsed, ParsedUpscale):
+        if isinstance(parsed, ParsedImage):
             if parsed.source is not None:
                 file, image = parsed.source
                 self.slots.append(Slot(UpscaleJob(upscalers.enlarge(file, image), count_tiles(image.size)), owner=self))
@@ -258,7 +258,7 @@ class Generation:
         request, served = self._request, self._served
         assert request is not None
         parameters = None
-        if self._shared.provenance.parameters and request.task != UPSCALE:
+        if self._shared.provenance.parameters and request.task not in WITHOUT_MODEL:
             parameters = parameters_text(request, index, served.model, served.defaults.scheduler)
         with self._shared.timings.timed("encode"):
             self._encoded[index] = finish_image(request, index, outputs, parameters, self._shared.provenance.mark)

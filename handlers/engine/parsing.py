@@ -25,8 +25,9 @@ from handlers.pipelines.prompts import Prompts
 from handlers.pipelines.schedulers import scheduler
 from handlers.request.fields import GenerationRequest, parse_request, read_fields
 from handlers.request.hires import Hires
+from handlers.request.mask import parse_mask
 from handlers.request.upscale import parse_upscale
-from handlers.wire import UPSCALE, RequestHead
+from handlers.wire import MASK, UPSCALE, RequestHead
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,16 @@ class IncomingRequest:
 
 
 @dataclass(frozen=True)
-class ParsedUpscale:
-    """An image to enlarge.
+class ParsedImage:
+    """An image that needs no model: a mask, or one to enlarge.
 
     Attributes:
-        request: whose init image is the enlarged one.
+        request: whose init image is the answer's.
         source: the upscaler's file, and the image as it sees it; None without one.
     """
 
     request: GenerationRequest
-    source: tuple[NamedFile, Image.Image] | None
+    source: tuple[NamedFile, Image.Image] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Parsed:
         return PipelineJob(self.pipeline, {**arguments, "generator": start}, own, self.prompts, self.lend)
 
 
-def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Shared) -> Parsed | ParsedUpscale | int:
+def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Shared) -> Parsed | ParsedImage | int:
     """As `parse`; for a request with a large image only the number of its pixels."""
     most = shared.config.max_image_pixels
     try:
@@ -91,7 +92,7 @@ def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Share
 
 def parse(
     incoming: IncomingRequest, served: ServedPipeline, shared: Shared, max_image_pixels: int | None = None
-) -> Parsed | ParsedUpscale:
+) -> Parsed | ParsedImage:
     """Raises InvalidRequest or TooLarge.
 
     Args:
@@ -100,6 +101,8 @@ def parse(
     config: HandlerConfig = replace(shared.config, max_image_pixels=max_image_pixels or shared.config.max_image_pixels)
     with shared.timings.timed("parse"):
         fields = read_fields(incoming.data, incoming.head.form_type, config.max_fields)
+        if incoming.task == MASK:
+            return ParsedImage(parse_mask(fields, config))
         # the folder is looked at for requests that name one
         upscalers = shared.upscalers
         names = upscalers.names() if {"upscaler", "hires_upscaler"} & fields.keys() else UPSCALERS
@@ -107,7 +110,7 @@ def parse(
             asked = parse_upscale(fields, config, names)
             document, file = asked.document, upscalers.file(asked.upscaler)
             whole = (0, 0, *document.size)
-            return ParsedUpscale(asked.answer, (file, model_image(document, whole, document.size)) if file else None)
+            return ParsedImage(asked.answer, (file, model_image(document, whole, document.size)) if file else None)
         request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers, names)
         parsed = _pass(request, served.pipeline, served)
         if request.hires is None:

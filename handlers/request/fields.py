@@ -19,7 +19,7 @@ from handlers.request import forms
 from handlers.request.hires import FIELDS as HIRES_FIELDS
 from handlers.request.hires import Hires, read_hires
 from handlers.request.images import read_init_image, read_masked_image
-from handlers.request.reader import MAX_SEED, Reader, check_strength
+from handlers.request.reader import MAX_GUIDANCE, MAX_SEED, Reader, check_strength
 from handlers.request.samplers import Sampler, find_sampler
 
 QUALITY = 90  # of JPEG and WebP
@@ -140,7 +140,7 @@ def parse_request(
         "num_inference_steps": read.whole(
             "num_inference_steps", defaults.num_inference_steps, 1, config.max_num_inference_steps
         ),
-        "guidance_scale": read.real("guidance_scale", defaults.guidance_scale, 0.0),
+        "guidance_scale": read.real("guidance_scale", defaults.guidance_scale, 0.0, MAX_GUIDANCE),
         "eta": read.real("eta", 0.0, 0.0, 1.0),
         "clip_skip": read.whole("clip_skip", None, 1, MAX_CLIP_SKIP),
         "preview": read.flag("preview"),
@@ -173,7 +173,7 @@ def parse_request(
             values |= read_masked_image(read, config, sizes, values["strength"])
     values["warnings"] = (*values.get("warnings", ()), *warnings)
     # 4. the answer's size against its limits
-    check_answer(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
+    check_answer_size(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
     crops = [*values["crops"], *([hires.crop] if (hires := values.get("hires")) else [])]
     width, height = max((crop.size for crop in crops), key=lambda size: size[0] * size[1], default=(0, 0))
     return GenerationRequest(task=task, width=width, height=height, **values)
@@ -219,13 +219,21 @@ def _variation(read: Reader, num_outputs: int) -> tuple[Variation | None, list[s
     return None, [doubt] if read.seed("variation_seed") else []
 
 
+def of_image(task: str, document: Document, **values: Any) -> GenerationRequest:
+    """The request whose answer is an image that needs no model."""
+    return GenerationRequest(
+        task=task, prompt="", negative_prompt="", seed=0, num_outputs=1, num_inference_steps=0, guidance_scale=0.0,
+        eta=0.0, width=0, height=0, answer_size=document.size, init_image=document, **values,
+    )  # fmt: skip
+
+
 def _strength(read: Reader, steps: int) -> dict[str, float]:
     strength = read.real("strength", 0.7, 0.0, 1.0, above=True)
     check_strength("strength", strength, "num_inference_steps", steps)
     return {"strength": strength}
 
 
-def check_answer(num_outputs: int, size: tuple[int, int], format: str, max_response_bytes: int) -> None:
+def check_answer_size(num_outputs: int, size: tuple[int, int], format: str, max_response_bytes: int) -> None:
     """Refuses beforehand what would hardly fit into an answer, or does not fit into the format."""
     longest = output.LONGEST_SIDE.get(format, max(size))
     if max(size) > longest:

@@ -8,8 +8,7 @@ from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest
 from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import ModelSizes
-from handlers.request import forms
-from handlers.request.reader import Reader, check_strength
+from handlers.request.reader import MAX_GUIDANCE, Reader, check_strength
 from handlers.request.samplers import Sampler
 
 FIELDS = ("hires_width", "hires_height", "hires_steps", "hires_strength", "hires_prompt", "hires_negative_prompt",
@@ -58,13 +57,13 @@ def read_hires(
     Raises InvalidRequest.
     """
     # 1. the fields, which are checked in any case
-    upscaler = read_upscaler(read, "hires_upscaler", upscalers)
+    upscaler = read.named("hires_upscaler", upscalers)
     size = read.size("hires_width", 0, config), read.size("hires_height", 0, config)
     steps = read.whole("hires_steps", first["num_inference_steps"], 1, config.max_num_inference_steps)
     strength = read.real("hires_strength", 0.7, 0.0, 1.0, above=True)
     prompt = read.text("hires_prompt", "", config.max_prompt_chars)
     negative_prompt = read.text("hires_negative_prompt", "", config.max_prompt_chars)
-    guidance_scale = read.real("hires_guidance_scale", first["guidance_scale"], 0.0)
+    guidance_scale = read.real("hires_guidance_scale", first["guidance_scale"], 0.0, MAX_GUIDANCE)
     # 2. what they mean together
     if upscaler is None:
         sent = [name for name in FIELDS if read.has(name)]
@@ -83,12 +82,3 @@ def read_hires(
         prompt or first["prompt"], negative_prompt or first["negative_prompt"], guidance_scale,
         sampler if read.has("hires_scheduler") else first["sampler"],
     ), doubts  # fmt: skip
-
-
-def read_upscaler(read: Reader, field: str, names: Collection[str]) -> str | None:
-    """One of `names`, in any case; None if the field is absent or blank."""
-    text = read.text(field, "", 200).strip()
-    found = next((name for name in names if name.lower() == text.lower()), None)
-    if text and found is None:
-        raise InvalidRequest(f"{field} must be one of {', '.join(names)}, not {forms.shown(text)}.")
-    return found

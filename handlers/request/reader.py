@@ -13,6 +13,7 @@ from handlers.imaging.sizes import SIZE_MULTIPLE, nearest_size
 from handlers.request import forms
 
 MAX_SEED = 2**53 - 1  # the largest integer that a JavaScript client can send back exactly
+MAX_GUIDANCE = 1000.0  # far beyond what gives an image; float32 overflows from 1e37 on
 
 FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off", ""), False)
 
@@ -86,6 +87,14 @@ class Reader:
         if value != default and value not in choices:
             raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {forms.shown(value)}.")
         return value
+
+    def named(self, name: str, names: Collection[str]) -> str | None:
+        """One of `names`, in any case; None if the field is absent or blank."""
+        text = self.text(name, "", 200).strip()
+        found = next((one for one in names if one.lower() == text.lower()), None)
+        if text and found is None:
+            raise InvalidRequest(f"{name} must be one of {', '.join(names)}, not {forms.shown(text)}.")
+        return found
 
     def flag(self, name: str) -> bool:
         """True or false; false if the field is absent or blank."""

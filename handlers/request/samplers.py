@@ -143,14 +143,15 @@ def find_sampler(
 
 def _sampler(name: str, schedule: str, takes: Collection[str], zero_snr: bool, field: str) -> tuple[Sampler, list[str]]:
     one = NAMES[name]
+    doubts = []
     if not SCHEDULES.get(schedule, {}).keys() <= set(takes):
-        raise InvalidRequest(f"{field} {name} has no {schedule} schedule in diffusers: send {field}={name}.")
+        doubts.append(f"{field} {name} has no {schedule} schedule in diffusers: its own was used.")
+        schedule = AUTOMATIC
     if schedule == AUTOMATIC and not zero_snr and SCHEDULES.get(one.schedule, {}).keys() <= set(takes):
         schedule = one.schedule
     plain = dict.fromkeys(SIGMAS, False) | dict(one.options)
     options = {option: value for option, value in plain.items() if option in takes} | SCHEDULES.get(schedule, {})
     if one.is_exact:
-        return Sampler(one.kind, options, name, schedule), []
-    return Sampler(one.kind, options, name_of(one.kind), schedule), [
-        f"The scheduler {name} is not in diffusers: {name_of(one.kind)} was used, the nearest."
-    ]
+        return Sampler(one.kind, options, name, schedule), doubts
+    doubts.append(f"The scheduler {name} is not in diffusers: {name_of(one.kind)} was used, the nearest.")
+    return Sampler(one.kind, options, name_of(one.kind), schedule), doubts

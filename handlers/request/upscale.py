@@ -10,8 +10,7 @@ from handlers.imaging.files import TooManyPixels
 from handlers.imaging.fitting import middle
 from handlers.imaging.upscaling import LATENTS, enlarge
 from handlers.request import forms
-from handlers.request.fields import GenerationRequest, check_answer, read_output
-from handlers.request.hires import read_upscaler
+from handlers.request.fields import GenerationRequest, check_answer_size, of_image, read_output
 from handlers.request.reader import Reader
 from handlers.wire import UPSCALE
 
@@ -42,7 +41,7 @@ def parse_upscale(fields: forms.Fields, config: HandlerConfig, upscalers: Collec
     """
     read = Reader(fields)
     # 1. the fields
-    upscaler = read_upscaler(read, "upscaler", [name for name in upscalers if name not in LATENTS]) or "Lanczos"
+    upscaler = read.named("upscaler", [name for name in upscalers if name not in LATENTS]) or "Lanczos"
     scale = read.real("scale", 0.0, 0.0, MAX_SCALE, above=True)
     sides = [read.whole(side, None, 1, MAX_SIDE) for side in ("width", "height")]
     values, doubts = read_output(read)
@@ -57,13 +56,9 @@ def parse_upscale(fields: forms.Fields, config: HandlerConfig, upscalers: Collec
             "ask for a smaller one.",
             width * height,
         )
-    check_answer(1, (width, height), values["output_format"], config.max_response_bytes)
+    check_answer_size(1, (width, height), values["output_format"], config.max_response_bytes)
     # 3. of another shape, its middle
     document = replace(document, image=document.image.crop(middle(document.size, (width, height))))
     enlarged = enlarge(document.image, (width, height), upscaler)
-    answer = GenerationRequest(
-        task=UPSCALE, prompt="", negative_prompt="", seed=0, num_outputs=1, num_inference_steps=0, guidance_scale=0.0,
-        eta=0.0, width=0, height=0, answer_size=(width, height), init_image=replace(document, image=enlarged),
-        warnings=(*warnings, *doubts), **values,
-    )  # fmt: skip
+    answer = of_image(UPSCALE, replace(document, image=enlarged), warnings=(*warnings, *doubts), **values)
     return UpscaleRequest(upscaler, document, answer)

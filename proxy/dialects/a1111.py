@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.routing import Route
 
-from proxy.dialects import a1111_extra, a1111_lists, a1111_options, a1111_progress
+from proxy.dialects import a1111_extra, a1111_lists, a1111_options, a1111_progress, auto_photoshop
 from proxy.dialects.a1111_answer import A1111Answer
 from proxy.dialects.a1111_fields import (
     COMMON,
@@ -29,6 +29,7 @@ from proxy.dialects.a1111_fields import (
 from proxy.dialects.a1111_options import FORMAT, MODEL, SKIP, archive_of_title, read_overrides, title_of
 from proxy.dialects.a1111_progress import NAME
 from proxy.dialects.a1111_sizes import read_fit, read_hires
+from proxy.dialects.a1111_styles import add_styles
 from proxy.dialects.forms import native_body, read_fields
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
@@ -64,8 +65,7 @@ class Images:
         if options[SKIP] > 1:  # diffusers counts the layers that are left out
             fields.put("clip_skip", SKIP, str(options[SKIP] - 1))
         # 2. what every task takes
-        for prompt in ("prompt", "negative_prompt"):
-            fields.put(prompt, prompt, fields.text(prompt))
+        styles = add_styles(fields, request.app.state.styles)
         fields.put("num_inference_steps", "steps", str(read_whole(fields, "steps", COMMON["steps"])))
         fields.put("guidance_scale", "cfg_scale", str(read_real(fields, "cfg_scale", COMMON["cfg_scale"])))
         fields.passes("eta", "eta")
@@ -95,6 +95,7 @@ class Images:
         answer = A1111Answer(
             fields.names, {name: value for name, value in fields.native.items() if name not in IMAGES},
             echo(self._kind, sent), fields.warnings, await title_of(request, options[MODEL]), options[SKIP],
+            styles,
         )  # fmt: skip
         return Order(task, archive, *native_body(fields.native), own_id), answer
 
@@ -122,4 +123,5 @@ routes = [
     *a1111_extra.routes,
     *a1111_options.routes,
     *a1111_lists.routes,
+    *auto_photoshop.routes,
 ]

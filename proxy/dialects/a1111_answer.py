@@ -31,6 +31,7 @@ class A1111Answer(NativeAnswer):
         warnings: sentences about what the dialect could not do as asked; the native ones are added.
         model: its title.
         clip_skip: as the web UI counts.
+        styles: the names of those that were added to the prompts.
     """
 
     names: Mapping[str, str] = field()  # without the default that it inherits
@@ -39,6 +40,7 @@ class A1111Answer(NativeAnswer):
     warnings: Sequence[str]
     model: str
     clip_skip: int
+    styles: Sequence[str] = ()
     as_events: bool = False
     _began: str = field(default_factory=lambda: time.strftime(TIMESTAMP))
 
@@ -86,6 +88,6 @@ class A1111Answer(NativeAnswer):
             "seed_resize_from_w": -1, "seed_resize_from_h": -1,
             "denoising_strength": None if strength is None else float(strength),
             "extra_generation_params": {"Warnings": " ".join(warnings)} if warnings else {},
-            "index_of_first_image": 0, "infotexts": texts, "styles": [], "job_timestamp": self._began,
+            "index_of_first_image": 0, "infotexts": texts, "styles": [*self.styles], "job_timestamp": self._began,
             "clip_skip": self.clip_skip, "is_using_inpainting_conditioning": False, "version": "sd-api-server",
         }  # fmt: skip

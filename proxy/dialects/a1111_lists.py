@@ -11,11 +11,11 @@ from starlette.routing import Route
 
 from proxy.bodies import Bodies
 from proxy.dialects.a1111_fields import SCHEDULES
+from proxy.dialects.a1111_styles import Styles
 from proxy.dialects.forms import read_fields
-from proxy.dialects.infotext import text_of, values_of
+from proxy.dialects.infotext import WITH_TEXT, text_of, values_of
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
-from proxy.errors import Failure
 from proxy.generating import main_archive
 from proxy.served import Served
 
@@ -31,7 +31,7 @@ FIXED: Mapping[str, Any] = {
     ],
     "latent-upscale-modes": [{"name": name} for name in LATENT_UPSCALERS],
     "sd-vae": [], "sd-modules": [], "hypernetworks": [], "face-restorers": [], "realesrgan-models": [],
-    "prompt-styles": [], "extensions": [], "script-info": [], "scripts": {"txt2img": [], "img2img": []},
+    "extensions": [], "script-info": [], "scripts": {"txt2img": [], "img2img": []},
     "cmd-flags": {"api": True, "nowebui": True},
 }  # fmt: skip
 CONTROLNET: Mapping[str, Any] = {
@@ -90,6 +90,11 @@ async def upscalers(request: Request) -> list[dict[str, Any]]:
     ]
 
 
+async def styles(request: Request) -> list[dict[str, str]]:
+    found: Styles = request.app.state.styles
+    return found.listing()
+
+
 async def memory(_: Request) -> dict[str, Any]:
     ram = psutil.virtual_memory()
     told = {"free": ram.available, "used": ram.total - ram.available, "total": ram.total}
@@ -98,30 +103,30 @@ async def memory(_: Request) -> dict[str, Any]:
 
 LISTS: Mapping[str, Callable[[Request], Awaitable[Any]]] = {
     "sd-models": models, "samplers": samplers, "loras": loras, "embeddings": embeddings, "upscalers": upscalers,
-    "memory": memory,
+    "prompt-styles": styles, "memory": memory,
 }  # fmt: skip
 
 
-async def show(request: Request) -> Response:
-    name = request.path_params["name"]
-    if name in LISTS:
-        return JSONResponse(await LISTS[name](request))
-    return _fixed(FIXED, name)
+def _route(name: str) -> Route:
+    """The list of a name."""
+
+    async def show(request: Request) -> Response:
+        return JSONResponse(await LISTS[name](request) if name in LISTS else FIXED[name])
+
+    return Route(f"/sdapi/v1/{name}", show, methods=["GET"])
 
 
-async def controlnet(request: Request) -> Response:
+def _controlnet(name: str) -> Route:
     """Empty: no ControlNet is here."""
-    return _fixed(CONTROLNET, request.path_params["name"])
+
+    async def show(_: Request) -> Response:
+        return JSONResponse(CONTROLNET[name])
+
+    return Route(f"/controlnet/{name}", show, methods=["GET"])
 
 
-def _fixed(answers: Mapping[str, Any], name: str) -> Response:
-    if name not in answers:
-        raise Failure(404, f"There is no {name[:100]!r} here: /docs lists every address of the API.")
-    return JSONResponse(answers[name])
-
-
-async def nothing_to_do(request: Request) -> Response:
-    return _fixed(dict.fromkeys(DONE_ALREADY), request.path_params["name"])
+async def nothing_to_do(_: Request) -> Response:
+    return JSONResponse(None)
 
 
 async def png_info(request: Request) -> Response:
@@ -134,21 +139,17 @@ async def png_info(request: Request) -> Response:
             file = base64.b64decode(image.rpartition(",")[2]) if isinstance(image, str) else image
         except ValueError:
             raise Refused(422, "image is not valid base64.", "image") from None
+        if file and not file.startswith(WITH_TEXT):
+            raise Refused(422, "image must be a PNG, JPEG or WebP file, as base64.", "image")
         text = text_of(file)
     return JSONResponse({
         "info": text, "items": {"parameters": text} if text else {}, "parameters": values_of(text) if text else {},
     })  # fmt: skip
 
 
-async def heartbeat(_: Request) -> Response:
-    """Auto-Photoshop looks whether its own part of the server is there."""
-    return JSONResponse({"heartbeat": True})
-
-
 routes = [
     Route("/sdapi/v1/png-info", png_info, methods=["POST"]),
-    Route("/sdapi/auto-photoshop-sd/heartbeat", heartbeat, methods=["GET"]),
-    Route("/sdapi/v1/{name}", show, methods=["GET"]),
-    Route("/sdapi/v1/{name}", nothing_to_do, methods=["POST"]),
-    Route("/controlnet/{name}", controlnet, methods=["GET"]),
+    *map(_route, (*LISTS, *FIXED)),
+    *map(_controlnet, CONTROLNET),
+    *(Route(f"/sdapi/v1/{name}", nothing_to_do, methods=["POST"]) for name in DONE_ALREADY),
 ]

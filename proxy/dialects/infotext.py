@@ -15,14 +15,17 @@ _NEGATIVE = "Negative prompt:"
 _EXIF, _EXIF_IFD, _USER_COMMENT = b"Exif\0\0", 0x8769, 0x9286
 
 
+WITH_TEXT = _PNG, _JPEG, _RIFF = b"\x89PNG", b"\xff\xd8", b"RIFF"  # how files begin that may have such a text
+
+
 def text_of(data: bytes) -> str:
     """The text of a PNG, JPEG or WebP file; empty if it has none, or if the file is damaged."""
     try:
-        if data.startswith(b"\x89PNG"):
+        if data.startswith(_PNG):
             return next(_texts_of_png(data), "")
-        if data.startswith(b"\xff\xd8"):
+        if data.startswith(_JPEG):
             return next(_comments(_segments(data)), "")
-        if data.startswith(b"RIFF"):
+        if data.startswith(_RIFF):
             return next(_comments(_chunks(data)), "")
     except (struct.error, IndexError):
         pass

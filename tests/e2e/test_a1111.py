@@ -124,6 +124,20 @@ def test_an_image_is_enlarged(combined: Running) -> None:
     assert pixels(answer["image"]).shape == (height * 3 // 2, width * 3 // 2, 3) and not answer["html_info"]
 
 
+def test_images_are_enlarged_together(combined: Running) -> None:
+    alone = ask(combined, "/sdapi/v1/extra-single-image", {"image": IMAGE, "upscaling_resize": 2})["image"]
+    sent = {"imageList": [{"data": IMAGE, "name": "one"}] * 2, "upscaling_resize": 2}
+    assert ask(combined, "/sdapi/v1/extra-batch-images", sent) == {"html_info": "", "images": [alone, alone]}
+
+
+def test_auto_photoshop_grows_its_masks(combined: Running) -> None:
+    mask = Image.new("RGB", (64, 48))
+    mask.paste("white", (30, 20, 34, 24))
+    sent = {"mask": b64(mask), "mask_expansion": 3, "blur": 0}
+    grown = pixels(ask(combined, "/sdapi/auto-photoshop-sd/mask/expansion/", sent)["mask"])
+    assert (grown[17:27, 27:37] == 255).all() and grown.sum() == 10 * 10 * 3 * 255
+
+
 def test_the_visible_part_of_a_mask_is_replaced(combined: Running) -> None:
     mask = Image.new("RGBA", (64, 64))
     mask.paste((0, 0, 0, 255), (0, 0, 32, 64))

@@ -95,10 +95,16 @@ def test_what_diffusers_has_not_is_generated_with_the_nearest_and_named(kinds: d
     assert warning.startswith("The scheduler DPM++ 2S a is not in diffusers: DPMSolverSinglestepScheduler was used")
 
 
+def test_a_schedule_that_a_sampler_lacks_is_named(kinds: dict[str, frozenset[str]]) -> None:
+    assert find_sampler("Euler a Karras", kinds) == (
+        find_sampler("Euler a", kinds)[0],
+        ["scheduler Euler a has no Karras schedule in diffusers: its own was used."],
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("Euler a Karras", "scheduler Euler a has no Karras schedule in diffusers: send scheduler=Euler a."),
         ("Euler b", "not 'Euler b': the nearest are Euler"),
         ("DPM++ 4M", "the nearest are DPM++ 2M"),
         ("steam engine", "not 'steam engine': these are there: Euler, Euler a, "),

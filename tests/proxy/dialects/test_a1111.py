@@ -118,8 +118,9 @@ async def test_what_has_no_effect_is_named() -> None:
         answer = await http.post(TXT2IMG, json=sent)
     told = json.loads(answer.json()["info"])["extra_generation_params"]["Warnings"]
     assert told == (
-        "override_settings.sd_vae, override_settings.img2img_color_correction have no effect here. restore_faces, "
-        "tiling, styles, seed_resize_from_w, infotext have no effect here. "
+        "override_settings.sd_vae, override_settings.img2img_color_correction have no effect here. "
+        "styles: 'ink' not found in the server's styles.csv. "
+        "restore_faces, tiling, seed_resize_from_w, infotext have no effect here. "
         "strength is odd: see steps."
     )
 
@@ -170,7 +171,9 @@ async def test_other_addresses_fail_in_the_same_form() -> None:
             answer = await http.get(path)
             assert answer.status_code == 404 and answer.json()["detail"].startswith("There is no ")
         answer = await http.post("/sdapi/v1/interrogate", json={})
-        assert answer.status_code == 404 and answer.json()["detail"].startswith("There is no 'interrogate' here")
+        assert answer.status_code == 404 and "/sdapi/v1/interrogate" in answer.json()["detail"]
+        answer = await http.get(TXT2IMG)
+        assert answer.status_code == 405 and answer.json()["detail"] == f"{TXT2IMG} takes POST, not GET."
 
 
 async def test_a_request_can_be_a_job() -> None:

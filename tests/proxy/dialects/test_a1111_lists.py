@@ -12,7 +12,7 @@ from PIL import Image
 from handlers.imaging.output import SideData, encode
 from handlers.request import samplers
 from proxy.dialects import a1111_fields
-from tests.support.dialects import Described, talking
+from tests.support.dialects import DATA, Described, result, talking
 from tests.support.torchserve import client
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +54,30 @@ async def test_lists() -> None:
         assert (await get(http, "cmd-flags"))["api"] is True
         assert (await http.get("/controlnet/model_list")).json() == {"model_list": []}
         assert (await http.get("/sdapi/auto-photoshop-sd/heartbeat")).json() == {"heartbeat": True}
+
+
+async def test_a_mask_is_grown() -> None:
+    path = "/sdapi/auto-photoshop-sd/mask/expansion/"
+    async with talking() as (http, served):
+        answer = await http.post(path, json={"mask": DATA, "mask_expansion": "4", "blur": 2.0})
+        assert answer.json() == {"mask": DATA}
+        fields = {"mask_image": DATA, "mask_mode": "alpha_or_luminance", "mask_grow": "4", "mask_blur": "2"}
+        assert served.asked == [("mask", fields)]
+        answer = await http.post(path, json={"mask_expansion": 4})
+        assert answer.status_code == 422 and answer.json()["detail"].startswith("mask is missing")
+
+
+async def test_images_are_enlarged_one_after_the_other() -> None:
+    path = "/sdapi/v1/extra-batch-images"
+    async with talking(result(warnings=("Doubtful.",))) as (http, served):
+        sent = {"imageList": [{"data": DATA, "name": "a.png"}, {"data": f"data:image/png;base64,{DATA}", "name": "b"}]}
+        answer = (await http.post(path, json=sent | {"upscaling_resize": 3, "upscaler_1": "Nearest"})).json()
+        assert answer == {"html_info": "Doubtful.", "images": [DATA, DATA]}
+        common = {"scale": "3.0", "upscaler": "Nearest"}
+        assert served.asked == [("upscale", common | {"init_image": one["data"]}) for one in sent["imageList"]]
+        for wrong in ({}, {"imageList": [DATA]}, {"imageList": [{"name": "a"}]}, {"imageList": [{"data": "x"}] * 101}):
+            answer = await http.post(path, json=wrong)
+            assert answer.status_code == 422 and answer.json()["detail"].startswith("imageList ")
 
 
 def test_every_schedule_is_one_of_the_servers() -> None:
@@ -124,9 +148,13 @@ async def test_png_info() -> None:
             told = (await http.post("/sdapi/v1/png-info", json={"image": image})).json()
             assert told["info"] == text and told["items"] == {"parameters": text}
             assert (told["parameters"]["Seed"], told["parameters"]["Size-2"]) == ("3", "32")
-        for image in ("", base64.b64encode(b"\xff\xd8").decode(), "QUJD"):
+        for image in ("", base64.b64encode(b"\xff\xd8").decode()):
             told = (await http.post("/sdapi/v1/png-info", json={"image": image})).json()
             assert told == {"info": "", "items": {}, "parameters": {}}
-        for image, sentence in ((["QUJD"], "image must be an image"), ("A", "image is not valid base64")):
+        for image, sentence in (
+            ("QUJD", "image must be a PNG, JPEG or WebP"),
+            (["QUJD"], "image must be an image"),
+            ("A", "image is not valid base64"),
+        ):
             answer = await http.post("/sdapi/v1/png-info", json={"image": image})
             assert answer.status_code == 422 and sentence in answer.json()["detail"]
