@@ -45,6 +45,7 @@ SHARED = (
     "allow_pickle",
     "lora_dir",
     "embeddings_dir",
+    "controlnets_dir",
     "upscalers_dir",
 )  # settings that all models share with the main one
 

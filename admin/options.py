@@ -27,6 +27,7 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embeddings-dir", default="", help="the folder of the embeddings that prompts may name (default: embeddings)"
     )
+    parser.add_argument("--controlnets-dir", default="", help="the folder of ControlNets' files (default: controlnets)")
     parser.add_argument(
         "--upscalers-dir", default="", help="the folder of upscalers' files, such as ESRGAN (default: upscalers)"
     )
@@ -65,6 +66,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         "vae": _absolute(options.vae),
         "lora_dir": _folder(options.lora_dir),
         "embeddings_dir": _folder(options.embeddings_dir),
+        "controlnets_dir": _folder(options.controlnets_dir),
         "upscalers_dir": _folder(options.upscalers_dir),
         "lora": "\n".join(f"{file}={scale:g}" for file, scale in loras("\n".join(options.lora))),
     }

@@ -36,6 +36,7 @@ class HandlerConfig:
     embeddings_dir: str = _key(
         "", "The folder of the embeddings (textual inversion) that prompts may name; without it, `embeddings`."
     )
+    controlnets_dir: str = _key("", "The folder of the ControlNets' files; without it, `controlnets`.")
     upscalers_dir: str = _key("", "The folder of the upscalers' files; without it, `upscalers`.")
     safety_checker: bool = _key(True, "Whether the model's safety checker is used.")
     allow_pickle: bool = _key(False, "Whether pickled weights are loaded, which can run any program.")

@@ -64,6 +64,11 @@ class Installation:
         return self.user_folder / "embeddings"
 
     @property
+    def controlnets(self) -> Path:
+        """The ControlNets' files, in the user's folder."""
+        return self.user_folder / "controlnets"
+
+    @property
     def upscalers(self) -> Path:
         """The upscalers' files, in the user's folder."""
         return self.user_folder / "upscalers"

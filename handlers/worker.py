@@ -30,7 +30,8 @@ from handlers.forward.weights import Weights
 from handlers.hardware.device import choose_channels_last, choose_device, choose_dtype
 from handlers.hardware.memory import Memory
 from handlers.installation import Installation
-from handlers.pipelines import embeddings, loras
+from handlers.pipelines import controlnets, embeddings, loras
+from handlers.pipelines.controlnets import ControlNets
 from handlers.pipelines.hub import fetch
 from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
 from handlers.pipelines.named_files import NamedFiles
@@ -116,6 +117,9 @@ class Worker:
                     NamedFiles(Path(config.upscalers_dir or installed.upscalers), suffixes(config.allow_pickle)),
                     device, config.max_image_pixels,
                 ),
+                controlnets=ControlNets(
+                    NamedFiles(Path(config.controlnets_dir or installed.controlnets), controlnets.SUFFIXES)
+                ),
             ),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
@@ -168,6 +172,7 @@ class Worker:
             "samplers": names_for(served.schedulers),
             "loras": [*served.loras.files.all()],
             "embeddings": [*served.embeddings.files.all()],
+            "controlnets": self.shared.controlnets.names(),
             "upscalers": self.shared.upscalers.usable(),
             "defaults": asdict(served.defaults),
             "limits": {name: getattr(self.config, name) for name in LIMITS},

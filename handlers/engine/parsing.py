@@ -111,23 +111,26 @@ def parse(
             document, file = asked.document, upscalers.file(asked.upscaler)
             whole = (0, 0, *document.size)
             return ParsedImage(asked.answer, (file, model_image(document, whole, document.size)) if file else None)
-        request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers, names)
-        parsed = _pass(request, served.pipeline, served)
+        nets = shared.controlnets.names() if "controlnet" in fields else ()
+        request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers, names, nets)
+        parsed = _pass(request, served.pipeline, served, shared)
         if request.hires is None:
             return parsed
         parsed = replace(parsed, upscaler=upscalers.file(request.hires.upscaler))
-        return _with_second_pass(parsed, request.hires, served)
+        return _with_second_pass(parsed, request.hires, served, shared)
 
 
-def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline) -> Parsed:
+def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline, shared: Shared) -> Parsed:
     prompts = Prompts(request.prompt, request.negative_prompt, served.embeddings)
     loras, doubts = served.loras.choose(prompts.loras)
     request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
+    if request.control:
+        pipeline = shared.controlnets.guided(pipeline, request.control.net)
     crops = [pipeline_arguments(request, pipeline, crop) for crop in request.crops]
     return Parsed(request, pipeline, prompts, partial(served.loras.lend, loras), crops)
 
 
-def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline) -> Parsed:
+def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline, shared: Shared) -> Parsed:
     """The first pass without what is for the final image alone, and with the second one."""
     request = replace(
         first.request, task="img2img", crops=(hires.crop,), hires=None, warnings=(), strength=hires.strength,
@@ -135,7 +138,7 @@ def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline) -> Pa
         num_inference_steps=hires.num_inference_steps, sampler=hires.sampler,
     )  # fmt: skip
     try:
-        second = _pass(request, served.img2img, served)
+        second = _pass(request, served.img2img, served, shared)
     except InvalidRequest as error:  # the first pass was taken
         raise InvalidRequest(f"In hires_prompt or hires_negative_prompt: {error}") from None
     pipeline = copy.copy(first.pipeline)

@@ -12,6 +12,7 @@ from handlers.engine.finishing import Provenance
 from handlers.engine.large_images import LargeImages
 from handlers.engine.timings import Timings
 from handlers.hardware.memory import Memory
+from handlers.pipelines.controlnets import ControlNets
 from handlers.pipelines.named_files import NO_FILES
 from handlers.pipelines.upscalers import Upscalers
 
@@ -26,7 +27,7 @@ class Shared:
         timings: told how long parsing and encoding take.
         clock: seconds since the epoch, as deadlines are.
         provenance: what an answer's file says about its origin.
-        upscalers: those that requests may name.
+        upscalers, controlnets: those that requests may name.
     """
 
     config: HandlerConfig
@@ -36,4 +37,5 @@ class Shared:
     clock: Callable[[], float] = time.time
     provenance: Provenance = field(default_factory=Provenance)
     upscalers: Upscalers = field(default_factory=lambda: Upscalers(NO_FILES, torch.device("cpu"), 0))
+    controlnets: ControlNets = field(default_factory=ControlNets)
     large: LargeImages = field(default_factory=lambda: LargeImages(HandlerConfig.max_open_pixels))

@@ -1,4 +1,4 @@
-"""A folder of files that requests use by their stems: LoRAs, embeddings, or upscalers. Imports no torch."""
+"""A folder of files that requests use by name: LoRAs, embeddings, ControlNets, upscalers. Imports no torch."""
 
 import contextlib
 import difflib
@@ -6,6 +6,8 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+SHARED_STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class NamedFile:
 class NamedFiles:
     """The files of a folder and of the folders in it, by their stems. It is looked at each time, so it may change.
 
+    Files of repositories in diffusers' layout, which all have the same name, are known by their folders'.
+
     Args:
         folder: which need not exist; None for no files.
         suffixes: of the files that count, with their dots.
@@ -35,13 +39,17 @@ class NamedFiles:
         found: dict[str, NamedFile] = {}
         if self.folder is None:
             return found
-        for path in sorted(self.folder.rglob("*"), key=lambda path: (path.stem.lower(), path)):
-            if path.suffix.lower() in self.suffixes and path.stem not in found:
+        for path in sorted(self.folder.rglob("*"), key=lambda path: (_name(path).lower(), path)):
+            if path.suffix.lower() in self.suffixes and _name(path) not in found:
                 with contextlib.suppress(OSError):  # it has gone meanwhile
                     state = path.stat()
                     if stat.S_ISREG(state.st_mode):
-                        found[path.stem] = NamedFile(path.stem, path, state.st_mtime_ns, state.st_size)
+                        found[_name(path)] = NamedFile(_name(path), path, state.st_mtime_ns, state.st_size)
         return found
+
+
+def _name(path: Path) -> str:
+    return path.parent.name if path.stem in SHARED_STEMS else path.stem
 
 
 NO_FILES = NamedFiles()

@@ -16,6 +16,7 @@ from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import ModelSizes
 from handlers.imaging.upscaling import UPSCALERS
 from handlers.request import forms
+from handlers.request.control import Control, read_control
 from handlers.request.hires import FIELDS as HIRES_FIELDS
 from handlers.request.hires import Hires, read_hires
 from handlers.request.images import read_init_image, read_masked_image
@@ -61,6 +62,7 @@ class GenerationRequest:
         width, height: of the largest crop or pass, as the model generates it.
         crops: one for a whole image; none for a mask that selects nothing.
         hires: the second pass of a txt2img image; `crops` is that of its first one.
+        control: what guides the generation, in both passes.
         sampler: the scheduler to generate with; None for the model's own.
         clip_skip: how many last layers of the text encoder are left out, as diffusers counts; None for the model's own.
         mask_image: greyscale, the init image's size, above 0 = replace; grown and blurred already.
@@ -81,6 +83,7 @@ class GenerationRequest:
     answer_size: tuple[int, int]
     crops: tuple[Crop, ...] = ()
     hires: Hires | None = None
+    control: Control | None = None
     strength: float = 1.0
     sampler: Sampler | None = None
     clip_skip: int | None = None
@@ -122,12 +125,14 @@ def parse_request(
     defaults: ModelDefaults,
     schedulers: Mapping[str, Collection[str]] = MappingProxyType({}),
     upscalers: Collection[str] = UPSCALERS,
+    controlnets: Collection[str] = (),
 ) -> GenerationRequest:
     """Checks every field against the contract and decodes the images.
 
     Args:
         schedulers: the classes that the field `scheduler` may mean, each with the options that it takes.
         upscalers: the names that the field `hires_upscaler` may have.
+        controlnets: those that the field `controlnet` may have.
 
     Raises InvalidRequest or TooLarge with a sentence that names the field and what it may be.
     """
@@ -171,7 +176,8 @@ def parse_request(
             values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         else:
             values |= read_masked_image(read, config, sizes, values["strength"])
-    values["warnings"] = (*values.get("warnings", ()), *warnings)
+    values["control"], doubts = read_control(read, config, controlnets, values.get("init_image"))
+    values["warnings"] = (*values.get("warnings", ()), *warnings, *doubts)
     # 4. the answer's size against its limits
     check_answer_size(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)
     crops = [*values["crops"], *([hires.crop] if (hires := values.get("hires")) else [])]

@@ -8,13 +8,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.routing import Route
 
-from proxy.dialects import a1111_extra, a1111_lists, a1111_options, a1111_progress, auto_photoshop
+from proxy.dialects import a1111_extra, a1111_lists, a1111_options, a1111_progress, a1111_scripts, auto_photoshop
 from proxy.dialects.a1111_answer import A1111Answer
 from proxy.dialects.a1111_fields import (
     COMMON,
     FORMATS,
     asked,
-    check_scripts,
     drop_mask,
     echo,
     is_on,
@@ -28,6 +27,7 @@ from proxy.dialects.a1111_fields import (
 )
 from proxy.dialects.a1111_options import FORMAT, MODEL, SKIP, archive_of_title, read_overrides, title_of
 from proxy.dialects.a1111_progress import NAME
+from proxy.dialects.a1111_scripts import read_scripts
 from proxy.dialects.a1111_sizes import read_fit, read_hires
 from proxy.dialects.a1111_styles import add_styles
 from proxy.dialects.forms import native_body, read_fields
@@ -36,7 +36,7 @@ from proxy.dialects.translation import Translation
 from proxy.generating import Generate, Order, main_archive
 
 MAX_NAME = 128  # characters of a `force_task_id`
-IMAGES = ("init_image", "mask_image")  # native fields that an answer has no use for
+IMAGES = ("init_image", "mask_image", "control_image")  # native fields that an answer has no use for
 
 
 class Images:
@@ -59,7 +59,7 @@ class Images:
         sent = read_fields(body, request.headers.get("content-type", ""))
         fields = asked(self._kind, sent)
         # 1. the model and other options
-        check_scripts(fields)
+        read_scripts(fields)
         options = read_overrides(request, fields)
         fields.native["output_format"] = FORMATS[options[FORMAT]]
         if options[SKIP] > 1:  # diffusers counts the layers that are left out
@@ -123,5 +123,6 @@ routes = [
     *a1111_extra.routes,
     *a1111_options.routes,
     *a1111_lists.routes,
+    *a1111_scripts.routes,
     *auto_photoshop.routes,
 ]

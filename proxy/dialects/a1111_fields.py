@@ -204,28 +204,3 @@ def read_strength(fields: Translation, native: str, steps: int) -> float:
         strength = min(1.0, round(1 / steps + 1e-6, 7))
     fields.put(native, "denoising_strength", str(strength))
     return strength
-
-
-def check_scripts(fields: Translation) -> None:
-    """Raises Refused 422 for a script that is to do something: none is here."""
-    name = fields.text("script_name")
-    if name.lower() not in NONE:
-        raise Refused(422, f"Script {name[:100]!r} not found: there are no scripts here, leave out script_name.")
-    scripts = fields.take("alwayson_scripts", {})
-    if not isinstance(scripts, dict):
-        raise Refused(422, "alwayson_scripts must be an object.")
-    for script, told in [*scripts.items(), ("ControlNet", {"args": fields.take("controlnet_units", [])})]:
-        arguments = told.get("args", []) if isinstance(told, dict) else told
-        if _does_something(arguments):
-            raise Refused(
-                422, f"alwayson_scripts: {script[:100]!r} is not possible here: leave it out, or send it without args."
-            )
-
-
-def _does_something(arguments: Any) -> bool:
-    """Whether a script's arguments switch it on: extensions begin with a switch, ControlNet's units have one each."""
-    if not isinstance(arguments, list):
-        return bool(arguments)
-    if arguments[:1] == [False]:
-        return False
-    return any(is_on(one.get("enabled", True)) if isinstance(one, dict) else one for one in arguments)

@@ -34,10 +34,6 @@ FIXED: Mapping[str, Any] = {
     "extensions": [], "script-info": [], "scripts": {"txt2img": [], "img2img": []},
     "cmd-flags": {"api": True, "nowebui": True},
 }  # fmt: skip
-CONTROLNET: Mapping[str, Any] = {
-    "model_list": {"model_list": []}, "module_list": {"module_list": [], "module_detail": {}},
-    "control_types": {"control_types": {}},
-}  # fmt: skip
 # the server looks at its folders with each request, and loads and unloads models itself
 DONE_ALREADY = (
     "refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings", "unload-checkpoint",
@@ -116,15 +112,6 @@ def _route(name: str) -> Route:
     return Route(f"/sdapi/v1/{name}", show, methods=["GET"])
 
 
-def _controlnet(name: str) -> Route:
-    """Empty: no ControlNet is here."""
-
-    async def show(_: Request) -> Response:
-        return JSONResponse(CONTROLNET[name])
-
-    return Route(f"/controlnet/{name}", show, methods=["GET"])
-
-
 async def nothing_to_do(_: Request) -> Response:
     return JSONResponse(None)
 
@@ -150,6 +137,5 @@ async def png_info(request: Request) -> Response:
 routes = [
     Route("/sdapi/v1/png-info", png_info, methods=["POST"]),
     *map(_route, (*LISTS, *FIXED)),
-    *map(_controlnet, CONTROLNET),
     *(Route(f"/sdapi/v1/{name}", nothing_to_do, methods=["POST"]) for name in DONE_ALREADY),
 ]

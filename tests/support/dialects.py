@@ -18,7 +18,8 @@ DATA = base64.b64encode(FILE).decode()
 MODEL = {
     "model": "tiny", "tasks": ["txt2img", "img2img", "masking"], "defaults": {"num_inference_steps": 20},
     "limits": {"min_size": 64, "max_size": 1024}, "samplers": ["Euler a", "DPM++ 2M"], "loras": ["ink"],
-    "embeddings": ["bad"], "upscalers": ["None", "Lanczos", "Nearest", "Latent", "photo_x4"],
+    "embeddings": ["bad"], "controlnets": ["edges"],
+    "upscalers": ["None", "Lanczos", "Nearest", "Latent", "photo_x4"],
 }  # fmt: skip
 NOTHING = Result(b'{"models": []}').line()
 DESCRIPTION = Result(json.dumps({"models": [MODEL]}).encode()).line()

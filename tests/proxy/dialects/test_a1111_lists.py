@@ -52,7 +52,6 @@ async def test_lists() -> None:
         ram = (await get(http, "memory"))["ram"]
         assert ram["total"] == ram["free"] + ram["used"] > 0
         assert (await get(http, "cmd-flags"))["api"] is True
-        assert (await http.get("/controlnet/model_list")).json() == {"model_list": []}
         assert (await http.get("/sdapi/auto-photoshop-sd/heartbeat")).json() == {"heartbeat": True}
 
 

@@ -1,0 +1,121 @@
+"""ControlNets in requests to a handler: as the stock pipelines alone use them, and beside other requests."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from safetensors.torch import load_file, save_file
+
+from handlers.stable_diffusion import CombinedHandler
+from tests.support import jobs, tiny_models
+from tests.support.frontend import Context, Frontend
+from tests.support.samples import b64, decode, sample_image
+
+CONTROL = sample_image(64, 64)
+STOCK = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}
+
+
+def make_net(model: Path, folder: Path) -> ControlNetModel:
+    """A ControlNet of random weights for a model, in diffusers' layout; a trained one's last layers are not zero."""
+    torch.manual_seed(1)
+    net = ControlNetModel.from_unet(jobs.load(model)["txt2img"].unet)
+    for weight in net.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.3)
+    net.save_pretrained(folder)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("controlnets")
+    make_net(tiny_model, folder / "edges")
+    weights = load_file(folder / "edges" / "diffusion_pytorch_model.safetensors")
+    save_file(weights, folder / "alone.safetensors")
+    make_net(tiny_models.save("sdxl", folder.with_name("sdxl")), folder / "large")
+    (folder / "damaged.safetensors").write_bytes(b"no model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def handler(tiny_model: Path, folder: Path) -> CombinedHandler:
+    handler = CombinedHandler()
+    handler.initialize(Context(model=str(tiny_model), controlnets_dir=str(folder), max_batch_rows=16))
+    return handler
+
+
+def fields(task: str, **changed: Any) -> dict[str, Any]:
+    images: dict[str, Any] = {} if task == "txt2img" else {"init_image": b64(sample_image(64, 64)), "strength": 0.5}
+    if task == "masking":
+        images["mask_image"] = b64(sample_image(64, 64).convert("L").point([0] * 128 + [255] * 128))
+    common = {"prompt": "a house", "seed": 3, "num_inference_steps": 4, "controlnet": "edges", "control_scale": 0.7}
+    return {**common, **images, "control_image": b64(CONTROL), **changed}
+
+
+def sent(frontend: Frontend, task: str, **changed: Any) -> dict[str, Any]:
+    name = frontend.send(task, **fields(task, **changed))
+    frontend.run()
+    return dict(frontend.messages(name)[-1])
+
+
+def image(answer: dict[str, Any]) -> np.ndarray:
+    return np.asarray(decode(answer["result"]["images"][0]), dtype=int)
+
+
+@pytest.mark.parametrize("task", ["txt2img", "img2img"])
+def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
+    frontend: Frontend, tiny_model: Path, folder: Path, task: str
+) -> None:
+    plain = jobs.load(tiny_model)[task]
+    kind = getattr(diffusers, f"StableDiffusionControlNet{STOCK[task]}Pipeline")
+    net = ControlNetModel.from_pretrained(folder / "edges")
+    pipeline = kind(**plain.components, controlnet=net, requires_safety_checker=False)
+    images = {"image": CONTROL} if task == "txt2img" else {"image": sample_image(64, 64), "control_image": CONTROL}
+    options = {"strength": 0.5} if task == "img2img" else {"width": 64, "height": 64}
+    with torch.no_grad():
+        expected = pipeline(
+            "a house", **images, **options, num_inference_steps=4, guidance_scale=7.5,
+            controlnet_conditioning_scale=0.7, generator=torch.Generator().manual_seed(3),
+        ).images[0]  # fmt: skip
+    made = image(sent(frontend, task))
+    assert np.array_equal(made, np.asarray(expected, dtype=int))
+    assert not np.array_equal(made, image(sent(frontend, task, controlnet="")))
+
+
+@pytest.mark.parametrize("task", STOCK)
+def test_beside_other_requests_it_is_nearly_the_same(frontend: Frontend, task: str) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"control_end": 0.5}, {"seed": 8}, {"controlnet": "", "seed": 9}]
+    alone = [image(sent(frontend, task, **kind)) for kind in kinds]
+    before = frontend.handler.worker.batcher.activity.merged_forwards
+    with frontend.engine_held():
+        names = [frontend.send(task, **fields(task, **kind)) for kind in kinds]
+    frontend.run()
+    for name, expected in zip(names, alone, strict=True):
+        assert np.abs(image(frontend.messages(name)[-1]) - expected).max() <= 2
+    assert frontend.handler.worker.batcher.activity.merged_forwards > before
+
+
+def test_a_file_alone_is_the_same_as_a_repositorys_folder(frontend: Frontend) -> None:
+    assert frontend.handler.worker.describe(0)["models"][0]["controlnets"] == ["alone", "damaged", "edges", "large"]
+    assert np.array_equal(image(sent(frontend, "txt2img", controlnet="Alone")), image(sent(frontend, "txt2img")))
+
+
+def test_the_init_image_guides_where_there_is_no_other(frontend: Frontend) -> None:
+    init = image(sent(frontend, "img2img", control_image=""))
+    assert np.array_equal(init, image(sent(frontend, "img2img", control_image=b64(sample_image(64, 64)))))
+
+
+def test_both_passes_are_guided(frontend: Frontend) -> None:
+    second = {"hires_upscaler": "Lanczos", "hires_width": 128, "hires_height": 128, "hires_strength": 0.5}
+    made = sent(frontend, "txt2img", **second)
+    assert image(made).shape == (128, 128, 3) and "error" not in made
+
+
+@pytest.mark.parametrize("net", ["large", "damaged"])
+def test_one_of_another_kind_or_none_is_refused(frontend: Frontend, net: str) -> None:
+    error = sent(frontend, "txt2img", controlnet=net)["error"]
+    assert error["status"] == 400 and f"{net} is not a ControlNet for this kind of model" in error["message"]
