@@ -41,7 +41,8 @@ async def test_what_it_cannot_do_is_named() -> None:
     answer, _ = await ask(UNIT | {"control_mode": "ControlNet is more important", "effective_region_mask": DATA})
     told = json.loads(answer.json()["info"])["extra_generation_params"]["Warnings"]
     assert told == (
-        "ControlNet's control_mode was balanced, the only one here. ControlNet's effective_region_mask has no effect here."
+        "ControlNet's control_mode was balanced, the only one here. "
+        "ControlNet's effective_region_mask has no effect here."
     )
 
 
