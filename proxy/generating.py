@@ -27,6 +27,8 @@ from proxy.shutdown import Drain
 from proxy.streaming import Answer, Generated, NativeAnswer, wants_events
 from proxy.upstream import Upstream
 
+MAX_JOINED_BYTES = 268_435_456  # of the answer to several orders
+
 
 @dataclass(frozen=True)
 class Order:
@@ -202,10 +204,12 @@ async def generation(
     for one in (order, *order.others):
         async with aclosing(_generation(request, one, wants_progress, deadline)) as events:
             async for event in events:
-                if isinstance(event, Result):
-                    results.append(event)
-                else:
+                if not isinstance(event, Result):
                     yield event
+                    continue
+                results.append(event)
+                if sum(len(result.body) for result in results) > MAX_JOINED_BYTES:
+                    raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
     yield Result.joined(results) if order.others else results[0]
 
 
