@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import anyio
@@ -192,31 +192,17 @@ def _comparable(request: Request, body: bytes) -> bytes:
     return address + b"\n" + (body.replace(b"--" + boundary, b"--") if boundary else body)
 
 
-async def generation(
+def generation(
     request: Request, order: Order, wants_progress: bool, deadline: float
 ) -> AsyncGenerator[Queued | Progress | Result, None]:
-    """What an order and its `others` tell, one after the other. Closing it cancels the request.
+    """What an order's generation tells, which begins when it is the client's turn. Closing it cancels the request.
 
     Args:
         deadline: when the client stops waiting, in seconds since the epoch.
     """
-    results = []
-    for one in (order, *order.others):
-        async with aclosing(_generation(request, one, wants_progress, deadline)) as events:
-            async for event in events:
-                if not isinstance(event, Result):
-                    yield event
-                    continue
-                results.append(event)
-                if sum(len(result.body) for result in results) > MAX_JOINED_BYTES:
-                    raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
-    yield Result.joined(results) if order.others else results[0]
-
-
-def _generation(
-    request: Request, order: Order, wants_progress: bool, deadline: float
-) -> AsyncGenerator[Queued | Progress | Result, None]:
-    """What one order's generation tells, which begins when it is the client's turn."""
+    if order.others:
+        orders = (replace(order, others=()), *order.others)
+        return _joined([generation(request, one, wants_progress, deadline) for one in orders])
     loading: Loading = request.app.state.loading
     admission: Admission = request.app.state.admission
     head = RequestHead(
@@ -228,6 +214,23 @@ def _generation(
     )
     events = loading.generate(order.archive, head, order.body)
     return admission.generate(order.archive, request.state.client, events)
+
+
+async def _joined(
+    generations: Sequence[AsyncGenerator[Queued | Progress | Result, None]],
+) -> AsyncGenerator[Queued | Progress | Result, None]:
+    """What several generations tell, one after the other, with one result."""
+    results: list[Result] = []
+    for generation in generations:
+        async with aclosing(generation) as events:
+            async for event in events:
+                if not isinstance(event, Result):
+                    yield event
+                    continue
+                results.append(event)
+                if sum(len(result.body) for result in results) > MAX_JOINED_BYTES:
+                    raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
+    yield Result.joined(results)
 
 
 def main_archive(request: Request, task: str) -> str:
