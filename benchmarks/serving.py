@@ -7,7 +7,7 @@ servers the same settings of malloc. All get the same requests, and the peers ar
 Prompts are new in each request, but for a few of the mixed list, so nobody profits from having encoded one before.
 A peer that is missing or fails is said so.
 
-It takes about ten minutes on two cores, with `--full` forty.
+It takes about a quarter of an hour on two cores, with `--full` forty.
 """
 
 import argparse
@@ -67,9 +67,9 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
                 for clients in ((1, 2, 4, 8, 16) if full else (1, 4, 8))
             }
             memory.take("after the closed loops")
-            requests = mixed(48 if full else 16)
+            requests = mixed(48 if full else 12)
             rate = capacity(ours, requests)
-            for share in (0.5, 0.8, 1.0, 1.2) if full else (0.8, 1.2):
+            for share in (0.5, 0.8, 1.0, 1.2) if full else (0.8,):
                 arriving(contenders, requests, share, rate)
                 memory.take(f"at {share:.1f}")
             memory.show()
@@ -115,10 +115,10 @@ def openvino(model: Path, threads: int, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--full", action="store_true", help="more rounds, client counts, loads and starts")
-    parser.add_argument("--rounds", type=int, help="how often each pair is measured (default: 4, with --full 12)")
+    parser.add_argument("--rounds", type=int, help="how often each pair is measured (default: 3, with --full 12)")
     parser.add_argument("--plot", type=Path, default=HOME / "docs" / "throughput.svg", help="default: %(default)s")
     options = parser.parse_args()
-    options.rounds = options.rounds or (12 if options.full else 4)
+    options.rounds = options.rounds or (12 if options.full else 3)
     # an orderly end on SIGTERM too, so that every server ends
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="sd-bench-"))

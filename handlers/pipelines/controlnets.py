@@ -44,7 +44,9 @@ class ControlNets:
         if kind is None:
             raise InvalidRequest("controlnet is not possible with this model: diffusers has no pipeline for both.")
         parts = {**pipeline.config, **pipeline.components, "controlnet": self._net(name, pipeline.unet)}
-        return kind(**{name: parts[name] for name in signature(kind.__init__).parameters if name in parts})
+        guided = kind(**{name: parts[name] for name in signature(kind.__init__).parameters if name in parts})
+        guided.set_progress_bar_config(**pipeline._progress_bar_config)
+        return guided
 
     def _net(self, name: str, unet: Any) -> Any:
         file = self._files.all().get(name)

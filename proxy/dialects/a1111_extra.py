@@ -86,7 +86,7 @@ class Extra:
         images = _read_batch(fields) if self._is_batch else [fields.picture("image")]
         if not images or images[0] is None:
             name = "imageList" if self._is_batch else "image"
-            raise Refused(422, f"{name} is missing: send what is to be enlarged as base64.", name)
+            raise Refused(422, f"{name} is missing: send {'images' if self._is_batch else 'it'} as base64.", name)
         fields.names["init_image"] = "imageList" if self._is_batch else "image"
         _read_size(fields)
         if (upscaler := fields.text("upscaler_1")).lower() not in NONE:

@@ -1,10 +1,12 @@
 """What clients of AUTOMATIC1111's web UI ask a server for at their start: lists of models, samplers and the like."""
 
 import base64
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import psutil
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -103,13 +105,9 @@ LISTS: Mapping[str, Callable[[Request], Awaitable[Any]]] = {
 }  # fmt: skip
 
 
-def _route(name: str) -> Route:
-    """The list of a name."""
-
-    async def show(request: Request) -> Response:
-        return JSONResponse(await LISTS[name](request) if name in LISTS else FIXED[name])
-
-    return Route(f"/sdapi/v1/{name}", show, methods=["GET"])
+async def show(request: Request) -> Response:
+    name = request.path_params["name"]
+    return JSONResponse(await LISTS[name](request) if name in LISTS else FIXED[name])
 
 
 async def nothing_to_do(_: Request) -> Response:
@@ -134,8 +132,24 @@ async def png_info(request: Request) -> Response:
     })  # fmt: skip
 
 
+class OneOf(Convertor[str]):
+    """One of some names in a path, so that others are a 404, and other methods of a path a 405."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.regex = "|".join(map(re.escape, names))
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("a1111_list", OneOf((*LISTS, *FIXED)))
+register_url_convertor("a1111_done", OneOf(DONE_ALREADY))
+
 routes = [
     Route("/sdapi/v1/png-info", png_info, methods=["POST"]),
-    *map(_route, (*LISTS, *FIXED)),
-    *(Route(f"/sdapi/v1/{name}", nothing_to_do, methods=["POST"]) for name in DONE_ALREADY),
+    Route("/sdapi/v1/{name:a1111_list}", show, methods=["GET"]),
+    Route("/sdapi/v1/{name:a1111_done}", nothing_to_do, methods=["POST"]),
 ]

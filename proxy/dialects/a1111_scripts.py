@@ -4,11 +4,13 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from starlette.convertors import register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from proxy.dialects.a1111_fields import NONE, is_on, read_real
+from proxy.dialects.a1111_lists import OneOf
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
 from proxy.generating import main_archive
@@ -118,11 +120,9 @@ LISTS: Mapping[str, Callable[[Request], Awaitable[Any]]] = {
 }  # fmt: skip
 
 
-def _route(name: str) -> Route:
-    async def show(request: Request) -> Response:
-        return JSONResponse(await LISTS[name](request))
-
-    return Route(f"/controlnet/{name}", show, methods=["GET"])
+async def show(request: Request) -> Response:
+    return JSONResponse(await LISTS[request.path_params["name"]](request))
 
 
-routes = [*map(_route, LISTS)]
+register_url_convertor("controlnet_list", OneOf(LISTS))
+routes = [Route("/controlnet/{name:controlnet_list}", show, methods=["GET"])]

@@ -32,7 +32,7 @@ def test_what_guides() -> None:
 def test_a_crop_is_guided_by_its_part() -> None:
     control = parse().control
     assert control is not None
-    part = control.of_crop(Crop((10, 20, 74, 52), (64, 32)), IMAGE.size)
+    part = control.of_crop(Crop((10, 20, 74, 52), (64, 32), (10, 20, 74, 52)), IMAGE.size)
     assert np.array_equal(part, IMAGE.crop((10, 20, 74, 52)))
 
 
