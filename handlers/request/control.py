@@ -12,7 +12,6 @@ from handlers.imaging.fitting import FITS, fitted
 from handlers.imaging.regions import Crop
 from handlers.request.reader import Reader
 
-FIELDS = ("control_image", "control_scale", "control_start", "control_end", "control_fit")
 MAX_SCALE = 2.0
 
 
@@ -60,7 +59,11 @@ def read_control(
     start, end = read.real("control_start", 0.0, 0.0, 1.0), read.real("control_end", 1.0, 0.0, 1.0)
     fit = read.choice("control_fit", FITS, "crop")
     if net is None:
-        sent = [name for name in FIELDS if read.has(name)]
+        asked = {
+            "control_image": read.has("control_image"), "control_scale": scale != 1, "control_start": start > 0,
+            "control_end": end < 1, "control_fit": fit != "crop",
+        }  # fmt: skip
+        sent = [name for name, is_asked in asked.items() if is_asked]
         return None, [f"{', '.join(sent)} without controlnet: nothing guided the generation."] if sent else []
     if start >= end:
         raise InvalidRequest(f"control_start {start:g} must be below control_end {end:g}.")

@@ -37,7 +37,7 @@ def test_a_crop_is_guided_by_its_part() -> None:
 
 
 def test_without_a_controlnet_the_others_are_named() -> None:
-    request = parse(controlnet="", control_scale=1)
+    request = parse(controlnet="", control_scale=2, control_end=1)
     assert request.control is None
     assert request.warnings == ("control_image, control_scale without controlnet: nothing guided the generation.",)
 
