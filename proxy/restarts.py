@@ -13,6 +13,8 @@ from proxy.frontend_failures import NotReady, WorkerDied, died_twice
 
 logger = logging.getLogger(__name__)
 
+SETTLE_S = 0.5  # after a death; TorchServe's other connections, which break one by one, are then known to be broken
+
 Send = Callable[[], AsyncGenerator[Progress | Result, None]]
 
 
@@ -39,6 +41,7 @@ class Restarts:
             logger.warning("A worker of %s died: a request that it had is sent again.", archive)
         yield Queued(1, restarts=True)
         died = time.monotonic()
+        await asyncio.sleep(SETTLE_S)
         async with self._again[archive]:
             if archive in self._given_up and self._given_up[archive][0] > died:
                 raise self._given_up[archive][1]  # the one before has waited for both

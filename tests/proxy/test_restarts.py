@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from handlers.wire import Progress, Result
+from proxy import restarts
 from proxy.dialects.forms import read_fields
 from tests.support.running import HANG_S
 from tests.support.torchserve import client, management, serving
@@ -20,6 +21,11 @@ EVENTS = {"Accept": "text/event-stream"}
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "SETTLE_S", 0)
 
 
 class Mortal:
