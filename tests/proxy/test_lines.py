@@ -84,7 +84,7 @@ class Lines:
                 answer = await http.post(url, files=files, headers={"Accept": accept})
             except httpx.TransportError:
                 return 0
-        if accept:
+        if answer.headers["content-type"].startswith("text/event-stream"):
             (last,) = re.findall(r"event: (?:result|error)\ndata: (.*)\n\n$", answer.text)
             said = json.loads(last)
             return int(said.get("code", 200))

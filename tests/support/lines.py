@@ -52,6 +52,11 @@ class Line:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        with suppress(asyncio.CancelledError):  # by `close`; asyncio logs a task of a connection that ends so
+            await self._connect(reader, writer)
+        self._tasks.discard(task)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
@@ -67,7 +72,6 @@ class Line:
         finally:
             for one in writers:
                 one.transport.abort()
-            self._tasks.discard(task)
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault, copy: bytearray | None = None
@@ -93,8 +97,7 @@ class Line:
         """Ends all connections."""
         for task in tuple(self._tasks):
             task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -293,7 +293,7 @@ class EngineStates(RuleBasedStateMachine):
             assert np.array_equal(decode(image), np.asarray(alone.images[0]))
 
 
-EngineStates.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+EngineStates.TestCase.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
 # the thread of an engine that dies ends with an exception
 TestEngineStates = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")(
     EngineStates.TestCase
