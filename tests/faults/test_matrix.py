@@ -129,7 +129,7 @@ def test_a_fault(kept: Kept, history: History, part: str, number: signal.Signals
 def test_a_reload_and_a_full_queue(kept: Kept, history: History) -> None:
     instance, began = kept.instance, time.monotonic()
     with history.clients(instance.url, CLIENTS):
-        command = [sys.executable, "-m", "admin.reload", *kept.options]
+        command = [sys.executable, "-m", "admin.reload"]
         environment = os.environ | {"TMPDIR": str(kept.folder)}
         reloaded = subprocess.run(command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert reloaded.returncode == 0, reloaded.stderr
