@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALL = @$(PIP) --constraint $(VENV)/constraints.txt -e '.$(1)' && touch $@
 export SD_HOME := $(CURDIR)
 
-.PHONY: serve test test-ci test-faults test-pythons test-browser test-container test-cluster test-clients \
+.PHONY: serve test test-ci test-faults fault-matrix test-pythons test-browser test-container test-cluster test-clients \
   test-true-shapes fuzz soak check lock archives bench bench-true-shapes train eval-embedded clean
 
 serve: $(VENV)/.installed
@@ -34,6 +34,10 @@ test-ci: $(VENV)/.installed-dev
 # load, faults, reloads, other models, shutdown: many servers
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+# every part killed, ended and stopped, idle and loaded: docs/reliability.md's table
+fault-matrix: $(VENV)/.installed-dev
+	SD_FAULT_MATRIX=1 $(BIN)/python -m pytest -s -m faults tests/faults/test_matrix.py $(ARGS)
 
 # the wheel in a venv of the oldest and of the newest Python that is there
 test-pythons: $(VENV)/.installed-dev

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from admin.probe import torch_build
 from handlers.errors import OperatorError
+from launch.run_directory import SOCKETS
 
 MAX_SOCKET_PATH = 103  # bytes, on macOS; Linux has a few more
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
@@ -52,9 +53,11 @@ def folder_for_sockets(run_directory: Path) -> Path:
 
     It is in the run directory, unless a socket's path would be too long there: then it is a short one below /tmp.
     """
-    folder = run_directory / "tmp"
+    folder = run_directory / SOCKETS
     if os.name == "posix" and len(os.fsencode(folder / ".ts.sock.65535")) > MAX_SOCKET_PATH:
-        return Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+        short = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+        folder.symlink_to(short)
+        return short
     folder.mkdir()
     return folder
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,10 @@ from admin.ready import address
 from admin.running_server import RunningServer, Target
 from handlers.catalogue import FOLDER
 from handlers.wire import COMBINED, TASKS
+from launch import leash
 from launch.console import Stopped, on_signals, stop_on_signals
 from launch.machine import StartError, folder_for_sockets, free_ports, java_home, write_config
+from launch.run_directory import make_run_directory, sweep
 from launch.worker_logs import WorkerLogs
 from proxy.settings import Settings
 
@@ -48,7 +49,8 @@ class Server:
         self._proxy = proxy
         self._settings = settings
         self._ports = free_ports(6)
-        self.run_directory = Path(tempfile.mkdtemp(prefix="sd-server-"))
+        sweep()
+        self.run_directory, self._lock = make_run_directory()
         self._store = self.run_directory / "model_store"
         self._logs = self.run_directory / "logs"
         self._tmp = folder_for_sockets(self.run_directory)
@@ -61,6 +63,7 @@ class Server:
             trust_env=False, verify=False, headers={"X-API-Key": self._keys[0]} if self._keys else {}, timeout=60.0
         )
         self._archive_of_task = {task: task if options.archives == "three" else COMBINED for task in TASKS}
+        # a module with its arguments, its environment and its working directory
         self._commands: dict[str, tuple[Sequence[str], Mapping[str, str], Path]] = {}
         self._children: dict[str, psutil.Popen] = {}
         self._restarted: list[float] = []  # when, on the monotonic clock
@@ -99,7 +102,7 @@ class Server:
             **{name: os.environ.get(name, value) for name, value in MALLOC.items()},
         }  # fmt: skip
         command = [
-            sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs",
+            "ts.model_server", "--start", "--foreground", "--ncs",
             "--model-store", str(self._store),
             "--models", ",".join(f"{name}={name}.mar" for name in sorted(set(self._archive_of_task.values()))),
             "--ts-config", str(config), "--log-config", str(HOME / "log4j2.xml"),
@@ -112,7 +115,7 @@ class Server:
             "SD_ARCHIVES": ",".join(f"{task}={archive}" for task, archive in self._archive_of_task.items()),
             "SD_METRICS_URL": f"http://127.0.0.1:{self._ports[2]}",
         }
-        self._commands["proxy"] = [sys.executable, "-m", "proxy"], environment | proxy, HOME
+        self._commands["proxy"] = ["proxy"], environment | proxy, HOME
         for name in self._commands:
             self._spawn(name)
         self._running = RunningServer(
@@ -129,10 +132,10 @@ class Server:
         command, environment, folder = self._commands[name]
         with open(self._logs / f"{name}.out", "ab") as output:
             self._children[name] = psutil.Popen(
-                command,
+                [sys.executable, leash.__file__, *command],
                 env=environment,
                 cwd=folder,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # which ends with this process: leash.py waits for that
                 stdout=output,
                 stderr=output,
                 **own_group(),
@@ -244,8 +247,9 @@ class Server:
 
     def remove_files(self, keep_logs: bool = False) -> None:
         shutil.rmtree(self._tmp, ignore_errors=True)
+        self._lock.release()
         for entry in self.run_directory.iterdir() if keep_logs else [self.run_directory]:
-            if entry.is_file():
+            if entry.is_file() or entry.is_symlink():
                 entry.unlink()
             elif entry != self._logs:
                 shutil.rmtree(entry, ignore_errors=True)

@@ -20,10 +20,16 @@ PLACE_S = 1  # how often a waiting request is told its place, at most
 
 @dataclass(frozen=True)
 class Queued:
-    """A request waits for its turn; 1 is the next place. `loads`: the name of its model, if that is loaded first."""
+    """A request waits for its turn; 1 is the next place.
+
+    Attributes:
+        loads: the name of its model, if that is loaded first.
+        restarts: whether it had begun, and its worker is being restarted.
+    """
 
     place: int
     loads: str = ""
+    restarts: bool = False
 
     def fields(self) -> dict[str, int | str]:
         shown: dict[str, int | str] = {"place": self.place}

@@ -44,8 +44,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         upstream = Upstream(
-            settings.inference_url, settings.management_url, settings.metrics_url, settings.archive_of_task(), transport
-        )
+            settings.inference_url, settings.management_url, settings.metrics_url, settings.archive_of_task(),
+            transport, settings.restart_s,
+        )  # fmt: skip
         app.state.upstream = upstream
         app.state.loading = loading = Loading(upstream, catalogue, settings.most_models(), settings.idle_unload * 60)
         app.state.served = Served(loading, upstream, app.state.custom_models)

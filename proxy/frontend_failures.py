@@ -42,16 +42,16 @@ def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
             503, "TorchServe's frontend is out of memory, for too many large requests at once: try again.", BUSY_RETRY_S
         )
     if message.startswith("Worker"):  # "Worker died.", with 507 where it was killed; "Worker scaled down."
-        return worker_died()
+        return WorkerDied()
     if message in SERVICE_FAULTS:
         return Failure(500, f"The archive {archive} failed ({message}): this is a fault of the server.")
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         # "has no worker" is TorchServe's text for a full queue as well
         if state == READY:
             return busy(BUSY_RETRY_S)
-        return not_ready(archive, state)
+        return NotReady(archive, state)
     if status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INSUFFICIENT_STORAGE):
-        return worker_died()
+        return WorkerDied()
     return Failure(500, f"TorchServe refused the request with status {status}: this is a fault of the server.")
 
 
@@ -59,9 +59,11 @@ def busy(retry_after: int) -> Failure:
     return Failure(503, "The server is busy: too many requests are waiting. Try again later.", retry_after)
 
 
-def not_ready(archive: str, state: str) -> Failure:
+class NotReady(Failure):
     """For an archive that cannot serve; `state` says why."""
-    return Failure(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+
+    def __init__(self, archive: str, state: str) -> None:
+        super().__init__(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
 
 
 def not_in_memory(archive: str) -> Failure:
@@ -76,16 +78,27 @@ class NotLoaded(Failure):
     """For a model whose worker did not start; `reason` is a sentence, or empty if nobody has said it."""
 
     def __init__(self, reason: str = "") -> None:
-        reason = reason or "its worker ended, perhaps for want of memory. The server's output says more."
+        reason = reason or "its worker ended and said nothing. The server's logs may say more."
         super().__init__(503, f"This model cannot be loaded: {reason}", LOAD_RETRY_S)
 
 
-def worker_died() -> Failure:
-    """For a request whose worker ended before its answer was complete, for whatever reason."""
+class WorkerDied(Failure):
+    """For a request whose worker, or TorchServe, ended before its answer was complete, for whatever reason."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The worker stopped before this image was finished. It is being restarted: try again shortly.",
+            BUSY_RETRY_S,
+        )
+
+
+def died_twice() -> Failure:
+    """For a request that was with a worker at two deaths. No Retry-After: it may well be the cause."""
     return Failure(
-        503,
-        "The worker stopped before this image was finished. It is being restarted: try again shortly.",
-        BUSY_RETRY_S,
+        500,
+        "The worker stopped twice while it had this request, so it is not sent again: change it, for example to a "
+        "smaller size. The server's logs may say why.",
     )
 
 

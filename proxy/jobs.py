@@ -73,6 +73,9 @@ class Job:
     def tell(self, event: Queued | Progress) -> None:
         if isinstance(event, Queued):
             self.place, self.loads = event.place, event.loads
+            if event.restarts:
+                self.step, self.started_at = 0, None
+                self.enter("queued")
             return
         now = time.monotonic()
         if self.status == "queued":

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AsyncExitStack, ExitStack, aclosing, suppress
+from functools import partial
 from typing import Any
 
 from handlers.catalogue import FAILED, PREPARING, Catalogue
@@ -13,6 +14,7 @@ from proxy.admission import Queued
 from proxy.errors import Failure
 from proxy.frontend_failures import READY, NotLoaded, not_in_memory, not_prepared
 from proxy.residents import Place, Residents
+from proxy.restarts import Restarts
 from proxy.upstream import NO_WORKER, Upstream
 
 CHECK_S = 10  # how often idle archives are looked for, at most
@@ -38,6 +40,7 @@ class Loading:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._upstream, self._catalogue, self._most, self._clock = upstream, catalogue, most, clock
+        self._restarts = Restarts()
         self._unload_after_s = unload_after_s or math.inf
         self._residents = Residents(self._load, self._unload, self._fit, clock)
         self._described: dict[str, list[dict[str, Any]]] = {}  # as they were when they were unloaded
@@ -50,16 +53,22 @@ class Loading:
     async def generate(
         self, archive: str, head: RequestHead, body: bytes
     ) -> AsyncGenerator[Queued | Progress | Result, None]:
-        """As Upstream.generate, with an archive that is loaded first if necessary."""
+        """As Upstream.generate, with an archive that is loaded first if necessary, and again if its worker dies."""
         async with AsyncExitStack() as held:
             if self._is_watched(archive):
                 place = await self._place(archive, held)
                 if not place.done():
                     yield Queued(1, loads=archive.removeprefix(CUSTOM))
                 await place
-            if archive.startswith(CUSTOM):
-                await self._upstream.load(archive)  # which a TorchServe that was started again has forgotten
-            events = await held.enter_async_context(aclosing(self._upstream.generate(archive, head, body)))
+            send = partial(self._send, archive, head, body)
+            events = await held.enter_async_context(aclosing(self._restarts.generate(archive, send)))
+            async for event in events:
+                yield event
+
+    async def _send(self, archive: str, head: RequestHead, body: bytes) -> AsyncGenerator[Progress | Result, None]:
+        if archive.startswith(CUSTOM):
+            await self._upstream.load(archive)  # which a TorchServe that was started again has forgotten
+        async with aclosing(self._upstream.generate(archive, head, body)) as events:
             async for event in events:
                 yield event
 

@@ -74,6 +74,10 @@ class Served:
     async def _described(self, archive: str) -> list[dict[str, Any]]:
         asked, described = self._known.get(archive, (0.0, []))
         if not described or self._clock() > asked + FRESH_S:
-            described = await self._loading.describe(archive, may_load=True)
+            try:
+                described = await self._loading.describe(archive, may_load=True)
+            except Failure:
+                if not described:  # otherwise its worker is being restarted, and will serve the same
+                    raise
             self._known[archive] = self._clock(), described
         return described

@@ -172,7 +172,9 @@ class Generated:
             tasks.start_soon(self._break_silence, send)
             try:
                 while not isinstance(event := await self._next(), Result):
-                    if (said := self._answer.event(event)) or isinstance(event, Progress):
+                    if isinstance(event, Queued) and event.restarts:
+                        await self._say(b": restarting\n\n", send)
+                    elif (said := self._answer.event(event)) or isinstance(event, Progress):
                         await self._say(said, send)
                 last = self._answer.last(event)
             except Failure as one:

@@ -4,8 +4,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import httpx
@@ -16,17 +17,18 @@ from proxy.frontend_failures import (
     READY,
     START_RETRY_S,
     NotLoaded,
+    NotReady,
+    WorkerDied,
     failure_of,
     not_prepared,
-    not_ready,
     unreachable,
-    worker_died,
 )
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1  # how often a request without an answer checks that there is a worker
-PATIENCE_S = 10  # how long it waits for one: a worker that died is usually back by then
+PATIENCE_S = 10  # how long a question waits for one: a worker that died is usually back by then
+CONNECT_S = 0.2  # how often a request looks for a TorchServe that is being started again
 NO_WORKER = "no worker: scale it up with the management API"  # a state, as READY is one
 
 
@@ -35,6 +37,7 @@ class Upstream:
 
     Args:
         archive_of_task: the archive's name for each task.
+        restart_s: how long a request for images waits for a worker, or for TorchServe, that is being restarted.
     """
 
     def __init__(
@@ -44,11 +47,13 @@ class Upstream:
         metrics_url: str,
         archive_of_task: Mapping[str, str],
         transport: httpx.AsyncBaseTransport | None = None,
+        restart_s: float = PATIENCE_S,
     ) -> None:
         self._inference_url = inference_url.rstrip("/")
         self._management_url = management_url.rstrip("/")
         self._metrics_url = metrics_url.rstrip("/")
         self._archive_of_task = archive_of_task
+        self._restart_s = restart_s
         # an image may take minutes, so reads have no time limit of their own: the deadline and the client bound them
         timeout = httpx.Timeout(10.0, read=None, write=60.0, pool=None)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
@@ -99,7 +104,7 @@ class Upstream:
 
     async def ask(self, archive: str, head: RequestHead, body: bytes = b"") -> bytes:
         """The answer, as JSON, to a question that takes no steps. Raises Failure."""
-        async with aclosing(self.generate(archive, head, body)) as events:
+        async with aclosing(self._generate(archive, head, body, min(PATIENCE_S, self._restart_s))) as events:
             async for event in events:
                 if isinstance(event, Result):
                     return event.body
@@ -125,7 +130,8 @@ class Upstream:
         url = f"{self._management_url}/models"
         query = {"url": f"{archive}.mar", "model_name": archive, "initial_workers": "1", "synchronous": "true"}
         try:
-            registered = await self._client.get(f"{url}/{archive}", timeout=5.0)
+            async with asyncio.timeout(self._restart_s):
+                registered = await _connect(partial(self._client.get, f"{url}/{archive}", timeout=5.0))
             if registered.status_code == 200:
                 if not registered.json()[0]["workers"]:
                     try:
@@ -141,7 +147,7 @@ class Upstream:
                 # an archive that stays registered without a worker would never be loaded again
                 await self._client.delete(f"{url}/{archive}")
                 raise NotLoaded
-        except httpx.TransportError:
+        except (httpx.TransportError, TimeoutError):
             raise unreachable() from None
 
     async def unload(self, archive: str) -> None:
@@ -162,13 +168,20 @@ class Upstream:
         """Runs one request on an archive: yields a Progress a step, then the Result.
 
         Closing the iterator closes the connection, so the handler drops the request at its next call. Raises Failure
-        for everything that goes wrong.
+        for everything that goes wrong, WorkerDied where the request may be sent again.
         """
+        async with aclosing(self._generate(archive, head, body, self._restart_s)) as events:
+            async for event in events:
+                yield event
+
+    async def _generate(
+        self, archive: str, head: RequestHead, body: bytes, patience_s: float
+    ) -> AsyncGenerator[Progress | Result, None]:
         url = f"{self._inference_url}/predictions/{archive}"
         headers = [(name.encode(), value) for name, value in head.headers().items()]
         try:
             request = self._client.build_request("POST", url, content=body, headers=headers)
-            async with aclosing(await self._send(archive, request)) as answer:
+            async with aclosing(await self._send(archive, request, patience_s)) as answer:
                 if answer.status_code != 200:
                     body = await answer.aread()
                     logger.warning("TorchServe answered %s with status %d: %s", archive, answer.status_code, body[:300])
@@ -181,33 +194,40 @@ class Upstream:
                     else:  # the answer is read to its end, so that the connection can be used again
                         result = event or result
             if result is None:
-                raise worker_died()
+                raise WorkerDied
             yield result
-        except httpx.ConnectError:
-            raise unreachable() from None
         except httpx.TransportError as error:
             logger.warning("TorchServe ended a request early: %s", type(error).__name__)
-            raise worker_died() from None
+            raise WorkerDied from None
 
-    async def _send(self, archive: str, request: httpx.Request) -> httpx.Response:
+    async def _send(self, archive: str, request: httpx.Request, patience_s: float) -> httpx.Response:
         """The head of TorchServe's answer, which comes when a worker has the request.
 
-        Raises Failure 503 if no worker comes: TorchServe would let the request wait for ever.
+        Raises Failure 503 if no worker comes in time: TorchServe would let the request wait for ever.
         """
-        sending = asyncio.create_task(self._client.send(request, stream=True))
+        sending = asyncio.create_task(_connect(partial(self._client.send, request, stream=True)))
         try:
             ready = time.monotonic()
             while not (await asyncio.wait({sending}, timeout=WATCH_S))[0]:
                 state = await self.state(archive)
                 if state == READY:
                     ready = time.monotonic()
-                elif time.monotonic() > ready + PATIENCE_S and not sending.done():
-                    raise not_ready(archive, state)
+                elif time.monotonic() > ready + patience_s and not sending.done():
+                    raise NotReady(archive, state)
         except BaseException:
             sending.cancel()
             sending.add_done_callback(_close)
             raise
         return sending.result()
+
+
+async def _connect(send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """What `send` returns, as soon as TorchServe listens: one that has died is started again."""
+    while True:
+        try:
+            return await send()
+        except httpx.ConnectError:
+            await asyncio.sleep(CONNECT_S)
 
 
 def _close(sending: asyncio.Task[httpx.Response]) -> None:
@@ -233,7 +253,7 @@ def _event(line: bytes) -> Progress | Result | None:
     try:
         event = read_line(line)
     except ValueError:
-        raise worker_died() from None
+        raise WorkerDied from None
     if isinstance(event, Failed):
         raise Failure(event.status, event.message)
     return event

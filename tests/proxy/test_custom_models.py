@@ -92,7 +92,7 @@ async def test_a_custom_model_does_each_task(tmp_path: Path, path: str, task: st
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
-    [(404, "still being prepared"), (500, "cannot be loaded: its worker ended, perhaps for want of memory")],
+    [(404, "still being prepared"), (500, "cannot be loaded: its worker ended and said nothing")],
 )
 async def test_one_that_does_not_load_is_tried_again_next_time(
     config: Path, status: int, sentence: str, monkeypatch: pytest.MonkeyPatch

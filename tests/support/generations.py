@@ -105,9 +105,9 @@ class Bench:
         self.memory = Memory(CPU, (SIDE // 8) ** 2)
         self.announced: list[GenerationState] = []  # the state at each announcement of the pool
 
-    def open(
+    def make(
         self,
-        pipeline: Pipeline | None = None,
+        pipeline: Any = None,
         deadline: float = math.inf,
         progress: bool = False,
         preview_map: Any = None,
@@ -119,7 +119,10 @@ class Bench:
         defaults = ModelDefaults(num_inference_steps=STEPS, width=SIDE, height=SIDE)
         served = ServedPipeline("a model", pipeline or Pipeline(), defaults, (), dict, preview_map, img2img=img2img)
         shared = Shared(HandlerConfig(), self.memory, self.pool, Timings(), self.clock)
-        generation = Generation(IncomingRequest("txt2img", data, head), served, shared)
+        return Generation(IncomingRequest("txt2img", data, head), served, shared)
+
+    def open(self, *arguments: Any, **options: Any) -> Generation:
+        generation = self.make(*arguments, **options)
         generation.start(lambda announced: self.announced.append(announced.state))
         return generation
 

@@ -1,0 +1,56 @@
+"""Requests whose worker or TorchServe has died are sent again, once: the proxy still has all that they need."""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from handlers.wire import Progress, Result
+from proxy.admission import Queued
+from proxy.frontend_failures import NotReady, WorkerDied, died_twice
+
+logger = logging.getLogger(__name__)
+
+SETTLE_S = 0.5  # after a death; TorchServe's other connections, which break one by one, are then known to be broken
+
+Send = Callable[[], AsyncGenerator[Progress | Result, None]]
+
+
+class Restarts:
+    """Sends requests to archives. Of those that are sent again, an archive has one at a time.
+
+    A request that kills its worker does so again. It is then the only one that was there at both deaths, and fails
+    alone: the others are sent again after it.
+    """
+
+    def __init__(self) -> None:
+        self._again: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # when one of those has waited in vain, and its failure
+        self._given_up: dict[str, tuple[float, NotReady]] = {}
+
+    async def generate(self, archive: str, send: Send) -> AsyncGenerator[Queued | Progress | Result, None]:
+        """What `send` yields; Queued before it is called again. Raises as it does, and 500 after a second death."""
+        try:
+            async with aclosing(send()) as events:
+                async for event in events:
+                    yield event
+            return
+        except WorkerDied:
+            logger.warning("A worker of %s died: a request that it had is sent again.", archive)
+        yield Queued(1, restarts=True)
+        died = time.monotonic()
+        await asyncio.sleep(SETTLE_S)
+        async with self._again[archive]:
+            if archive in self._given_up and self._given_up[archive][0] > died:
+                raise self._given_up[archive][1]  # the one before has waited for both
+            try:
+                async with aclosing(send()) as events:
+                    async for event in events:
+                        yield event
+            except WorkerDied:
+                raise died_twice() from None
+            except NotReady as failure:
+                self._given_up[archive] = time.monotonic(), failure
+                raise
