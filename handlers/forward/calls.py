@@ -60,9 +60,14 @@ class DenoiserCall(Call):
     def of(
         cls, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], adapters: Adapters | None = None
     ) -> "DenoiserCall":
-        """The call `module(*args, **kwargs)`, whose first argument are the latents, whatever its name."""
+        """The call `module(*args, **kwargs)`, whose first argument are the latents, whatever its name.
+
+        The result is a tuple in any case: a family's pipelines ask for it in unlike ways, and take its first item.
+        """
         names = _parameters(module.__class__)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if "return_dict" in names:
+            given["return_dict"] = False
         timestep_name = "timestep" if "timestep" in given else "t"
         sample, timestep = given.pop(names[0]), given.pop(timestep_name)
         return cls(module, sample, timestep, given, adapters, timestep_name)

@@ -124,6 +124,11 @@ def test_unguided_requests_are_one_row(family: Family) -> None:
     assert guided.rows == (2 if family.name in ("z_image", "sd3") else 1)
 
 
+def test_calls_of_all_tasks_are_alike(family: Family) -> None:
+    calls = [family.first_call(a_request(task, "a house", 1, 3, scale)) for task in TASKS for scale in (4.0, 0.0)]
+    assert len(set(map(CallSignature.of, calls))) == 1
+
+
 def test_calls_count_latent_pixels(family: Family) -> None:
     call = family.first_call(sized(a_request("txt2img", "a house", 1, 3, 0.0), 96, 64))
     assert call.area == 12 * 8
