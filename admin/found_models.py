@@ -9,6 +9,7 @@ from typing import Any
 
 from handlers.custom_models import CustomModel
 from handlers.installation import Installation
+from handlers.pipelines.families import DENOISERS
 from handlers.pipelines.hub import PICKLED
 from handlers.pipelines.sources import SINGLE_FILE
 
@@ -97,7 +98,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
 
 
 def _in_cache(cache: Path) -> Iterator[tuple[str, Path]]:
-    """The models of the hub that are here with all their parts, by their ids: those with a UNet."""
+    """The models of the hub that are here with all their parts, by their ids: those with a denoiser."""
     for reference in sorted(cache.glob("models--*/refs/main")):
         folder = reference.parent.parent
         path = folder / "snapshots" / reference.read_text(encoding="utf-8").strip()
@@ -106,7 +107,7 @@ def _in_cache(cache: Path) -> Iterator[tuple[str, Path]]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a model in diffusers' format has a UNet, and each part that its index names, with its weights."""
+    """Whether a model in diffusers' format has a denoiser, and each part that its index names, with its weights."""
     return missing_part(folder) is None
 
 
@@ -117,7 +118,7 @@ def missing_part(folder: Path) -> str | None:
         parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
     except (OSError, ValueError, LookupError, AttributeError):
         return INDEX
-    if "unet" not in parts:
+    if not any(name in parts for name in DENOISERS):
         return "unet"
     return next((part for part in parts if not _has_all(folder / part)), None)
 

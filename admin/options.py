@@ -18,6 +18,9 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
         "--vae", default="", help="a VAE instead of the model's own: a hub id, a folder or a .safetensors file"
     )
     parser.add_argument(
+        "--transformer", default="", help="a transformer instead of the model's own: a .safetensors or .gguf file"
+    )
+    parser.add_argument(
         "--lora",
         action="append",
         default=[],
@@ -64,6 +67,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         "model": _absolute(options.model),
         "inpainting_model": _absolute(options.inpainting_model),
         "vae": _absolute(options.vae),
+        "transformer": _absolute(options.transformer),
         "lora_dir": _folder(options.lora_dir),
         "embeddings_dir": _folder(options.embeddings_dir),
         "controlnets_dir": _folder(options.controlnets_dir),

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.true_shapes import make
 from handlers.engine.pipeline_job import PipelineJob
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward, merge
 from handlers.hardware.device import choose_dtype
@@ -68,11 +68,11 @@ class Bench:
     def row(self, what: str, measured: str) -> None:
         print(f"| {what} | {measured} |", flush=True)
 
-    def _one_call(self) -> UNetCall:
+    def _one_call(self) -> DenoiserCall:
         job = PipelineJob(self.plain, self.arguments(1))
         job.start()
         call = job.call
-        assert isinstance(call, UNetCall), job.error
+        assert isinstance(call, DenoiserCall), job.error
         job.cancel()
         return call
 
@@ -104,7 +104,7 @@ class Bench:
         self.kept.append(GraphedForward())
         return self.kept[-1]
 
-    def step(self, name: str, run: Callable[[UNetCall], Any], call: UNetCall) -> None:
+    def step(self, name: str, run: Callable[[DenoiserCall], Any], call: DenoiserCall) -> None:
         images = call.rows // self.call.rows
         took = self.seconds(lambda: run(call))
         self.row(
@@ -140,7 +140,7 @@ class Bench:
                 self.row(f"{name} attention", f"cannot: {str(error).splitlines()[0]}")
 
     def channels_last(self) -> None:
-        unet = self.call.unet.to(memory_format=torch.channels_last)
+        unet = self.call.module.to(memory_format=torch.channels_last)
         try:
             normalized = unet.conv_norm_out(torch.ones_like(unet.conv_in(self.call.sample)))
             keeps = normalized.is_contiguous(memory_format=torch.channels_last)
@@ -155,8 +155,8 @@ class Bench:
     def compile(self) -> None:
         """torch.compile, for the comparison alone: it takes minutes to compile."""
         if importlib.util.find_spec("triton") and self.on_gpu:
-            compiled = torch.compile(self.call.unet, mode="max-autotune-no-cudagraphs")
-            self.step("torch.compile", lambda call: forward(replace(call, unet=compiled)), self.call)
+            compiled = torch.compile(self.call.module, mode="max-autotune-no-cudagraphs")
+            self.step("torch.compile", lambda call: forward(replace(call, module=compiled)), self.call)
 
     def engine(self) -> None:
         """The handler without HTTP: its images against plain diffusers', and images a second."""

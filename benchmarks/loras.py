@@ -21,7 +21,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from benchmarks.timing import in_turns, ratio, row, seconds
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward, merge
 from handlers.pipelines.loras import SUFFIXES, Loras
 from handlers.pipelines.named_files import NamedFiles
@@ -89,9 +89,9 @@ def main() -> None:
         sample = torch.randn(2, unet.config.in_channels, options.latents, options.latents)
         states = {"encoder_hidden_states": torch.randn(2, 77, unet.config.cross_attention_dim)}
 
-        def call(module: Any, names: str = "") -> UNetCall:
+        def call(module: Any, names: str = "") -> DenoiserCall:
             chosen, _ = loras.choose(take_tags("".join(f"<lora:{name}:0.5>" for name in names))[1])
-            return UNetCall(module, sample, 500, states, lent.enter_context(loras.lend(chosen)).adapters)
+            return DenoiserCall(module, sample, 500, states, lent.enter_context(loras.lend(chosen)).adapters)
 
         loading = [seconds(lambda name=name: call(unet, name)) for name in NAMES]
         disabled = stock_with(unet, Path(folder), "a")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from handlers.config import HandlerConfig
 from handlers.engine.pipeline_job import PipelineJob
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.pipelines.loading import load_pipelines
 from handlers.pipelines.noise import generator
@@ -36,7 +36,7 @@ def main() -> None:
     job.start()
     seconds: dict[str, list[float]] = {"step": [], "look": [], "render": []}
     previews = []
-    while isinstance(job.call, UNetCall):
+    while isinstance(job.call, DenoiserCall):
         times = [time.perf_counter()]
         output = forward(job.call)
         times.append(time.perf_counter())

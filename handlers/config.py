@@ -28,6 +28,9 @@ class HandlerConfig:
     vae: str = _key(
         "", "A VAE instead of the model's own, such as a tiny one: a hub id, or the absolute path of a folder or file."
     )
+    transformer: str = _key(
+        "", "A transformer instead of the model's own: the absolute path of a `.safetensors` or `.gguf` file."
+    )
     lora: str = _key("", "LoRA files to merge into the weights, one per line: `/a.safetensors=0.8`.")
     lora_dir: str = _key("", "The folder of the LoRAs that prompts may name; without it, `loras` beside the README.")
     max_lora_bytes: int = _key(
@@ -44,11 +47,12 @@ class HandlerConfig:
     device: str = _key("auto", "`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`.")
     dtype: str = _key(
         "auto",
-        "`auto` (float16 on GPUs that support it; on a CPU bfloat16 if the processor has it, but float32 with the "
-        "engine `torch`), `float32`, `float16`, `bfloat16`.",
+        "`auto` (float16 on GPUs that support it, bfloat16 with a transformer; on a CPU bfloat16 if the "
+        "processor has it, but float32 with the engine `torch`), `float32`, `float16`, `bfloat16`.",
     )
     low_memory: bool = _key(
-        False, "Keep only the UNet on the GPU; text encoders and VAE are moved there for their calls, the VAE in tiles."
+        False,
+        "Keep only the denoiser on the GPU; text encoders and VAE are moved there for their calls, the VAE in tiles.",
     )
     cuda_graphs: bool = _key(False, "On a GPU, run the UNet as CUDA graphs, and the VAE in a stream beside it.")
     channels_last: str = _key(
@@ -75,9 +79,9 @@ class HandlerConfig:
     max_response_bytes: int = _key(100_663_296, "TorchServe's `max_response_size`: no answer may be larger.")
     max_batch_rows: int = _key(
         0,
-        "The most rows of one UNet forward, of native size; 0 = as many as take a second.",
+        "The most rows of one forward, of native size; 0 = as many as take a second.",
     )
-    log_merging: bool = _key(False, "Log why two calls of the UNet do not share a forward.")
+    log_merging: bool = _key(False, "Log why two calls of the denoiser do not share a forward.")
     codec_threads: int = _key(2, "Threads that parse requests and encode images while the UNet steps.")
 
     @classmethod

@@ -1,6 +1,7 @@
 """What one worker serves: its models, loaded; the requests that it opens; and its description for `GET /models`."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from handlers.engine.step_batcher import RowLimit, StepBatcher
 from handlers.engine.timings import Timings
 from handlers.engine.warm_up import Measured, warm_up
 from handlers.errors import InvalidRequest, ModelError
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward
 from handlers.forward.openvino import Converter, OpenVINOForward, convert_checker, convert_vae, pays
@@ -32,16 +33,19 @@ from handlers.hardware.memory import Memory
 from handlers.installation import Installation
 from handlers.pipelines import controlnets, embeddings, loras
 from handlers.pipelines.controlnets import ControlNets
+from handlers.pipelines.families import denoiser, denoiser_name, needs_range
 from handlers.pipelines.hub import fetch
 from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
 from handlers.pipelines.named_files import NamedFiles
-from handlers.pipelines.prompts import Prompts
+from handlers.pipelines.plain_prompts import prompts_for
 from handlers.pipelines.sources import resolve_model
 from handlers.pipelines.upscalers import Upscalers, suffixes
 from handlers.request.fields import read_fields
 from handlers.request.reader import Reader
 from handlers.request.samplers import names_for
 from handlers.wire import TASK_HEADER, WITHOUT_MODEL, RequestHead
+
+logger = logging.getLogger(__name__)
 
 LIMITS = ("max_num_outputs", "max_num_inference_steps", "min_size", "max_size", "max_image_pixels",
           "max_image_bytes", "max_prompt_chars")  # fmt: skip
@@ -53,7 +57,7 @@ class Worker:
 
     Attributes:
         engine: `torch` or `openvino`.
-        dtype: by name, what the UNet computes in.
+        dtype: by name, what the denoiser computes in.
         threads: that a worker computes with while no other one generates.
         served: the pipeline of each task.
         measured: what the warm-up needed.
@@ -85,12 +89,15 @@ class Worker:
         engine, installed = _engine(config, device), Installation.find(config.home)
         converter = Converter(threads, config.dtype, installed.conversions) if engine == "openvino" else None
         exact = config.engine == "torch"  # who asks for it gets the plain pipeline's images
-        dtype = torch.float32 if converter else choose_dtype(config.dtype, device, exact)
+
+        def dtype_in(half: torch.dtype) -> torch.dtype:
+            return torch.float32 if converter else choose_dtype(config.dtype, device, exact, half)
+
         # 2. the models
         timings = Timings()
-        served = _load_models(tasks, config, device, dtype, timings, installed)
+        served = _load_models(tasks, config, device, dtype_in, timings, installed)
         # 3. a first image with each pipeline, which tells what one needs, and has OpenVINO convert it
-        run: Callable[[UNetCall], Any] = forward
+        run: Callable[[DenoiserCall], Any] = forward
         if converter:
             run = _in_openvino(served, converter)
         measured = warm_up(served, device, run)
@@ -109,8 +116,8 @@ class Worker:
         provenance = Provenance(installed.writes_parameters, installed.writes_mark)
         pool = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         return cls(
-            tasks, config, device, engine, converter.dtype if converter else str(dtype).removeprefix("torch."), threads,
-            served, measured,
+            tasks, config, device, engine,
+            _dtype_name(served, converter), threads, served, measured,
             shared=Shared(
                 config, memory, pool, timings, provenance=provenance, large=LargeImages(config.max_open_pixels),
                 upscalers=Upscalers(
@@ -140,7 +147,8 @@ class Worker:
         prompt = read.text("prompt", None, self.config.max_prompt_chars)
         negative_prompt = read.text("negative_prompt", "", self.config.max_prompt_chars)
         served = next(iter(self.served.values()))
-        return {"status": "success", **Prompts(prompt, negative_prompt, served.embeddings).counts(self.tokenizer)}
+        prompts = prompts_for(served.pipeline, prompt, negative_prompt, served.embeddings)
+        return {"status": "success", **prompts.counts(self.tokenizer)}
 
     @property
     def seconds_per_image(self) -> float:
@@ -185,15 +193,27 @@ class Worker:
         }
 
 
+def _dtype_name(served: Mapping[str, ServedPipeline], converter: Converter | None) -> str:
+    """What the denoiser of the first task computes in."""
+    pipeline = next(iter(served.values())).pipeline
+    if converter and denoiser_name(pipeline) == "unet":
+        return converter.dtype
+    return str(denoiser(pipeline).dtype).removeprefix("torch.")
+
+
 def _in_openvino(served: Mapping[str, ServedPipeline], converter: Converter) -> OpenVINOForward:
     """Has OpenVINO compute the models' UNets, VAEs and safety checkers, whose weights then leave torch's memory."""
-    unets = []
-    for one in {id(one.pipeline.unet): one for one in served.values()}.values():
-        unets.append(Weights(one.pipeline.unet, partial(_part, one, "unet")))
+    unets, transformers = [], []
+    for one in {id(denoiser(one.pipeline)): one for one in served.values()}.values():
+        if denoiser_name(one.pipeline) == "unet":
+            unets.append(Weights(one.pipeline.unet, partial(_part, one, "unet")))
+        else:
+            transformers.append(one.pipeline.transformer)
+            logger.info("The transformer of %s runs in torch: a conversion would hold for one size.", one.model)
         convert_vae(one.pipeline.vae, converter, partial(_part, one, "vae"))
         if checker := getattr(one.pipeline, "safety_checker", None):
             convert_checker(checker, converter, partial(_part, one, "safety_checker"))
-    return OpenVINOForward(converter, unets)
+    return OpenVINOForward(converter, unets, transformers)
 
 
 def _part(served: ServedPipeline, name: str) -> Any:
@@ -216,22 +236,27 @@ def _load_models(
     tasks: Sequence[str],
     config: HandlerConfig,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype_in: Callable[[torch.dtype], torch.dtype],
     timings: Timings,
     installed: Installation,
 ) -> dict[str, ServedPipeline]:
-    """The pipeline of each task; a model for inpainting takes over masking."""
+    """The pipeline of each task; a model for inpainting takes over masking.
+
+    Args:
+        dtype_in: what a model is computed in, by the 16 bits that it would take.
+    """
     tasks_of: dict[str, list[str]] = {}
     for task in tasks:
         inpaints = task == "masking" and config.inpainting_model
         tasks_of.setdefault(config.inpainting_model if inpaints else config.model, []).append(task)
     served: dict[str, ServedPipeline] = {}
-    channels_last = choose_channels_last(config.channels_last, device, dtype)
     # the files that were downloaded before, by a program that asks no CPU what it has
-    half = dtype != torch.float32 and (device.type != "cpu" or config.dtype != "auto")
+    half = dtype_in(torch.float16) != torch.float32 and (device.type != "cpu" or config.dtype != "auto")
     for model, own in tasks_of.items():
         source = resolve_model(model, installed)
         path = fetch(source, installed, half, config.allow_pickle)
+        dtype = dtype_in(torch.bfloat16 if needs_range(path) else torch.float16)
+        channels_last = choose_channels_last(config.channels_last, device, dtype)
         load = partial(load_pipelines, path, own, device, dtype, config, installed.configs, channels_last)
         pipelines = load()
         timings.watch(pipelines[own[0]])  # they share their modules
@@ -244,6 +269,6 @@ def _load_models(
     return served
 
 
-def _timed(timings: Timings, run: Callable[[UNetCall], Any], call: UNetCall) -> Any:
+def _timed(timings: Timings, run: Callable[[DenoiserCall], Any], call: DenoiserCall) -> Any:
     with timings.timed("unet"):
         return run(call)

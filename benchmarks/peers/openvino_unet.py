@@ -11,7 +11,7 @@ from diffusers import AutoPipelineForText2Image
 
 from admin.paths import HOME
 from benchmarks.timing import in_turns, ratio
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.openvino import Converter, OpenVINOForward
 from handlers.installation import Installation
 
@@ -27,7 +27,7 @@ class Through:
         self._run = OpenVINOForward(Converter(torch.get_num_threads(), "float32", folder))
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **kwargs: Any) -> Any:
-        return self._run(UNetCall(self._unet, sample, timestep, kwargs))
+        return self._run(DenoiserCall(self._unet, sample, timestep, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)

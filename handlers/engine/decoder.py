@@ -10,7 +10,7 @@ import torch
 
 from handlers.engine.scheduling import Outcome, Slot, calls_of, schedule, together_or_alone
 from handlers.errors import NotFinite
-from handlers.forward.calls import DecodeCall, UNetCall, UpscaleCall
+from handlers.forward.calls import DecodeCall, DenoiserCall, UpscaleCall
 from handlers.forward.merging import forward, merge, split
 from handlers.forward.side_stream import Event, NoSideStream, SideStream
 from handlers.hardware.memory import Memory
@@ -26,7 +26,7 @@ class _Queued:
     """A call that was queued on the device. `calls` keeps its latents alive: another stream may still read them."""
 
     outcomes: list[Outcome]
-    calls: list[UNetCall | DecodeCall | UpscaleCall]
+    calls: list[DenoiserCall | DecodeCall | UpscaleCall]
     finite: list[torch.Tensor]  # () each
     event: Event
 

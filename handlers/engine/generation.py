@@ -15,12 +15,13 @@ from typing import Any
 from handlers.engine.finishing import FinishedImage, check_answer, finish_image
 from handlers.engine.large_images import LargeImage
 from handlers.engine.parsing import IncomingRequest, Parsed, ParsedImage, parse, parse_small
+from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
 from handlers.engine.second_pass import SecondPasses
 from handlers.engine.shared import Shared
 from handlers.engine.upscale_job import UpscaleJob
 from handlers.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import no_room
 from handlers.pipelines.loading import ServedPipeline
@@ -223,7 +224,9 @@ class Generation:
         """Has the pool make, every few steps of the first image, a preview from the UNet's `output` for it."""
         request, preview_map, call = self._request, self._preview_map, slot.job.call
         wanted = self._incoming.head.wants_progress and request is not None and request.preview
-        if preview_map is None or request is None or not wanted or not isinstance(call, UNetCall):
+        if preview_map is None or request is None or not wanted:
+            return
+        if not isinstance(call, DenoiserCall) or not call.predicts:
             return
         done, total = slot.progress
         due = done % every(total) == 0
@@ -231,7 +234,12 @@ class Generation:
         if due and slot is self.slots[0] and (self._previewing is None or self._previewing.done()):
             try:
                 scale = self._second.guidance_scale if self._second and slot.earlier_steps else request.guidance_scale
-                look = preview_map.look(call, output, scale)
+                if not preview_map.looks_back:
+                    look = preview_map.look(call, output, scale)
+                elif isinstance(slot.job, PipelineJob) and slot.job.stepped is not None:
+                    look = preview_map.look_back(slot.job.stepped)
+                else:
+                    return
                 self._previewing = self._shared.pool.submit(preview_map.render, look)
             except Exception:  # the image itself is generated all the same
                 logger.exception("Request %s goes on without previews.", self._incoming.head.request_id)

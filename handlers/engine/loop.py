@@ -162,7 +162,7 @@ class Engine(Generic[Loaded]):
         if self._generations:
             self._cores.share()
         # 3. execute one merged forward, and let each job that was in it run on to its next pause
-        waiting = [slot for slot in self._running() if slot.waits_for_unet]
+        waiting = [slot for slot in self._running() if slot.waits_for_denoiser]
         begin = self._pacing.clock()
         for slot, outcome in self.batcher.step(waiting):
             if isinstance(outcome, Exception):

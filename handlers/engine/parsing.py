@@ -16,12 +16,12 @@ from handlers.errors import InvalidRequest
 from handlers.imaging.documents import model_image
 from handlers.imaging.files import TooManyPixels
 from handlers.imaging.upscaling import LATENTS, UPSCALERS
-from handlers.pipelines.arguments import pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments, without_effect
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.loras import Lend
 from handlers.pipelines.named_files import NamedFile
 from handlers.pipelines.noise import generator
-from handlers.pipelines.prompts import Prompts
+from handlers.pipelines.plain_prompts import AnyPrompts, prompts_for
 from handlers.pipelines.schedulers import scheduler
 from handlers.request.fields import GenerationRequest, parse_request, read_fields
 from handlers.request.hires import Hires
@@ -66,7 +66,7 @@ class Parsed:
 
     request: GenerationRequest
     pipeline: Any
-    prompts: Prompts
+    prompts: AnyPrompts
     lend: Lend
     crops: Sequence[Mapping[str, Any]]
     second: "Parsed | None" = None
@@ -106,6 +106,8 @@ def parse(
         # the folder is looked at for requests that name one
         upscalers = shared.upscalers
         names = upscalers.names() if {"upscaler", "hires_upscaler"} & fields.keys() else UPSCALERS
+        if not served.enlarges_latents:
+            names = [name for name in names if name not in LATENTS]
         if incoming.task == UPSCALE:
             asked = parse_upscale(fields, config, names)
             document, file = asked.document, upscalers.file(asked.upscaler)
@@ -121,8 +123,9 @@ def parse(
 
 
 def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline, shared: Shared) -> Parsed:
-    prompts = Prompts(request.prompt, request.negative_prompt, served.embeddings)
+    prompts = prompts_for(pipeline, request.prompt, request.negative_prompt, served.embeddings)
     loras, doubts = served.loras.choose(prompts.loras)
+    doubts += without_effect(request, pipeline)
     request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
     if request.control:
         pipeline = shared.controlnets.guided(pipeline, request.control.net)

@@ -1,13 +1,14 @@
 """Whose calls go into the next forward, or into the VAE's next call. Pure functions: no device, no clock."""
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.upscale_job import UpscaleJob
-from handlers.forward.calls import DecodeCall, UNetCall, UpscaleCall
+from handlers.forward.calls import DecodeCall, DenoiserCall, UpscaleCall
 from handlers.forward.signature import CallSignature
 from handlers.hardware.device import is_out_of_memory
 from handlers.hardware.memory import Memory
@@ -51,18 +52,19 @@ class Slot:
         return self.earlier_steps + self.job.steps_done, own and self.earlier_steps + own + self.later_steps
 
     @property
-    def waits_for_unet(self) -> bool:
-        return isinstance(self.job.call, UNetCall)
+    def waits_for_denoiser(self) -> bool:
+        return isinstance(self.job.call, DenoiserCall)
 
     @property
     def waits_for_decoder(self) -> bool:
         return isinstance(self.job.call, (DecodeCall, UpscaleCall))
 
 
+Credits = Mapping[CallSignature, float]  # latent pixels
 Outcome = tuple[Slot, Any]  # a slot with its output, or with the exception that its call raised
 
 
-def calls_of(slots: Sequence[Slot]) -> list[UNetCall | DecodeCall | UpscaleCall]:
+def calls_of(slots: Sequence[Slot]) -> list[DenoiserCall | DecodeCall | UpscaleCall]:
     """The calls that the jobs of `slots`, all of them paused, wait for."""
     return [slot.job.call for slot in slots if slot.job.call is not None]
 
@@ -74,27 +76,51 @@ def schedule(slots: Sequence[Slot], max_rows: int, native_area: int) -> list[Slo
     as there is room. `max_rows` counts rows of `native_area` latent pixels: larger images fill it sooner. One call
     always fits.
     """
-    waiting = sorted(slots, key=lambda slot: (slot.owner.last_step, slot.last_step))
-    if not waiting:
-        return []
-    first = waiting[0].job.call
-    assert first is not None
-    signature = CallSignature.of(first)
-    room = max_rows * native_area / first.area
+    return fill(next(iter(_by_signature(slots).values()), []), max_rows, native_area)
+
+
+def take_turn(slots: Sequence[Slot], credits: Credits) -> tuple[list[Slot], Credits]:
+    """The slots with the signature whose turn it is, as `schedule` sorts them, and everyone's credit afterwards.
+
+    Deficit round robin (Shreedhar and Varghese, 1995): in each round, every signature gets the latent pixels of the
+    smallest call as credit, and the one whose turn it is pays for a call of its own. So small images have several steps
+    for one of a large image. Calls that share a forward pay once, so images of one size get equal turns.
+    """
+    waiting = _by_signature(slots)
+    if len(waiting) <= 1:
+        return next(iter(waiting.values()), []), {}
+    prices = {signature: max(call.area for call in calls_of(own)) for signature, own in waiting.items()}
+    least = min(prices.values())
+    rounds = {own: max(0, math.ceil((price - credits.get(own, 0)) / least)) for own, price in prices.items()}
+    chosen = min(waiting, key=lambda own: rounds[own])  # of equals, the one that has waited longest
+    left = {own: credits.get(own, 0) + rounds[chosen] * least for own in waiting}
+    return waiting[chosen], left | {chosen: left[chosen] - prices[chosen]}
+
+
+def _by_signature(slots: Sequence[Slot]) -> dict[CallSignature, list[Slot]]:
+    """Those whose calls can run as one, together; the slot that has waited longest is the very first."""
+    alike: dict[CallSignature, list[Slot]] = {}
+    for slot in sorted(slots, key=lambda slot: (slot.owner.last_step, slot.last_step)):
+        assert slot.job.call is not None
+        alike.setdefault(CallSignature.of(slot.job.call), []).append(slot)
+    if len(alike) > 1 and logger.isEnabledFor(logging.DEBUG):
+        first, *others = alike
+        for other in others:
+            logger.debug("Two calls do not merge: %s", "; ".join(first.differences(other)))
+    return alike
+
+
+def fill(slots: Sequence[Slot], max_rows: int, native_area: int) -> list[Slot]:
+    """The first of `slots`, all with one signature, that fit into a call."""
     chosen: list[Slot] = []
-    rows = 0
-    for slot in waiting:
+    area = 0
+    for slot in slots:
         call = slot.job.call
         assert call is not None
-        own = CallSignature.of(call)
-        if own != signature:
-            if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("Two calls do not merge: %s", "; ".join(signature.differences(own)))
-            continue
-        if chosen and rows + call.rows > room:
+        if chosen and area + call.area > max_rows * native_area:
             break
         chosen.append(slot)
-        rows += call.rows
+        area += call.area
     return chosen
 
 

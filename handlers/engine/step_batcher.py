@@ -1,12 +1,12 @@
-"""One merged UNet forward a step for all running jobs."""
+"""One merged forward of the denoiser a step, for all running jobs."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from handlers.engine.scheduling import Outcome, Slot, calls_of, schedule, together_or_alone
-from handlers.forward.calls import UNetCall
+from handlers.engine.scheduling import Credits, Outcome, Slot, calls_of, fill, take_turn, together_or_alone
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward, merge, split
 from handlers.hardware.memory import GUIDED_ROWS, Memory
 
@@ -61,16 +61,18 @@ class StepBatcher:
 
     limit: RowLimit
     memory: Memory
-    run: Callable[[UNetCall], Any] = forward
+    run: Callable[[DenoiserCall], Any] = forward
     activity: Activity = field(default_factory=Activity)
     _step: int = 0
+    _credits: Credits = field(default_factory=dict)
 
     def step(self, slots: Sequence[Slot]) -> list[Outcome]:
         """One forward for some of `slots`."""
         if not slots:
             return []
         rows = min(self.limit.rows, self.memory.rows() or self.limit.rows)
-        chosen = schedule(slots, rows, self.memory.native_area)
+        turn, self._credits = take_turn(slots, self._credits)
+        chosen = fill(turn, rows, self.memory.native_area)
         self._step += 1
         for slot in chosen:
             slot.last_step = slot.owner.last_step = self._step
@@ -81,9 +83,10 @@ class StepBatcher:
         merged = merge(calls)
         begin = time.perf_counter()
         output = self.run(merged)
-        self.limit.learn(time.perf_counter() - begin, merged.rows * merged.area / self.memory.native_area)
-        self.activity.unet_forwards += 1
-        self.activity.unet_rows += merged.rows
-        self.activity.steps += len(chosen)
-        self.activity.merged_forwards += len({id(slot.owner) for slot in chosen}) > 1
+        if merged.predicts:
+            self.limit.learn(time.perf_counter() - begin, merged.area / self.memory.native_area)
+            self.activity.unet_forwards += 1
+            self.activity.unet_rows += merged.rows
+            self.activity.steps += len(chosen)
+            self.activity.merged_forwards += len({id(slot.owner) for slot in chosen}) > 1
         return list(zip(chosen, split(output, calls), strict=True))

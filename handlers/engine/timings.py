@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 # modules of a pipeline, and the stage that their calls belong to
-MODULES = {"text_encoder": "text", "text_encoder_2": "text", "safety_checker": "checker"}
+MODULES = {"text_encoder": "text", "text_encoder_2": "text", "text_encoder_3": "text", "safety_checker": "checker"}
 
 
 class Timings:
@@ -34,7 +34,7 @@ class Timings:
             self._add(stage, time.perf_counter() - begin)
 
     def watch(self, pipeline: Any) -> None:
-        """Times the calls of a pipeline's modules, except the UNet, which the step batcher calls."""
+        """Times the calls of a pipeline's modules, except the denoiser, which the step batcher calls."""
         for name, stage in MODULES.items():
             self._watch_module(getattr(pipeline, name, None), stage)
         for name in ("encoder", "decoder"):

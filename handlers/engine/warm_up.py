@@ -11,7 +11,7 @@ from PIL import Image
 
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.errors import ModelError
-from handlers.forward.calls import DecodeCall, UNetCall
+from handlers.forward.calls import DecodeCall, DenoiserCall
 from handlers.forward.merging import forward
 from handlers.hardware.device import Peak, first_size
 from handlers.imaging.documents import Document
@@ -26,13 +26,13 @@ STEPS = 3
 
 @dataclass
 class Measured:
-    """What an image of `native_area` latent pixels was seen to need: for a UNet row, and after its last step.
+    """What an image of `native_area` latent pixels was seen to need: for a row of a forward, and after its last step.
 
-    `call` is one of the UNet calls of the first task.
+    `call` is one of the denoiser's calls of the first task.
     """
 
     native_area: int
-    call: UNetCall | None = None
+    call: DenoiserCall | None = None
     seconds_per_row: float = math.inf
     image_seconds: float = math.inf
     row_bytes: int = 0
@@ -40,11 +40,11 @@ class Measured:
 
 
 def warm_up(
-    served: Mapping[str, ServedPipeline], device: torch.device, run: Callable[[UNetCall], Any] = forward
+    served: Mapping[str, ServedPipeline], device: torch.device, run: Callable[[DenoiserCall], Any] = forward
 ) -> Measured:
     """Runs each task's pipeline for a few steps, at its native size if the device is fast enough for that.
 
-    `run` is what will run the UNet's calls.
+    `run` is what will run the denoiser's calls.
 
     Returns the largest needs, for an image of the first task's native size. Raises ModelError if a model loads but
     cannot generate.
@@ -61,10 +61,10 @@ def warm_up(
         while (call := job.call) is not None:
             begin = time.perf_counter()
             with Peak(device) as peak:
-                output = run(call) if isinstance(call, UNetCall) else forward(call)
-                output[0].cpu()  # this waits for the device
+                output = run(call) if isinstance(call, DenoiserCall) else forward(call)
+                next(iter(output[0])).cpu()  # this waits for the device
             seconds = time.perf_counter() - begin
-            if isinstance(call, UNetCall):
+            if isinstance(call, DenoiserCall):
                 measured.call = measured.call or call
                 # the first calls are slow
                 measured.seconds_per_row = min(measured.seconds_per_row, seconds / call.rows / share)

@@ -1,4 +1,4 @@
-"""The merged UNet forward as CUDA graphs: a GPU runs it without waiting for Python to launch its kernels.
+"""The merged forward of the denoiser as CUDA graphs: a GPU runs it without waiting for Python to launch its kernels.
 
 A graph has fixed shapes, so the rows are padded to one of SIZES. A graph is captured when its shape comes for the
 second time (docs/devices.md).
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward, merge
 from handlers.forward.signature import CallSignature
 
@@ -61,7 +61,7 @@ class GraphedForward:
         self._captured: dict[Key, _Captured | None] = {}  # None: it could not be captured
         self._seen: set[Key] = set()
 
-    def __call__(self, call: UNetCall) -> Any:
+    def __call__(self, call: DenoiserCall) -> Any:
         key = _graph_key(call)
         if key is None:
             return forward(call)
@@ -79,7 +79,7 @@ class GraphedForward:
         """How many graphs there are."""
         return sum(captured is not None for captured in self._captured.values())
 
-    def prepare(self, call: UNetCall, max_rows: int) -> None:
+    def prepare(self, call: DenoiserCall, max_rows: int) -> None:
         """Captures the shape of `call` for every size up to `max_rows`, before any request waits for it."""
         for size in SIZES:
             if call.rows <= size <= max_rows and size % call.rows == 0:
@@ -87,14 +87,14 @@ class GraphedForward:
                 self(repeated)
                 self(repeated)
 
-    def _capture(self, key: Key, call: UNetCall) -> "_Captured | None":
+    def _capture(self, key: Key, call: DenoiserCall) -> "_Captured | None":
         captured = None
         if len(self._captured) < MAX_GRAPHS:
             try:
                 shares_with = next((other.graph for other in self._captured.values() if other is not None), None)
                 captured = _Captured(call, key[1], self._make_graph(shares_with))
             except Exception:  # a model that cannot be captured runs all the same
-                logger.exception("A CUDA graph of the UNet could not be captured: it runs without one.")
+                logger.exception("A CUDA graph of the denoiser could not be captured: it runs without one.")
         self._captured[key] = captured
         return captured
 
@@ -102,12 +102,12 @@ class GraphedForward:
 class _Captured:
     """A graph with its input and output tensors, of `size` rows."""
 
-    def __init__(self, call: UNetCall, size: int, graph: Graph) -> None:
+    def __init__(self, call: DenoiserCall, size: int, graph: Graph) -> None:
         self.graph = graph
         self._inputs = _filled_up(call, size)
         self._output = graph.capture(lambda: forward(self._inputs))
 
-    def run(self, call: UNetCall) -> Any:
+    def run(self, call: DenoiserCall) -> Any:
         rows = call.rows
         for held, given in zip(self._inputs.tensors(), call.with_timesteps().tensors(), strict=True):
             held[:rows].copy_(given)
@@ -116,19 +116,18 @@ class _Captured:
         return (sample,) if isinstance(self._output, tuple) else type(self._output)(sample=sample)
 
 
-def _graph_key(call: UNetCall) -> Key | None:
+def _graph_key(call: DenoiserCall) -> Key | None:
     """The key of a call's graph; None for a call that no graph fits, as one with adapters, which come and go."""
     signature, size = CallSignature.of(call), _size(call.rows)
-    if size is None or call.adapters is not None or signature.alone is not None or not signature.is_by_value:
-        return None
-    return signature, size
+    fits = signature.has_row_tensors_alone and signature.is_by_value and call.adapters is None and call.predicts
+    return (signature, size) if fits and size is not None else None
 
 
 def _size(rows: int) -> int | None:
     return next((size for size in SIZES if size >= rows), None)
 
 
-def _filled_up(call: UNetCall, size: int) -> UNetCall:
+def _filled_up(call: DenoiserCall, size: int) -> DenoiserCall:
     """A copy of the call with `size` rows; the missing ones repeat its last row."""
     call = call.with_timesteps()
     missing = size - call.rows

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from handlers.errors import ModelError
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.forward.signature import CallSignature
 from handlers.forward.weights import Weights
@@ -145,20 +145,26 @@ def _kind(weights: Weights) -> str:
 
 
 class OpenVINOForward:
-    """Stands in for `merging.forward` for UNet calls.
+    """Stands in for `merging.forward` for the calls of UNets.
 
     Args:
         weights: those of the UNets; a UNet that is not among them keeps its own in memory.
+        in_torch: the modules whose calls are not converted.
     """
 
-    def __init__(self, converter: Converter, weights: Sequence[Weights] = ()) -> None:
+    def __init__(
+        self, converter: Converter, weights: Sequence[Weights] = (), in_torch: Sequence[torch.nn.Module] = ()
+    ) -> None:
         self._converter = converter
+        self._in_torch = set(in_torch)
         self._weights = {one.module: one for one in weights}
         self._compiled: dict[CallSignature, Any] = {}  # None: it could not be converted
 
-    def __call__(self, call: UNetCall) -> Any:
+    def __call__(self, call: DenoiserCall) -> Any:
+        if call.module in self._in_torch or not call.predicts:
+            return forward(call)
         plain = _plain(call)
-        weights = self._weights.setdefault(call.unet, Weights(call.unet))
+        weights = self._weights.setdefault(call.module, Weights(call.module))
         if call.adapters is not None:  # which are layers around torch's
             weights.use()
             return forward(call)
@@ -188,7 +194,7 @@ def _run(compiled: Any, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.from_numpy(compiled([tensor.numpy() for tensor in tensors])[0]).clone()  # the next call overwrites it
 
 
-def _plain(call: UNetCall) -> UNetCall:
+def _plain(call: DenoiserCall) -> DenoiserCall:
     """The call in the one form that all callers share, so that a UNet is converted once.
 
     Arguments that are None are absent, the result is a tuple, and timesteps are float32, as the UNet makes them itself.
@@ -201,18 +207,18 @@ def _plain(call: UNetCall) -> UNetCall:
 class _Positional(torch.nn.Module):
     """The UNet of a call with only the call's tensors as arguments; all other arguments are fixed."""
 
-    def __init__(self, call: UNetCall) -> None:
+    def __init__(self, call: DenoiserCall) -> None:
         super().__init__()
-        self.unet = call.unet
+        self.module = call.module
         self._call = call
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         call = self._call.with_tensors(tensors)
-        output: torch.Tensor = self.unet(call.sample, call.timestep, **call.kwargs)[0]
+        output: torch.Tensor = call.run()[0]
         return output
 
 
-def _odd(call: UNetCall) -> UNetCall:
+def _odd(call: DenoiserCall) -> DenoiserCall:
     """The call with latents of odd sides, as the example for a conversion.
 
     With those, a UNet enlarges to the sizes that it came from, whatever they are; with others it doubles, which is

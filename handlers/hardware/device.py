@@ -37,8 +37,10 @@ def choose_device(wanted: str, gpu_id: int | None) -> torch.device:
     return device
 
 
-def choose_dtype(wanted: str, device: torch.device, exact: bool = True) -> torch.dtype:
-    """`auto` on a GPU is float16, which has three more bits of precision than bfloat16 and is what models come in.
+def choose_dtype(
+    wanted: str, device: torch.device, exact: bool = True, half: torch.dtype = torch.float16
+) -> torch.dtype:
+    """`auto` on a GPU is `half`: as a rule float16, which has three more bits of precision than bfloat16.
 
     It is float32 on GPUs that compute only in float32, or wrongly in float16. On a CPU it is float32 if images are to
     be `exact`, as the plain pipeline's; otherwise bfloat16 where the processor says that it has it. A dtype chosen by a
@@ -51,10 +53,11 @@ def choose_dtype(wanted: str, device: torch.device, exact: bool = True) -> torch
         if wanted == "bfloat16" and capability < (8, 0):
             raise ModelError(f"The GPU {name} cannot compute in bfloat16: use --dtype auto.")
         if wanted == "auto":
-            return torch.float32 if capability < (5, 3) or FULL_PRECISION in name else torch.float16
+            least = (8, 0) if half == torch.bfloat16 else (5, 3)
+            return torch.float32 if capability < least or FULL_PRECISION in name else half
     if wanted == "auto" and device.type == "cpu":
         return torch.bfloat16 if not exact and has_bfloat16() else torch.float32
-    return torch.float16 if wanted == "auto" else DTYPES[wanted]
+    return half if wanted == "auto" else DTYPES[wanted]
 
 
 def has_bfloat16() -> bool:

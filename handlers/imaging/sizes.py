@@ -1,16 +1,15 @@
-"""The sizes, in pixels, at which a model generates. All are multiples of SIZE_MULTIPLE."""
+"""The sizes, in pixels, at which a model generates."""
 
 import math
 from dataclasses import dataclass
 
-SIZE_MULTIPLE = 8  # every Stable Diffusion VAE and UNet takes sizes in multiples of this
+SIZE_MULTIPLE = 8  # a request's sizes are multiples of this, as every VAE and UNet of Stable Diffusion takes them
 
 
-def nearest_size(value: int, low: int, high: int) -> int:
-    """The valid size (a multiple of 8 within low … high) nearest to `value`, in pixels."""
-    legal_low = -(-low // SIZE_MULTIPLE) * SIZE_MULTIPLE
-    legal_high = high // SIZE_MULTIPLE * SIZE_MULTIPLE
-    return max(legal_low, min(legal_high, (value + SIZE_MULTIPLE // 2) // SIZE_MULTIPLE * SIZE_MULTIPLE))
+def nearest_size(value: int, low: int, high: int, multiple: int = SIZE_MULTIPLE) -> int:
+    """The valid size (a multiple of `multiple` within low … high) nearest to `value`, in pixels."""
+    legal_low, legal_high = -(-low // multiple) * multiple, high // multiple * multiple
+    return max(legal_low, min(legal_high, (value + multiple // 2) // multiple * multiple))
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,14 @@ class ModelSizes:
         native: width and height that it was trained at.
         low, high: the shortest and the longest side that the server generates.
         drawn: the longer side of everything that a fixed-size model generates; None for other models.
+        multiple: of which all sides are.
     """
 
     native: tuple[int, int]
     low: int
     high: int
     drawn: int | None = None
+    multiple: int = SIZE_MULTIPLE
 
     def of_image(self, width: int, height: int) -> tuple[int, int]:
         """The size at which a whole image of this size is generated: the nearest valid one."""
@@ -41,6 +42,6 @@ class ModelSizes:
         enlarged = max(1.0, math.sqrt(self.native[0] * self.native[1] / (width * height)))
         return self._scaled(width, height, min(enlarged, self.high / max(width, height)), self.low, self.high)
 
-    @staticmethod
-    def _scaled(width: int, height: int, scale: float, low: int, high: int) -> tuple[int, int]:
-        return nearest_size(round(width * scale), low, high), nearest_size(round(height * scale), low, high)
+    def _scaled(self, width: int, height: int, scale: float, low: int, high: int) -> tuple[int, int]:
+        across, down = (nearest_size(round(side * scale), low, high, self.multiple) for side in (width, height))
+        return across, down

@@ -8,6 +8,7 @@ from handlers.imaging.documents import fill_masked, model_image
 from handlers.imaging.masks import pipeline_mask
 from handlers.imaging.regions import Crop
 from handlers.pipelines.embeddings import ENCODERS
+from handlers.pipelines.families import denoiser_name, has_embedded_guidance, has_true_guidance
 from handlers.request.fields import GenerationRequest
 
 
@@ -17,6 +18,7 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
     A second pass has no image before its first one has ended.
 
     Arguments that this family's pipeline does not take are left out: latent consistency models take no negative prompt.
+    `without_effect` names them.
 
     Raises InvalidRequest for a clip_skip that the model's text encoders have too few layers for.
     """
@@ -26,10 +28,12 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "eta": request.eta,
-        "clip_skip": _clip_skip(request.clip_skip, pipeline),
     }
-    if request.task in ("txt2img", "masking"):
+    # UNets' img2img takes the image's size; that of transformers would take the model's
+    if request.task != "img2img" or denoiser_name(pipeline) == "transformer":
         arguments |= {"width": crop.size[0], "height": crop.size[1]}
+    if has_true_guidance(pipeline):
+        arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
     if request.task in ("img2img", "masking"):
         arguments["strength"] = request.strength
     if request.init_image is not None:
@@ -48,7 +52,19 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
             "control_guidance_end": control.end,
         }
     taken = signature(pipeline.__call__).parameters
+    if "clip_skip" in taken:
+        arguments["clip_skip"] = _clip_skip(request.clip_skip, pipeline)
     return {name: value for name, value in arguments.items() if name in taken}
+
+
+def without_effect(request: GenerationRequest, pipeline: Any) -> list[str]:
+    """A sentence with the fields that the request gives, and that this family's pipeline does not know; or none."""
+    taken = signature(pipeline.__call__).parameters
+    given = {"negative_prompt": request.negative_prompt, "clip_skip": request.clip_skip, "eta": request.eta}
+    lost = [name for name, value in given.items() if value and name not in taken]
+    if request.negative_prompt and has_embedded_guidance(pipeline):
+        lost.insert(0, "negative_prompt")
+    return [f"{', '.join(lost)}: without effect on this model."] if lost else []
 
 
 def _clip_skip(clip_skip: int | None, pipeline: Any) -> int | None:

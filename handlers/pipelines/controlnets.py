@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from diffusers import ControlNetModel
 
 from handlers.errors import InvalidRequest
+from handlers.pipelines.families import denoiser_name
 from handlers.pipelines.named_files import NO_FILES, NamedFile, NamedFiles
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ class ControlNets:
         """
         stock = type(pipeline).__name__
         kind = getattr(diffusers, re.sub(r"(Img2Img|Inpaint)?Pipeline$", r"ControlNet\g<0>", stock), None)
-        if kind is None:
-            raise InvalidRequest("controlnet is not possible with this model: diffusers has no pipeline for both.")
+        if kind is None or denoiser_name(pipeline) != "unet":
+            raise InvalidRequest("controlnet is not possible with this model: leave it out.")
         parts = {**pipeline.config, **pipeline.components, "controlnet": self._net(name, pipeline.unet)}
         guided = kind(**{name: parts[name] for name in signature(kind.__init__).parameters if name in parts})
         guided.set_progress_bar_config(**pipeline._progress_bar_config)

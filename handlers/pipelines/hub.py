@@ -11,6 +11,7 @@ from pathlib import Path
 
 from handlers.errors import ModelError
 from handlers.installation import Installation
+from handlers.pipelines.families import DENOISERS
 from handlers.pipelines.sources import ModelSource
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
@@ -28,7 +29,7 @@ def variant_of(file_names: Iterable[str], half: bool) -> str | None:
     Args:
         file_names: the model's files, with their folders.
     """
-    weights = [WEIGHTS.fullmatch(Path(name).name) for name in file_names if Path(name).parent.name == "unet"]
+    weights = [WEIGHTS.fullmatch(Path(name).name) for name in file_names if Path(name).parent.name in DENOISERS]
     variants = {match["variant"] for match in weights if match}
     if (half and "fp16" in variants) or variants == {"fp16"}:
         return "fp16"
@@ -139,7 +140,7 @@ def check_files(model: str, file_names: Iterable[str], allow_pickle: bool) -> No
         single = next((name for name in names if name.endswith(".safetensors")), None)
         hint = f": download its {single} and give --model the file's path" if single else ""
         raise ModelError(f"{model} is not a diffusion model in the diffusers format{hint}.")
-    for component in ("unet", "vae"):
+    for component in (*DENOISERS, "vae"):
         own = [Path(name) for name in names if name.startswith(f"{component}/")]
         safe = any(name.suffix == ".safetensors" for name in own)
         if not allow_pickle and not safe and any(name.suffix in PICKLED for name in own):

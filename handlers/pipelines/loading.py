@@ -4,7 +4,6 @@ import importlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,15 @@ import torch
 
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
-from handlers.installation import Installation
 from handlers.pipelines.defaults import model_defaults
 from handlers.pipelines.embeddings import Embeddings
-from handlers.pipelines.hub import PICKLE_WARNING, check_files, fetch_vae, variant_of
+from handlers.pipelines.families import denoiser, denoiser_name
+from handlers.pipelines.hub import PICKLE_WARNING, check_files, variant_of
 from handlers.pipelines.loras import Loras
 from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NO_FILES, NamedFiles
 from handlers.pipelines.noise import use_variations
+from handlers.pipelines.parts import load_transformer, load_vae
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.schedulers import options, schedulers
@@ -52,6 +52,11 @@ class ServedPipeline:
     loras: Loras = field(default_factory=lambda: Loras(None, NO_FILES, 0))
     embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, NO_FILES))
     img2img: Any = None
+
+    @property
+    def enlarges_latents(self) -> bool:
+        """Whether a second pass may start from the first one's latents."""
+        return denoiser_name(self.pipeline) == "unet"
 
     @property
     def native_area(self) -> int:
@@ -111,7 +116,7 @@ def load_pipelines(
     Args:
         path: a diffusers folder, or a single file.
         configs: the folder with the configurations for single files.
-        channels_last: whether the UNet and the VAE have that layout.
+        channels_last: whether the denoiser and the VAE have that layout.
 
     Raises ModelError.
     """
@@ -121,7 +126,7 @@ def load_pipelines(
         first = _load_file(path, dtype, config, configs) if path.is_file() else _load_folder(path, dtype, config)
         _check_family(first, tasks, path.name)
         if config.vae:
-            first.register_modules(vae=_load_vae(config, first.vae, dtype))
+            first.register_modules(vae=load_vae(config, first.vae, dtype))
         # 2. LoRAs, merged into its weights
         for file, scale in loras(config.lora):
             _add_lora(first, file, scale)
@@ -137,7 +142,7 @@ def load_pipelines(
             # SDXL's overflows in half precision: its pipelines convert it to float32 and back while other jobs wait
             first.vae.to(torch.float32)
         if channels_last:
-            for module in (first.unet, first.vae):
+            for module in (denoiser(first), first.vae):
                 module.to(memory_format=torch.channels_last)
     except ModelError:
         raise
@@ -159,6 +164,11 @@ def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
     index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
     if not config.safety_checker and "safety_checker" in index:
         parts = {"safety_checker": None, "requires_safety_checker": False}
+    for name, kind in index.items():
+        if name.startswith(("text_encoder", "tokenizer")) and kind == [None, None]:  # Stable Diffusion 3 without T5
+            parts[name] = None
+    if config.transformer and "transformer" in index:
+        parts["transformer"] = load_transformer(Path(config.transformer), path, index["transformer"][1], dtype)
     return AutoPipelineForText2Image.from_pretrained(
         path, dtype=dtype, variant=variant_of(files, dtype != torch.float32),
         use_safetensors=None if config.allow_pickle else True, **parts,
@@ -189,40 +199,14 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
     )
 
 
-def _load_vae(config: HandlerConfig, own: Any, dtype: torch.dtype) -> Any:
-    """The VAE to use instead of a model's `own`. Raises ModelError."""
-    from diffusers import AutoencoderKL, AutoModel
-
-    name = config.vae
-    path = fetch_vae(name, Installation.find(config.home), config.allow_pickle)
-    try:
-        if path.is_file():
-            with tempfile.TemporaryDirectory() as folder:
-                own.save_config(folder)  # a single file has none
-                vae = AutoencoderKL.from_single_file(str(path), config=folder, dtype=dtype, local_files_only=True)
-        else:
-            vae = AutoModel.from_pretrained(
-                str(path), dtype=dtype, use_safetensors=None if config.allow_pickle else True
-            )
-        shape, others = [(one.config.latent_channels, len(one.config.block_out_channels)) for one in (own, vae)]
-    except Exception as error:  # not a VAE, or one that is not there
-        raise ModelError(f"The VAE {name} cannot be loaded: {error}") from error
-    if shape != others:
-        raise ModelError(
-            f"The VAE {name} does not fit this model: it has {others[0]} latent channels and {others[1]} levels, the "
-            f"model's own {shape[0]} and {shape[1]}."
-        )
-    return vae
-
-
 def _check_family(pipeline: Any, tasks: Sequence[str], name: str) -> None:
-    """Raises ModelError for a model without a UNet, or with the wrong one for its tasks."""
-    if getattr(pipeline, "unet", None) is None:
+    """Raises ModelError for a model without a denoiser that is known, or with the wrong one for its tasks."""
+    if not denoiser_name(pipeline) or getattr(pipeline, "vae", None) is None:
         raise ModelError(
-            f"{name} is a {type(pipeline).__name__}, which has no UNet: Stable Diffusion 1, 2, XL and their relatives "
-            "can be served."
+            f"{name} is a {type(pipeline).__name__}, which has no UNet or transformer with a VAE: it cannot be served."
         )
-    if pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels and set(tasks) != {"masking"}:
+    unet = getattr(pipeline, "unet", None)
+    if unet and unet.config.in_channels > pipeline.vae.config.latent_channels and set(tasks) != {"masking"}:
         raise ModelError(
             f"{name} is an inpainting model, which can serve masking alone: give it as --inpainting-model, and another "
             "--model for the other tasks."
@@ -236,6 +220,8 @@ def _of_task(task: str, pipeline: Any, dtype: torch.dtype) -> Any:
     try:
         return getattr(diffusers, f"AutoPipelineFor{kind}").from_pipe(pipeline, dtype=dtype)
     except ValueError:
+        if denoiser_name(pipeline) != "unet":
+            raise ModelError(f"diffusers has no pipeline for {task} with a {type(pipeline).__name__}.") from None
         # a family without its own pipeline for the task, such as LCM for inpainting: its parts fit the stock one
         stock = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}[task]
         return getattr(diffusers, f"StableDiffusion{stock}Pipeline").from_pipe(pipeline, dtype=dtype)

@@ -18,6 +18,7 @@ import torch
 
 from handlers.errors import InvalidRequest
 from handlers.forward.adapters import Adapters, Twin
+from handlers.pipelines.families import DENOISERS, denoiser_name
 from handlers.pipelines.named_files import NamedFile, NamedFiles, named, nearest
 from handlers.pipelines.prompt_cache import RememberingEncoder
 from handlers.request.lora_tags import LoraTag
@@ -25,7 +26,7 @@ from handlers.request.lora_tags import LoraTag
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors",)  # others are pickled
-PARTS = ("unet", "text_encoder", "text_encoder_2")
+PARTS = (*DENOISERS, "text_encoder", "text_encoder_2")
 # what other kinds of networks have in the names of their weights; diffusers would leave DoRA's out and say nothing
 OTHER_KINDS = {"hada_w": "LoHa", "lokr_w": "LoKr", "dora_scale": "DoRA", "oft_": "OFT"}
 
@@ -43,7 +44,7 @@ class LentParts:
     """What a job's pipeline has instead of its own parts.
 
     Attributes:
-        adapters: that its UNet's calls pass through; None without any.
+        adapters: that its denoiser's calls pass through; None without any.
         encoders: the text encoders that a LoRA changes, by their names in the pipeline.
     """
 
@@ -112,8 +113,8 @@ class Loras:
             self._trim()
             pairs = [(one.tag, loaded) for one, loaded in zip(chosen, used, strict=True)]
             adapters = {part: own for part in PARTS if (own := self._adapters(part, pairs)) is not None}
-            encoders = {part: self._encoder(part, own) for part, own in adapters.items() if part != "unet"}
-            yield LentParts(adapters.get("unet"), encoders)
+            encoders = {part: self._encoder(part, own) for part, own in adapters.items() if part not in DENOISERS}
+            yield LentParts(adapters.get(denoiser_name(self._pipeline)), encoders)
         finally:
             for loaded in used:
                 loaded.users -= 1
@@ -129,7 +130,7 @@ class Loras:
         acting = [
             (loaded.adapter, weight, tag.name)
             for tag, loaded in pairs
-            if part in loaded.parts and (weight := tag.unet if part == "unet" else tag.text_encoder)
+            if part in loaded.parts and (weight := tag.unet if part in DENOISERS else tag.text_encoder)
         ]
         if not acting:
             return None

@@ -1,8 +1,8 @@
-"""Low-memory mode: the UNet stays on the GPU, the other modules are moved there one at a time for their calls.
+"""Low-memory mode: the denoiser stays on the GPU, the other modules are moved there one at a time for their calls.
 
 These are not diffusers' offload hooks, which move shared modules whenever one pipeline ends while others still run.
 Here a module stays until another needs its room. Jobs may overlap, since only one of them runs at a time and none
-pauses within a module other than the UNet.
+pauses within a module other than the denoiser.
 """
 
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
+from handlers.pipelines.families import DENOISERS, denoiser
+
 
 class OffloadSlot:
-    """Room on the GPU for one module besides the UNet.
+    """Room on the GPU for one module besides the denoiser.
 
     The module's weights also stay in the CPU's memory, so nothing is copied back when it leaves.
     """
@@ -58,15 +60,15 @@ class _OffloadHook(ModelHook):  # type: ignore[misc]
 
 
 def offload(pipeline: Any, device: torch.device) -> OffloadSlot:
-    """Keeps the pipeline's UNet on `device`, and moves its other modules through one slot there.
+    """Keeps the pipeline's denoiser on `device`, and moves its other modules through one slot there.
 
     Its VAE then decodes large images in tiles, which needs less memory.
     """
     slot = OffloadSlot(device)
     for name, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module) and name != "unet":
+        if isinstance(module, torch.nn.Module) and name not in DENOISERS:
             add_hook_to_module(module, _OffloadHook(slot, device))
-    pipeline.unet.to(device)
+    denoiser(pipeline).to(device)
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()
     return slot

@@ -1,13 +1,15 @@
 """A text encoder that remembers its last prompts: a prompt of eight images, or an empty one, is encoded once."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 ENTRIES = 8  # SDXL keeps all hidden states of a prompt, 8 MB in half precision
+MAX_BYTES = 2**28  # beyond which only the last prompt is kept: a language model's hidden states are ten times those
 
 
 class RememberingEncoder:
@@ -53,7 +55,7 @@ class RememberingEncoder:
         else:
             with self._prepare():
                 self._outputs[key] = self.module(*arguments, **options)
-            if len(self._outputs) > ENTRIES:
+            while len(self._outputs) > 1 and (len(self._outputs) > ENTRIES or _bytes(self._outputs) > MAX_BYTES):
                 self._outputs.popitem(last=False)
         return self._outputs[key]
 
@@ -72,6 +74,11 @@ class RememberingEncoder:
         return getattr(self.module, name)
 
 
+def _bytes(outputs: Mapping[Hashable, Any]) -> int:
+    tensors = tree_leaves([[*output.values()] for output in outputs.values() if isinstance(output, Mapping)])
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
 def _key(value: Any) -> Hashable:
     """(1, 77) token ids and the like by their content."""
     if isinstance(value, torch.Tensor):
@@ -81,9 +88,11 @@ def _key(value: Any) -> Hashable:
 
 def remember_prompts(pipelines: list[Any]) -> None:
     """Puts stand-ins before the text encoders of pipelines that share them."""
-    for name in ("text_encoder", "text_encoder_2"):
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         encoder = getattr(pipelines[0], name, None)
         if encoder is not None:
+            # a language model's cache is for the words that it would write
+            encoder.config.get_text_config().use_cache = False
             remembering = RememberingEncoder(encoder)
             for pipeline in pipelines:
                 # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library

@@ -16,7 +16,7 @@ import torch
 from handlers.errors import InvalidRequest
 from handlers.pipelines.embeddings import ENCODERS, Embedding, Embeddings, Vector, Words, with_vectors
 from handlers.pipelines.named_files import NO_FILES
-from handlers.request.lora_tags import take_tags
+from handlers.request.lora_tags import tag_warnings, take_tags
 
 FACTORS = {"(": 1.1, "[": 1 / 1.1}
 CLOSING = {"(": ")", "[": "]"}
@@ -131,9 +131,7 @@ class Prompts:
         self._texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         self._parsed = {name: parse_prompt(text) for name, text in self._texts.items()}
         self._embeddings: dict[str, Any] | None = None  # arguments instead of the texts; none for plain prompts
-        warnings = [f"{tag} in prompt has no effect: of such tags, only <lora:…> is known here." for tag in others[:5]]
-        if any(tags):
-            warnings.append("A tag such as <lora:…> has no effect in negative_prompt: it belongs into prompt.")
+        warnings = tag_warnings(others, tags)
         for name, parsed in self._parsed.items():
             if abs(most := max(parsed.weights, key=abs, default=1.0)) > MAX_WEIGHT:
                 raise InvalidRequest(

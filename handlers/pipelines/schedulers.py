@@ -9,6 +9,8 @@ import torch
 
 from handlers.request.samplers import Sampler
 
+OVERRIDDEN = ("set_timesteps", "add_noise", "scale_noise", "step")  # methods that a job's own scheduler has instead
+
 
 def schedulers(pipeline: Any) -> dict[str, Any]:
     """The schedulers that can replace the model's own, by diffusers' names.
@@ -48,7 +50,7 @@ def without_waiting(scheduler: Any) -> Any:
     It also begins with the first timestep, where the pipeline does not say so: a schedule may have two that are equal,
     and diffusers, which then begins with the second, fails at the end for a missing one.
     """
-    set_timesteps, add_noise = scheduler.set_timesteps, getattr(scheduler, "add_noise", None)
+    set_timesteps = scheduler.set_timesteps
 
     @wraps(set_timesteps)
     def on_cpu(*arguments: Any, **options: Any) -> None:
@@ -57,8 +59,12 @@ def without_waiting(scheduler: Any) -> Any:
             scheduler.set_begin_index(0)
 
     scheduler.set_timesteps = on_cpu
-    if add_noise is not None:
-        scheduler.add_noise = _NoiseOffGpu(add_noise)
+    if hasattr(scheduler, "add_noise"):
+        scheduler.add_noise = _NoiseOffGpu(scheduler.add_noise)
+    if hasattr(scheduler, "scale_noise"):
+        scale_noise = scheduler.scale_noise  # of flow matching: the same with another order of arguments
+        off_gpu = _NoiseOffGpu(lambda samples, noise, timesteps: scale_noise(samples, timesteps, noise))
+        scheduler.scale_noise = lambda samples, timesteps, noise: off_gpu(samples, noise, timesteps)
     module = vars(sys.modules[type(scheduler).__module__])
     if "randn_tensor" in module:
         module["randn_tensor"] = draw

@@ -13,7 +13,7 @@ from handlers.errors import InvalidRequest, TooLarge
 from handlers.imaging import output
 from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
-from handlers.imaging.sizes import ModelSizes
+from handlers.imaging.sizes import SIZE_MULTIPLE, ModelSizes
 from handlers.imaging.upscaling import UPSCALERS
 from handlers.request import forms
 from handlers.request.control import Control, read_control
@@ -34,6 +34,7 @@ class ModelDefaults:
     `drawn_size`: the longer side, in pixels, of every image that a fixed-size model generates; the result is scaled to
     the requested size (beyond their own size, small models repeat objects). None: no such limit.
     `zero_snr`: whether it was trained with noise to the very end.
+    `size_multiple`: of which the sides of what it generates are, in pixels.
     """
 
     num_inference_steps: int = 50
@@ -43,6 +44,7 @@ class ModelDefaults:
     drawn_size: int | None = None
     scheduler: str = ""
     zero_snr: bool = False
+    size_multiple: int = SIZE_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def parse_request(
     values["variation"], doubts = _variation(read, values["num_outputs"])
     warnings += doubts
     # 3. the size, or the images that give it, and what of them is generated at which size
-    sizes = ModelSizes((defaults.width, defaults.height), config.min_size, config.max_size, defaults.drawn_size)
+    sizes = ModelSizes(
+        (defaults.width, defaults.height), config.min_size, config.max_size, defaults.drawn_size, defaults.size_multiple
+    )
     if task == "txt2img":
         size = read.size("width", defaults.width, config), read.size("height", defaults.height, config)
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}

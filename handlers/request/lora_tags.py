@@ -54,6 +54,14 @@ def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...
     return _TAG.sub("", text), tags, tuple(others)
 
 
+def tag_warnings(others: Sequence[str], negative_tags: Sequence[object]) -> list[str]:
+    """Sentences about tags without effect: those of other kinds, and any in a negative prompt."""
+    warnings = [f"{tag} in prompt has no effect: of such tags, only <lora:…> is known here." for tag in others[:5]]
+    if any(negative_tags):
+        warnings.append("A tag such as <lora:…> has no effect in negative_prompt: it belongs into prompt.")
+    return warnings
+
+
 def _read(source: str, parts: Sequence[str]) -> LoraTag:
     """`name[:te[:unet]]`, or `te=` and `unet=` in any place. The UNet's weight is the text encoder's unless given."""
     name, *values = (part.strip() for part in parts)

@@ -10,7 +10,7 @@ from handlers.engine.pacing import Pacing
 from handlers.engine.scheduling import Slot
 from handlers.engine.step_batcher import Activity
 from handlers.errors import RequestError
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from tests.support.clock import Clock
 
 SOON_S = 60  # for what must happen, however busy the machine is
@@ -33,12 +33,12 @@ class Job:
     def __init__(self, steps: int, has_image: bool) -> None:
         self.steps, self.has_image = steps, has_image
         self.started = self.ended = False
-        self.call: UNetCall | None = None
+        self.call: DenoiserCall | None = None
         self.error: BaseException | None = None
         self.outputs: list[Any] = []
 
     def start(self) -> None:
-        self.started, self.call = True, UNetCall(None, None, None, {})
+        self.started, self.call = True, DenoiserCall(None, None, None, {})
 
     def advance(self, output: Any) -> None:
         self.outputs.append(output)

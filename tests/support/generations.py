@@ -66,6 +66,11 @@ class Pool(ThreadPoolExecutor):
             self.run()
 
 
+class UNet:
+    def forward(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        raise NotImplementedError  # a job pauses instead
+
+
 class Pipeline:
     """Calls its UNet and its VAE as stock pipelines do. The image has one colour, whose red is the seed.
 
@@ -79,7 +84,7 @@ class Pipeline:
 
     def __init__(self, refusal: BaseException | None = None, fault: BaseException | None = None) -> None:
         self.refusal, self.fault = refusal, fault
-        self.unet = object()
+        self.unet = UNet()
         self.vae = SimpleNamespace(dtype=torch.float32, encode=None, decode=None)
         self.scheduler = SimpleNamespace(set_timesteps=lambda *_, **__: None)
 
@@ -147,7 +152,7 @@ def advance(slot: Any) -> None:
     if not job.started:
         job.start()
     elif not job.ended:
-        job.advance((job.call.sample,) if isinstance(job.call, DecodeCall) else job.call.sample)
+        job.advance((job.call.sample,) if isinstance(job.call, DecodeCall) else job.call.sample.clone())
 
 
 def step(generation: Generation) -> None:

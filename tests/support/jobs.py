@@ -14,7 +14,7 @@ from handlers.engine.decoder import Decoder
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.engine.scheduling import Slot
 from handlers.engine.step_batcher import RowLimit, StepBatcher
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.forward.side_stream import NoSideStream
 from handlers.hardware.memory import Memory
@@ -25,7 +25,7 @@ from handlers.pipelines.embeddings import Embeddings
 from handlers.pipelines.loading import load_pipelines
 from handlers.pipelines.loras import Loras
 from handlers.pipelines.noise import generator
-from handlers.pipelines.prompts import Prompts
+from handlers.pipelines.plain_prompts import prompts_for
 from handlers.request.fields import GenerationRequest
 from handlers.wire import TASKS
 from tests.support.paths import CONFIGS
@@ -58,7 +58,7 @@ def a_request(task: str, prompt: str, seed: int, steps: int, guidance_scale: flo
 def generated_together(
     pipelines: Mapping[str, Any],
     requests: list[GenerationRequest],
-    run: Callable[[UNetCall], Any] = forward,
+    run: Callable[[DenoiserCall], Any] = forward,
     loras: Loras | None = None,
     embeddings: Embeddings | None = None,
 ) -> tuple[list[Image.Image], int]:
@@ -68,13 +68,13 @@ def generated_together(
     for request in requests:
         pipeline = pipelines[request.task]
         arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
-        prompts = Prompts(request.prompt, request.negative_prompt, embeddings)
+        prompts = prompts_for(pipeline, request.prompt, request.negative_prompt, embeddings)
         lend = {"lend": partial(loras.lend, loras.choose(prompts.loras)[0])} if loras else {}
         slots.append(Slot(PipelineJob(pipeline, arguments, None, prompts, **lend), SimpleNamespace(last_step=0)))
         slots[-1].job.start()
     decoder = Decoder(batcher.memory, NoSideStream())
     while not all(slot.job.ended for slot in slots):
-        for slot, outcome in batcher.step([slot for slot in slots if slot.waits_for_unet]):
+        for slot, outcome in batcher.step([slot for slot in slots if slot.waits_for_denoiser]):
             assert not isinstance(outcome, Exception), outcome
             slot.job.advance(outcome)
         decoder.decode_some(slots, may_wait=True)
@@ -87,6 +87,6 @@ def generated_alone(pipelines: Mapping[str, Any], request: GenerationRequest) ->
     pipeline = pipelines[request.task]
     arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
     with torch.no_grad():
-        arguments = Prompts(request.prompt, request.negative_prompt).arguments_for(pipeline, arguments)
+        arguments = prompts_for(pipeline, request.prompt, request.negative_prompt).arguments_for(pipeline, arguments)
     image: Image.Image = pipeline(**arguments).images[0]
     return image

@@ -58,10 +58,10 @@ def save_with_checker(folder: Path) -> Path:
 
 def make(family: str) -> Any:
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
-    vae, text_encoder = _vae(), CLIPTextModel(_text(len(tokenizer)))
+    vae, text_encoder = _vae(), CLIPTextModel(text_config(len(tokenizer)))
     if family == "sdxl":
         return StableDiffusionXLPipeline(
-            vae, text_encoder, CLIPTextModelWithProjection(_text(len(tokenizer))), tokenizer, tokenizer,
+            vae, text_encoder, CLIPTextModelWithProjection(text_config(len(tokenizer))), tokenizer, tokenizer,
             unet(
                 cross_attention_dim=2 * WIDTH, addition_embed_type="text_time", addition_time_embed_dim=8,
                 projection_class_embeddings_input_dim=WIDTH + 6 * 8,
@@ -110,7 +110,7 @@ def _vae() -> AutoencoderKL:
     ).eval()
 
 
-def _text(words: int) -> CLIPTextConfig:
+def text_config(words: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=words, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=4,
         projection_dim=WIDTH, pad_token_id=1, bos_token_id=0, eos_token_id=2,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handlers.engine.pipeline_job import Cancelled, PipelineJob
-from handlers.forward.calls import DecodeCall, UNetCall
+from handlers.forward.calls import DecodeCall, DenoiserCall
 from handlers.forward.merging import forward
 from tests.support.samples import half_mask, sample_image
 
@@ -63,7 +63,7 @@ def test_steps_are_counted_from_the_pipeline_and_not_from_the_field(pipelines: d
     job.start()
     assert job.total_steps == 5  # strength 0.5 of 10
     for _ in range(5):
-        assert isinstance(job.call, UNetCall)
+        assert isinstance(job.call, DenoiserCall)
         job.advance(forward(job.call))
     assert isinstance(job.call, DecodeCall) and job.steps_done == 5
     job.cancel()
@@ -127,9 +127,9 @@ def test_the_shared_pipeline_is_left_as_it_was(pipelines: dict[str, Any]) -> Non
 def test_off_the_cpu_a_timestep_is_made_there_and_not_copied() -> None:
     """A copy would wait for the GPU; the meta device, which holds no numbers, takes its place."""
     asked: list[torch.Tensor] = []
-    call = UNetCall(lambda sample, timestep: asked.append(timestep), torch.ones(2, 4, 8, 8, device="meta"),
+    call = DenoiserCall(lambda sample, timestep: asked.append(timestep), torch.ones(2, 4, 8, 8, device="meta"),
                     torch.tensor(7.5), {})  # fmt: skip
     call.run()
     assert (asked[0].device.type, tuple(asked[0].shape), asked[0].dtype) == ("meta", (2,), torch.float32)
-    on_cpu = UNetCall(None, torch.ones(2, 4, 8, 8), torch.tensor(7.5), {}).with_timesteps().timestep
+    on_cpu = DenoiserCall(None, torch.ones(2, 4, 8, 8), torch.tensor(7.5), {}).with_timesteps().timestep
     assert on_cpu.tolist() == [7.5, 7.5]

@@ -58,6 +58,8 @@ def test_a_client_that_wants_no_progress_gets_none(bench: Bench) -> None:
 class Previews:
     """A preview map that tells of the step that it was made at, unless it is broken."""
 
+    looks_back = False
+
     def __init__(self, broken: bool = False) -> None:
         self.broken, self.looks = broken, 0
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from handlers.engine.scheduling import Outcome, Slot, schedule, together_or_alone
-from handlers.forward.calls import UNetCall
+from handlers.engine.scheduling import Credits, Outcome, Slot, schedule, take_turn, together_or_alone
+from handlers.forward.calls import DenoiserCall
 
 AREA = 8 * 8  # latent pixels of an image of native size
 
@@ -20,7 +20,7 @@ class Request:
 
 @dataclass
 class Job:
-    call: UNetCall | None
+    call: DenoiserCall | None
 
 
 def double(sample: torch.Tensor, timestep: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor]:
@@ -28,8 +28,8 @@ def double(sample: torch.Tensor, timestep: torch.Tensor, **kwargs: Any) -> tuple
     return (sample * 2 + timestep.reshape(-1, 1, 1, 1),)
 
 
-def call(rows: int = 2, size: int = 8, timestep: float = 1.0, unet: Any = double, **kwargs: Any) -> UNetCall:
-    return UNetCall(unet, torch.ones(rows, 4, size, size), torch.tensor(timestep), kwargs)
+def call(rows: int = 2, size: int = 8, timestep: float = 1.0, unet: Any = double, **kwargs: Any) -> DenoiserCall:
+    return DenoiserCall(unet, torch.ones(rows, 4, size, size), torch.tensor(timestep), kwargs)
 
 
 def slot(owner: Request | None = None, **kwargs: Any) -> Slot:
@@ -64,6 +64,38 @@ def test_a_request_of_many_images_takes_turns_with_a_request_of_one() -> None:
 def test_two_shapes_alternate() -> None:
     small, large = slot(size=8), slot(size=16)
     assert turns([small, large], 4) == [[small], [large], [small], [large]]
+
+
+def shared_turns(slots: list[Slot], count: int) -> list[list[Slot]]:
+    """As `turns`, with the credit of one turn in the next."""
+    taken: list[list[Slot]] = []
+    credits: Credits = {}
+    for step in range(1, count + 1):
+        chosen, credits = take_turn(slots, credits)
+        for one in chosen:
+            one.last_step = one.owner.last_step = step
+        taken.append(chosen)
+    return taken
+
+
+def test_a_large_image_takes_the_time_of_small_ones_and_not_their_turns() -> None:
+    small, large = slot(size=8), slot(size=32)
+    taken = shared_turns([large, small], 51)
+    assert taken.count([large]) == 3 and taken.count([small]) == 48  # a call of the large one costs 16 of the others
+    gaps = [step for step, chosen in enumerate(taken) if chosen == [large]]
+    assert gaps[1] - gaps[0] == gaps[2] - gaps[1] == 17  # and it waits for no longer
+
+
+def test_images_of_one_size_have_equal_turns_however_many_share_a_call() -> None:
+    together, alone = [slot() for _ in range(8)], slot(eta=0.5)
+    assert shared_turns([*together, alone], 6) == [together, [alone]] * 3
+
+
+def test_who_comes_later_has_no_credit_from_before() -> None:
+    small, large = slot(size=8), slot(size=16)
+    _, credits = take_turn([small, large], {})
+    assert sorted(credits.values()) == [0, 2 * AREA]
+    assert take_turn([small], credits) == ([small], {})
 
 
 @pytest.mark.parametrize(("size", "expected"), [(8, 4), (16, 1), (64, 1)])

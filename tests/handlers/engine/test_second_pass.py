@@ -110,6 +110,8 @@ def test_a_preview_has_the_guidance_scale_of_its_pass(bench: Bench) -> None:
     seen: list[tuple[int, float]] = []
 
     class Previews:
+        looks_back = False
+
         def look(self, call: Any, output: Any, guidance_scale: float) -> Any:
             seen.append((call.area, guidance_scale))
 
@@ -120,7 +122,7 @@ def test_a_preview_has_the_guidance_scale_of_its_pass(bench: Bench) -> None:
     generation = opened(bench, "Latent", preview_map=Previews(), **options)
     while generation.state is RUNNING:
         slot = generation.slots[0]
-        if slot.waits_for_unet:
+        if slot.waits_for_denoiser:
             generation.preview(slot, None)
         step(generation)
         bench.pool.run_all()

@@ -3,7 +3,7 @@
 import torch
 
 from handlers.engine.step_batcher import MAX_ROWS, STEP_SECONDS, RowLimit, StepBatcher
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import merge, split
 from handlers.hardware.memory import GUIDED_ROWS, Memory
 from tests.handlers.engine.test_scheduling import call, double, slot
@@ -48,7 +48,7 @@ def test_a_merged_forward_that_fails_costs_only_the_request_at_fault() -> None:
     slots = [slot(unet=poisoned) for _ in range(3)]
     bad = slots[1].job.call
     assert bad is not None
-    slots[1].job.call = UNetCall(poisoned, -bad.sample, bad.timestep, {})
+    slots[1].job.call = DenoiserCall(poisoned, -bad.sample, bad.timestep, {})
     outcomes = [outcome for _, outcome in batcher_of(32).step(slots)]
     assert isinstance(outcomes[1], torch.OutOfMemoryError)
     assert float(outcomes[0][0].mean()) == float(outcomes[2][0].mean()) == 3.0

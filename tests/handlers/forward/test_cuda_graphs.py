@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.cuda_graphs import MAX_GRAPHS, SIZES, GraphedForward
 from handlers.forward.merging import forward, merge
 from tests.support import tiny_models
@@ -46,12 +46,12 @@ def unet() -> Any:
     return tiny_models.unet()
 
 
-def call(unet: Any, rows: int, seed: int, size: int = 8, **kwargs: Any) -> UNetCall:
+def call(unet: Any, rows: int, seed: int, size: int = 8, **kwargs: Any) -> DenoiserCall:
     numbers = torch.Generator().manual_seed(seed)
     states = torch.randn(rows, 77, tiny_models.WIDTH, generator=numbers)
     sample = torch.randn(rows, 4, size, size, generator=numbers)
     options = {"encoder_hidden_states": states, "return_dict": False} | kwargs
-    return UNetCall(unet, sample, torch.tensor(100 * seed), options)
+    return DenoiserCall(unet, sample, torch.tensor(100 * seed), options)
 
 
 def test_a_replay_is_what_the_eager_forward_gives_at_the_same_padded_size(graphs: GraphedForward, unet: Any) -> None:
@@ -115,7 +115,7 @@ def test_there_are_not_more_graphs_than_there_may_be(graphs: GraphedForward) -> 
 
     for size in range(2, MAX_GRAPHS + 10):
         for _ in range(2):
-            graphs(UNetCall(double, torch.ones(2, 4, size, 2), torch.tensor(1), {}))
+            graphs(DenoiserCall(double, torch.ones(2, 4, size, 2), torch.tensor(1), {}))
     assert len(Repeated.made) == MAX_GRAPHS
 
 

@@ -1,10 +1,10 @@
 """OpenVINO on a CPU: the same images but for the last digits, with every form of call, converted once."""
 
 import copy
-import dataclasses
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
 from handlers.errors import ModelError
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.forward.openvino import KEPT, Converter, OpenVINOForward, convert_checker, convert_vae, pays
 from handlers.forward.weights import Weights
@@ -26,9 +26,11 @@ from tests.support.paths import EMBEDDED, HOME
 from tests.support.samples import b64, decode, sample_image
 
 
-def call(unet: Any, rows: int, size: tuple[int, int], **kwargs: Any) -> UNetCall:
+def call(unet: Any, rows: int, size: tuple[int, int], **kwargs: Any) -> DenoiserCall:
     states = torch.randn(rows, 77, tiny_models.WIDTH)
-    return UNetCall(unet, torch.randn(rows, 4, *size), torch.tensor(500), {"encoder_hidden_states": states} | kwargs)
+    return DenoiserCall(
+        unet, torch.randn(rows, 4, *size), torch.tensor(500), {"encoder_hidden_states": states} | kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_a_unet_that_cannot_be_converted_runs_in_torch(run: OpenVINOForward, cap
 
     strange = Strange()
     for _ in range(2):
-        one = UNetCall(strange, torch.ones(2, 4, 8, 8), torch.tensor(1), {"return_dict": False})
+        one = DenoiserCall(strange, torch.ones(2, 4, 8, 8), torch.tensor(1), {"return_dict": False})
         assert (run(one)[0] == forward(one)[0]).all()
     assert caplog.text.count("it runs in torch") == 1
 
@@ -159,8 +161,8 @@ def test_weights_are_in_memory_once(converter: Converter) -> None:
     assert in_memory(unet) == full and len(times) == 2
 
 
-def expected_of(unet: Any, one: UNetCall) -> torch.Tensor:
-    sample: torch.Tensor = forward(dataclasses.replace(one, unet=unet)).sample
+def expected_of(unet: Any, one: DenoiserCall) -> torch.Tensor:
+    sample: torch.Tensor = forward(replace(one, module=unet)).sample
     return sample
 
 
@@ -188,13 +190,9 @@ def test_callers_that_write_their_calls_in_other_ways_share_a_conversion(
     one = call(unet, 2, (8, 8))
     expected = forward(one).sample.numpy()
     timesteps = torch.tensor([500.0, 500.0], dtype=torch.float64)
-    for other in (one, call_like(one, timestep=timesteps), call_like(one, kwargs=one.kwargs | {"timestep_cond": None})):
+    for other in (one, replace(one, timestep=timesteps), replace(one, kwargs=one.kwargs | {"timestep_cond": None})):
         assert run(other).sample.numpy() == pytest.approx(expected, abs=1e-3)
     assert len(compiled) == 1
-
-
-def call_like(one: UNetCall, **changes: Any) -> UNetCall:
-    return dataclasses.replace(one, **changes)
 
 
 def test_another_model_is_another_conversion_and_the_oldest_are_removed(converter: Converter, tmp_path: Path) -> None:

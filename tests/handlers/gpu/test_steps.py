@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from handlers.engine.pipeline_job import PipelineJob
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.pipelines.arguments import pipeline_arguments
 from handlers.pipelines.noise import generator
@@ -21,7 +21,7 @@ from handlers.pipelines.previews import fit_preview
 from handlers.pipelines.schedulers import scheduler, schedulers
 from handlers.request.samplers import Sampler
 from handlers.wire import TASKS
-from tests.support import tiny_models
+from tests.support import tiny_models, tiny_transformers
 from tests.support.fake_cuda import Card, fake_cuda
 from tests.support.jobs import a_request, generated_alone, generated_together, load
 
@@ -42,7 +42,7 @@ class Watched:
         self._card, self._rows, self._seen = card, 0, 0
         self.waits: list[list[str]] = []
 
-    def __call__(self, call: UNetCall) -> Any:
+    def __call__(self, call: DenoiserCall) -> Any:
         if call.rows == self._rows:
             self.waits.append([str(wait) for wait in self._card.waits[self._seen :]])
         self._rows, self._seen = call.rows, len(self._card.waits)
@@ -53,10 +53,10 @@ def difference(image: Any, other: Any) -> int:
     return int(np.abs(np.asarray(image, dtype=int) - np.asarray(other, dtype=int)).max())
 
 
-@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_transformers.FAMILIES])
 def test_requests_that_share_their_steps_wait_for_nothing_between_two(family: str, tmp_path: Path) -> None:
     tasks = ["masking"] * 3 if family == "inpainting" else list(TASKS)
-    folder = tiny_models.save(family, tmp_path)
+    folder = (tiny_models if family in tiny_models.FAMILIES else tiny_transformers).save(family, tmp_path)
     requests = [a_request(task, "a red apple BREAK a house", seed, 5 + seed, 7.5) for seed, task in enumerate(tasks)]
     on_cpu = load(folder, *dict.fromkeys(tasks))
     expected = [generated_alone(on_cpu, request) for request in requests]
@@ -64,7 +64,11 @@ def test_requests_that_share_their_steps_wait_for_nothing_between_two(family: st
         watched = Watched(card)
         images, merged = generated_together(load(folder, *dict.fromkeys(tasks), device=CUDA), requests, watched)
     assert merged >= 3 and len(watched.waits) >= 3
-    assert not any(watched.waits), watched.waits
+    # in the first of those, a transformer fills its own tables, and the positions of a negative prompt are read
+    later = watched.waits[family in tiny_transformers.FAMILIES :]
+    # where an image ends, a step of two calls may go on with as many rows
+    ends = ("decoder.py", "image_processor.py")
+    assert not [wait for waits in later for wait in waits if not any(end in wait for end in ends)]
     for image, alone in zip(images, expected, strict=True):
         assert difference(image, alone) <= 2
 
@@ -92,7 +96,7 @@ def test_no_scheduler_waits_between_two_steps(tmp_path: Path) -> None:
         job = PipelineJob(pipeline, arguments, scheduler(pipeline, Sampler(name, {}, name)))
         job.start()
         while job.call is not None:
-            job.advance(watched(job.call) if isinstance(job.call, UNetCall) else forward(job.call))
+            job.advance(watched(job.call) if isinstance(job.call, DenoiserCall) else forward(job.call))
         assert job.error is None, name
         return job.result.images[0]
 
@@ -132,7 +136,7 @@ def test_a_preview_is_on_its_way_while_the_steps_go_on(tmp_path: Path) -> None:
         arguments = {"prompt": "a house", "num_inference_steps": 3, "generator": generator(1)}
         job = PipelineJob(pipeline, arguments)
         job.start()
-        assert isinstance(job.call, UNetCall)
+        assert isinstance(job.call, DenoiserCall)
         call = job.call
         job.cancel()
         return call, forward(call)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from handlers.engine.pipeline_job import PipelineJob
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.forward.side_stream import DoneEvent
 from handlers.pipelines.previews import Look, PreviewMap, every, fit_preview
@@ -60,7 +60,7 @@ def test_half_way_the_preview_is_like_the_image_that_comes_out(
     preview = ""
     while job.call is not None:
         output = forward(job.call)
-        if job.steps_done == 10 and isinstance(job.call, UNetCall):
+        if job.steps_done == 10 and isinstance(job.call, DenoiserCall):
             preview = fitted.render(fitted.look(job.call, output, 3.5))
         job.advance(output)
     assert job.error is None

@@ -1,0 +1,51 @@
+"""What a stock pipeline's parts and signature say about its family. There is no list of model names.
+
+Imports no torch.
+"""
+
+import json
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+DENOISERS = ("unet", "transformer")  # a pipeline has one of them
+
+
+def denoiser_name(pipeline: Any) -> str:
+    """The name of the part that predicts the noise; "" if it has none of DENOISERS."""
+    return next((name for name in DENOISERS if getattr(pipeline, name, None) is not None), "")
+
+
+def needs_range(folder: Path) -> bool:
+    """Whether a model overflows in float16: transformers do, and the language models that read their prompts.
+
+    Args:
+        folder: in diffusers' format, or a single file.
+    """
+    index = folder / "model_index.json"
+    return index.is_file() and "transformer" in json.loads(index.read_text(encoding="utf-8"))
+
+
+def denoiser(pipeline: Any) -> Any:
+    return getattr(pipeline, denoiser_name(pipeline))
+
+
+def has_chunked_prompts(pipeline: Any) -> bool:
+    """Whether prompts are encoded in chunks, with weights: as UNets were trained to read them, by CLIP alone."""
+    return denoiser_name(pipeline) == "unet"
+
+
+def size_multiple(pipeline: Any) -> int:
+    """The pixels that the sides of an image are multiples of: transformers take latents in patches of 2 x 2."""
+    return int(pipeline.vae_scale_factor) * (1 if denoiser_name(pipeline) == "unet" else 2)
+
+
+def has_true_guidance(pipeline: Any) -> bool:
+    """Whether the guidance scale is `true_cfg_scale`: of a pipeline that knows both, if the model was not distilled."""
+    takes = "true_cfg_scale" in signature(pipeline.__call__).parameters
+    return takes and not denoiser(pipeline).config.guidance_embeds
+
+
+def has_embedded_guidance(pipeline: Any) -> bool:
+    """Whether the guidance is an input of the transformer, so that a negative prompt has no effect."""
+    return denoiser_name(pipeline) == "transformer" and bool(denoiser(pipeline).config.get("guidance_embeds"))
