@@ -65,8 +65,11 @@ class DenoiserCall(Call):
 
         The result is a tuple in any case: a family's pipelines ask for it in unlike ways, and take its first item.
         """
-        names = _parameters(module.__class__)
+        defaults = _defaults(module.__class__)
+        names = [*defaults]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
+        # a pipeline may leave out what another one passes as None, which means the same
+        given = {name: value for name, value in given.items() if value is not None or defaults.get(name) is not None}
         if "return_dict" in names:
             given["return_dict"] = False
         timestep_name = "timestep" if "timestep" in given else "t"
@@ -141,9 +144,10 @@ class ControlCall(DenoiserCall):
 
 
 @lru_cache
-def _parameters(kind: type) -> list[str]:
-    """The names of a module's arguments."""
-    return list(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+def _defaults(kind: type) -> dict[str, Any]:
+    """A module's arguments with their defaults, in their order."""
+    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 @dataclass(frozen=True)

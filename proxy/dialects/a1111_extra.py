@@ -83,18 +83,18 @@ class Extra:
         if is_on(sent.get("upscaling_crop", True)) or not is_on(sent.get("resize_mode")):
             left_out.add("upscaling_crop")  # a given size is always filled
         fields = Translation({name: value for name, value in sent.items() if name not in {*left_out, *UNUSED}})
-        images = _read_batch(fields) if self._is_batch else [fields.picture("image")]
-        if not images or images[0] is None:
-            name = "imageList" if self._is_batch else "image"
+        name = "imageList" if self._is_batch else "image"
+        images = _read_batch(fields) if self._is_batch else fields.pictures(name)
+        if len(images) != 1 and not (images and self._is_batch):
             raise Refused(422, f"{name} is missing: send {'images' if self._is_batch else 'it'} as base64.", name)
-        fields.names["init_image"] = "imageList" if self._is_batch else "image"
+        fields.names["init_image"] = name
         _read_size(fields)
         if (upscaler := fields.text("upscaler_1")).lower() not in NONE:
             fields.put("upscaler", "upscaler_1", upscaler)
         fields.warn_of_rest()
-        archive, name = main_archive(request, UPSCALE), request.state.request_id.decode("latin-1")
+        archive, own_id = main_archive(request, UPSCALE), request.state.request_id.decode("latin-1")
         first, *others = [
-            Order(UPSCALE, archive, *native_body(fields.native | {"init_image": image}), name) for image in images
+            Order(UPSCALE, archive, *native_body(fields.native | {"init_image": image}), own_id) for image in images
         ]
         return replace(first, others=others), Enlarged(fields.names, fields.warnings, self._is_batch)
 

@@ -133,10 +133,7 @@ async def png_info(request: Request) -> Response:
 
 
 class OneOf(Convertor[str]):
-    """One of some names in a path, so that others are a 404, and other methods of a path a 405."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.regex = "|".join(map(re.escape, names))
+    """One of the names of `regex` in a path, so that others are a 404, and other methods of a path a 405."""
 
     def convert(self, value: str) -> str:
         return value
@@ -145,8 +142,14 @@ class OneOf(Convertor[str]):
         return value
 
 
-register_url_convertor("a1111_list", OneOf((*LISTS, *FIXED)))
-register_url_convertor("a1111_done", OneOf(DONE_ALREADY))
+def one_of(kind: str, names: Iterable[str]) -> None:
+    """Has `{name:kind}` in a route's path stand for these names."""
+    pattern = "|".join(map(re.escape, names))
+    register_url_convertor(kind, type(kind, (OneOf,), {"regex": pattern})())
+
+
+one_of("a1111_list", (*LISTS, *FIXED))
+one_of("a1111_done", DONE_ALREADY)
 
 routes = [
     Route("/sdapi/v1/png-info", png_info, methods=["POST"]),

@@ -4,13 +4,12 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from starlette.convertors import register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from proxy.dialects.a1111_fields import NONE, is_on, read_real
-from proxy.dialects.a1111_lists import OneOf
+from proxy.dialects.a1111_lists import one_of
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
 from proxy.generating import main_archive
@@ -124,5 +123,5 @@ async def show(request: Request) -> Response:
     return JSONResponse(await LISTS[request.path_params["name"]](request))
 
 
-register_url_convertor("controlnet_list", OneOf(LISTS))
+one_of("controlnet_list", LISTS)
 routes = [Route("/controlnet/{name:controlnet_list}", show, methods=["GET"])]

@@ -13,30 +13,20 @@ from safetensors.torch import load_file, save_file
 from handlers.stable_diffusion import CombinedHandler
 from tests.support import jobs, tiny_models
 from tests.support.frontend import Context, Frontend
+from tests.support.networks import save_controlnet
 from tests.support.samples import b64, decode, sample_image
 
 CONTROL = sample_image(64, 64)
 STOCK = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}
 
 
-def make_net(model: Path, folder: Path) -> ControlNetModel:
-    """A ControlNet of random weights for a model, in diffusers' layout; a trained one's last layers are not zero."""
-    torch.manual_seed(1)
-    net = ControlNetModel.from_unet(jobs.load(model)["txt2img"].unet)
-    for weight in net.parameters():
-        if not weight.any():
-            torch.nn.init.normal_(weight, std=0.3)
-    net.save_pretrained(folder)
-    return net.eval()
-
-
 @pytest.fixture(scope="module")
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("controlnets")
-    make_net(tiny_model, folder / "edges")
+    save_controlnet(tiny_model, folder / "edges")
     weights = load_file(folder / "edges" / "diffusion_pytorch_model.safetensors")
     save_file(weights, folder / "alone.safetensors")
-    make_net(tiny_models.save("sdxl", folder.with_name("sdxl")), folder / "large")
+    save_controlnet(tiny_models.save("sdxl", folder.with_name("sdxl")), folder / "large")
     (folder / "damaged.safetensors").write_bytes(b"no model")
     return folder
 

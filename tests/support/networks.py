@@ -1,9 +1,10 @@
-"""Small LoRAs and embeddings with random weights, in the layouts that people's files have."""
+"""Small LoRAs, embeddings and ControlNets with random weights, in the layouts that people's files have."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -73,3 +74,13 @@ def save_embedding(file: Path, family: str = "sd1", count: int = 2, seed: int = 
         content = {"emb_params": embedding(count, seed)}
     save_file(content, file)
     return file
+
+
+def save_controlnet(model: Path, folder: Path) -> None:
+    """A ControlNet of random weights for a model, in diffusers' layout; a trained one's last layers are not zero."""
+    torch.manual_seed(1)
+    net = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(model / "unet"))
+    for weight in net.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.3)
+    net.save_pretrained(folder)

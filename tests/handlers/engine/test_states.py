@@ -27,7 +27,7 @@ from handlers.engine.generation import Generation
 from handlers.engine.loop import Engine
 from handlers.engine.pacing import Pacing
 from handlers.engine.step_batcher import RowLimit, StepBatcher
-from handlers.forward.calls import UNetCall
+from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.forward.side_stream import NoSideStream
 from handlers.pipelines.noise import generator
@@ -163,7 +163,7 @@ class EngineStates(RuleBasedStateMachine):
         pacing.begin(engine)
         self.engines.append((engine, pacing))
 
-    def _forward(self, call: UNetCall) -> Any:
+    def _forward(self, call: DenoiserCall) -> Any:
         prompts = call.kwargs["encoder_hidden_states"][:, 0].tolist()
         assert call.rows == 1 or call.rows * call.area <= ROWS * AREA
         if self.too_large & {*prompts} or (self.short_of_memory and call.rows > 1):

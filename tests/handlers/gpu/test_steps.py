@@ -5,6 +5,7 @@ The stock pipelines run as they are, from the prompt to the image, through the e
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.pipelines.arguments import pipeline_arguments
+from handlers.pipelines.controlnets import SUFFIXES, ControlNets
+from handlers.pipelines.named_files import NamedFiles
 from handlers.pipelines.noise import generator
 from handlers.pipelines.previews import fit_preview
 from handlers.pipelines.schedulers import scheduler, schedulers
+from handlers.request.control import Control
 from handlers.request.samplers import Sampler
 from handlers.wire import TASKS
 from tests.support import tiny_models, tiny_transformers
 from tests.support.fake_cuda import Card, fake_cuda
 from tests.support.jobs import a_request, generated_alone, generated_together, load
+from tests.support.networks import save_controlnet
+from tests.support.samples import sample_image
 
 pytestmark = pytest.mark.thorough
 CUDA = torch.device("cuda")
@@ -69,6 +75,30 @@ def test_requests_that_share_their_steps_wait_for_nothing_between_two(family: st
     # where an image ends, a step of two calls may go on with as many rows
     ends = ("decoder.py", "image_processor.py")
     assert not [wait for waits in later for wait in waits if not any(end in wait for end in ends)]
+    for image, alone in zip(images, expected, strict=True):
+        assert difference(image, alone) <= 2
+
+
+def test_so_it_is_with_a_controlnet(tmp_path: Path) -> None:
+    model, nets = tiny_models.save("sd1", tmp_path / "model"), tmp_path / "nets"
+    save_controlnet(model, nets / "edges")
+    control = Control("edges", sample_image(64, 64), 0.8, 0.0, 1.0, "crop")
+    requests = [
+        replace(a_request(task, "a house", seed, 5 + seed, 7.5), control=control) for seed, task in enumerate(TASKS)
+    ]
+
+    def guided(pipelines: dict[str, Any]) -> dict[str, Any]:
+        controlnets = ControlNets(NamedFiles(nets, SUFFIXES))
+        return {task: controlnets.guided(pipeline, "edges") for task, pipeline in pipelines.items()}
+
+    on_cpu = guided(load(model))
+    expected = [generated_alone(on_cpu, request) for request in requests]
+    with fake_cuda() as card:
+        watched = Watched(card)
+        images, merged = generated_together(guided(load(model, device=CUDA)), requests, watched)
+    assert merged >= 3 and len(watched.waits) >= 6
+    ends = ("decoder.py", "image_processor.py")
+    assert not [wait for waits in watched.waits for wait in waits if not any(end in wait for end in ends)]
     for image, alone in zip(images, expected, strict=True):
         assert difference(image, alone) <= 2
 
