@@ -32,7 +32,11 @@ from proxy.settings import Settings
 STOP_SECONDS = 15
 RESTARTS, RESTART_WINDOW_S = 5, 600  # how often TorchServe or the proxy is started again within that time
 # glibc keeps the memory of one forward for the next: one of 16 rows takes a tenth less time (docs/performance.md)
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+MALLOC = {
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_ARENA_MAX": "2",  # each thread that reads images would have a heap of its own, with holes of its own
+}
 NAMES = {"torchserve": "TorchServe", "proxy": "The proxy"}
 
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from threading import Condition
+from threading import Condition, Timer
 from typing import Any
 
+from handlers.hardware.heap import trim_heap
+
+REST_S = 1.0  # without a large image, until the memory of the last ones goes back to the system
 LARGE = 8_000_000  # pixels from which on it takes a noticeable part of a second
 
 
@@ -19,6 +22,7 @@ class LargeImages:
         self.max_pixels = max_pixels
         self.held = 0
         self.changed = Condition()
+        self._rest: Timer | None = None
         # two, since a reader that waits for room waits for a writer
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="large-in")
         self._writers = ThreadPoolExecutor(1, thread_name_prefix="large-out")
@@ -31,6 +35,18 @@ class LargeImages:
 
     def write(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         return self._writers.submit(work, *arguments)
+
+    def rest(self) -> None:
+        """Has the heap trimmed, unless large images come at once. An answer's lines have been sent by then."""
+        if self._rest is not None:
+            self._rest.cancel()
+        self._rest = Timer(REST_S, self._trim)
+        self._rest.daemon = True
+        self._rest.start()
+
+    def _trim(self) -> None:
+        if not self.held:
+            trim_heap()
 
 
 class LargeImage:
@@ -60,5 +76,7 @@ class LargeImage:
         """Gives its room to others, or gives up waiting for it. May be called again."""
         with self._images.changed:
             self._images.held -= self._pixels * self._is_held
+            if self._is_held and not self._images.held:
+                self._images.rest()
             self._is_held, self._has_ended = False, True
             self._images.changed.notify_all()

@@ -8,8 +8,9 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from handlers.engine import generation, parsing
+from handlers.engine import generation, large_images, parsing
 from handlers.engine.large_images import LargeImage, LargeImages
+from handlers.hardware.heap import trim_heap
 from tests.support.frontend import Frontend
 from tests.support.running import HANG_S
 from tests.support.samples import b64, decode, sample_image
@@ -30,6 +31,24 @@ def test_they_are_read_while_there_is_room(images: LargeImages) -> None:
     second.end()
     second.end()
     assert images.held == 0
+
+
+def test_memory_goes_back_once_there_is_none_for_a_while(images: LargeImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = threading.Semaphore(0)
+    monkeypatch.setattr(large_images, "REST_S", 0.01)
+    monkeypatch.setattr(large_images, "trim_heap", trimmed.release)
+    first, second = images.read(40, lambda: None), images.read(40, lambda: None)
+    for image in (first, second):
+        image.reading.result(HANG_S)
+    first.end()
+    assert not trimmed.acquire(timeout=0.1)  # the second one is still there
+    second.end()
+    second.end()
+    assert trimmed.acquire(timeout=HANG_S) and not trimmed.acquire(timeout=0.1)
+
+
+def test_the_heap_is_trimmed_wherever_it_can_be() -> None:
+    trim_heap()
 
 
 def test_one_that_is_larger_than_the_room_is_read_alone(images: LargeImages) -> None:
