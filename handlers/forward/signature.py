@@ -13,7 +13,7 @@ from handlers.forward.adapters import Adapters
 from handlers.forward.calls import DecodeCall, DenoiserCall, UpscaleCall
 
 # VAEs that decode each image by itself and use no generator, so calls merge whatever generators they bring
-DETERMINISTIC = ("AutoencoderKL", "AutoencoderTiny")
+DETERMINISTIC = ("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny")
 
 
 @dataclass(frozen=True)
