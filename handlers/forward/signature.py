@@ -13,7 +13,7 @@ from handlers.forward.adapters import Adapters
 from handlers.forward.calls import DecodeCall, DenoiserCall, UpscaleCall
 
 # VAEs that decode each image by itself and use no generator, so calls merge whatever generators they bring
-DETERMINISTIC = ("AutoencoderKL", "AutoencoderTiny")
+DETERMINISTIC = ("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny")
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Content:
 
 def _form(value: Any, call: DenoiserCall | None = None) -> Hashable:
     """The form of an argument of `call`, or of another one without tensors."""
+    if isinstance(value, torch.Tensor):
+        return TensorForm.of(value) if call is not None and call.is_rows(value) else Content.of(value)
+    if isinstance(value, list) and call is not None and call.is_rows(value):
+        return ListForm.of(value)
     if isinstance(value, Mapping):
         return tuple((name, _form(item, call)) for name, item in sorted(value.items()))
     if call is not None and call.is_stack(value):
         return tuple((index, _form(item, call)) for index, item in enumerate(value))
-    if call is not None and call.is_rows(value):
-        return ListForm.of(value) if isinstance(value, list) else TensorForm.of(value)
-    if isinstance(value, torch.Tensor):
-        return Content.of(value)
     if _is_plain(value):
         return Value(type(value).__name__, str(value) if isinstance(value, (list, tuple)) else value)
     return Identity(type(value).__name__, id(value))

@@ -187,7 +187,10 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
     folder = configs / kind
     if not folder.is_dir():
         known = ", ".join(sorted(entry.name for entry in configs.iterdir() if (entry / "model_index.json").is_file()))
-        raise ModelError(f"{path} is a checkpoint of the kind {kind}; these kinds can be served: {known}.")
+        raise ModelError(
+            f"{path} is a checkpoint of the kind {kind}; these kinds can be served: {known}. If it has a transformer, "
+            "give it as --transformer, and the model's folder or hub id as --model."
+        )
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts: dict[str, Any] = {"tokenizer": CLIPTokenizer.from_pretrained(configs / "tokenizer")}
     if "tokenizer_2" in index:  # SDXL's second tokenizer differs only in its padding token

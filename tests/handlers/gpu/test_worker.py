@@ -9,8 +9,10 @@ import pytest
 
 from handlers.engine.scheduling import Slot
 from handlers.forward.cuda_graphs import GraphedForward
+from handlers.pipelines.defaults import DEFAULTS_FILE
 from handlers.stable_diffusion import CombinedHandler
 from handlers.worker import Worker
+from tests.support import tiny_transformers
 from tests.support.fake_cuda import Card, Wait, work_in_this_thread
 from tests.support.fake_streams import fake_gpu
 from tests.support.frontend import Context, Frontend
@@ -99,6 +101,27 @@ def test_its_images_are_the_cpus_and_no_step_waits_for_the_one_before(
         graphs = on_card.engine.batcher.run.args[1]  # type: ignore[attr-defined]
         assert isinstance(graphs, GraphedForward) and graphs.captures > 1
         assert not on_the_steps_stream(steps.fewer)  # images are decoded, checked and fetched in another
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"), [("z_image", {"low_memory": True}), ("flux_dev", {"cuda_graphs": True})], ids=str
+)
+def test_a_transformer_on_the_card(
+    family: str, settings: dict[str, Any], card: Card, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # transformers' other threads know nothing of the card
+    model = tiny_transformers.save(family, tmp_path)
+    (model / DEFAULTS_FILE).write_text('{"guidance_scale": 4, "width": 64, "height": 64}')
+    on_cpu = CombinedHandler()
+    on_cpu.initialize(Context(model=str(model), device="cpu", max_batch_rows=16))
+    expected = images_of(on_cpu)
+    on_card = start(card, monkeypatch, model, **settings)
+    steps = Steps(card, on_card)
+    for image, alike in zip(images_of(on_card), expected, strict=True):
+        assert np.abs(image - alike).max() <= 2
+    assert on_card.engine.batcher.activity.merged_forwards > 0
+    # the positions of a job's tokens are read before its first step
+    assert len(steps.same) >= 5 and not on_the_steps_stream(steps.same[1:])
 
 
 @pytest.mark.parametrize("settings", [{}, {"low_memory": True}, {"cuda_graphs": True}], ids=str)

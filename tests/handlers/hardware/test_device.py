@@ -70,6 +70,8 @@ def test_dtype_by_capability(
 ) -> None:
     gpu(monkeypatch, name, capability)
     assert device.choose_dtype("auto", CUDA) == expected
+    in_wide = torch.bfloat16 if capability >= (8, 0) else torch.float32
+    assert device.choose_dtype("auto", CUDA, half=torch.bfloat16) == in_wide
     if capability < (8, 0):
         with pytest.raises(ModelError, match="cannot compute in bfloat16"):
             device.choose_dtype("bfloat16", CUDA)
