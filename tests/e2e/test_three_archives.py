@@ -29,6 +29,7 @@ DEFAULTS = {
     "drawn_size": SIDE,
     "scheduler": "DPMSolverMultistepScheduler",
     "zero_snr": True,
+    "size_multiple": 8,
 }
 INIT = b64(sample_image())
 OWN_SIZE, OWN_MASK = sample_image(SIDE, SIDE), half_mask(SIDE, SIDE)  # which the model need not scale

@@ -98,7 +98,10 @@ async def test_a_body_has_its_limit_in_each(path: str, headers: dict[str, str]) 
 
 
 @every_way
-async def test_an_ending_server_finishes_each_and_begins_none(path: str, headers: dict[str, str]) -> None:
+async def test_an_ending_server_finishes_each_and_begins_none(
+    path: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.jobs.LINGER_S", 0.1)
     served = Held()
     async with client(served) as http, anyio.create_task_group() as tasks:
         answers: list[Any] = []

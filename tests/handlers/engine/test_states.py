@@ -50,9 +50,10 @@ class AutoencoderKL:
         return (latents - latents * latents * 0.125,)
 
 
-def unet(sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, return_dict: bool) -> Any:
-    steps = torch.as_tensor(timestep).expand(sample.shape[0])[:, None, None, None]
-    return (sample * 0.75 + encoder_hidden_states[:, :, None, None] * 0.01 + steps * 0.125,)
+class UNet(torch.nn.Module):
+    def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, return_dict: bool) -> tuple[Any]:
+        steps = torch.as_tensor(timestep).expand(sample.shape[0])[:, None, None, None]
+        return (sample * 0.75 + encoder_hidden_states[:, :, None, None] * 0.01 + steps * 0.125,)
 
 
 class Pipeline:
@@ -60,19 +61,18 @@ class Pipeline:
 
     vae_scale_factor = 8
     num_timesteps = 0
+    unet, vae = UNet(), AutoencoderKL()  # of all pipelines, so that their calls merge
 
     def __init__(self) -> None:
-        self.unet, self.vae = unet, AutoencoderKL()
         self.scheduler = SimpleNamespace(set_timesteps=lambda *_, **__: None)
 
     def __call__(self, prompt: str, num_inference_steps: int, width: int, height: int, generator: Any) -> Any:
         self.num_timesteps = num_inference_steps
         latents = torch.randn(1, 4, height // 8, width // 8, generator=generator)
         for step in range(num_inference_steps):
-            text = torch.full((1, 4), float(prompt))
-            (latents,) = self.unet(latents, step, encoder_hidden_states=text, return_dict=False)
-        (latents,) = self.vae.decode(latents, return_dict=False)
-        pixels = (latents[0, :3].permute(1, 2, 0) * 50 + 128).clamp(0, 255).byte().numpy()
+            (latents,) = self.unet(latents, step, torch.full((1, 4), float(prompt)), return_dict=False)
+        colours = self.vae.decode(latents, return_dict=False)[0][0, :3].permute(1, 2, 0)
+        pixels = (colours * 50 + 128).clamp(0, 255).byte().numpy()
         image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
         return SimpleNamespace(images=[image], nsfw_content_detected=[False])
 
@@ -165,7 +165,7 @@ class EngineStates(RuleBasedStateMachine):
 
     def _forward(self, call: DenoiserCall) -> Any:
         prompts = call.kwargs["encoder_hidden_states"][:, 0].tolist()
-        assert call.rows == 1 or call.rows * call.area <= ROWS * AREA
+        assert call.rows == 1 or call.area <= ROWS * AREA
         if self.too_large & {*prompts} or (self.short_of_memory and call.rows > 1):
             raise torch.OutOfMemoryError("out of memory")
         return forward(call)
