@@ -1,5 +1,6 @@
 """What a server that was killed has left, and what the next start makes of it."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -44,3 +45,16 @@ def test_the_logs_of_a_server_that_failed_stay(tmp_path: Path) -> None:
     logs.mkdir(parents=True)
     sweep()
     assert logs.is_dir()
+
+
+def test_what_another_user_has_put_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    folder, _, lock = a_run()
+    del lock
+    (tmp_path / "sd-server-link").symlink_to(folder, target_is_directory=True)
+    (folder / "tmp").rmdir()
+    (folder / "tmp").symlink_to(precious, target_is_directory=True)
+    monkeypatch.setattr(os, "geteuid", lambda: -1)
+    sweep()
+    assert precious.is_dir() and folder.is_dir()
