@@ -165,7 +165,8 @@ class OpenVINOForward:
             return forward(call)
         plain = _plain(call)
         weights = self._weights.setdefault(call.module, Weights(call.module))
-        if call.adapters is not None:  # which are layers around torch's
+        # adapters are layers around torch's; a conversion of odd sides does not fit what a ControlNet adds
+        if call.adapters is not None or any(map(call.is_stack, call.kwargs.values())):
             weights.use()
             return forward(call)
         signature = CallSignature.of(plain).without_sizes()  # a conversion takes every size

@@ -89,6 +89,14 @@ def test_beside_other_requests_it_is_nearly_the_same(frontend: Frontend, task: s
     assert frontend.handler.worker.batcher.activity.merged_forwards > before
 
 
+def test_with_openvino_such_requests_run_in_torch(frontend: Frontend, tiny_model: Path, folder: Path) -> None:
+    other = CombinedHandler()
+    other.initialize(Context(model=str(tiny_model), controlnets_dir=str(folder), engine="openvino"))
+    for kind in ({}, {"width": 72}, {"controlnet": ""}):
+        expected = image(sent(frontend, "txt2img", **kind))
+        assert np.abs(image(sent(Frontend(other), "txt2img", **kind)) - expected).max() <= 3
+
+
 def test_a_file_alone_is_the_same_as_a_repositorys_folder(frontend: Frontend) -> None:
     assert frontend.handler.worker.describe(0)["models"][0]["controlnets"] == ["alone", "damaged", "edges", "large"]
     assert np.array_equal(image(sent(frontend, "txt2img", controlnet="Alone")), image(sent(frontend, "txt2img")))
