@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -27,7 +27,7 @@ from proxy.shutdown import Drain
 from proxy.streaming import Answer, Generated, NativeAnswer, wants_events
 from proxy.upstream import Upstream
 
-MAX_JOINED_BYTES = 268_435_456  # of the answer to several orders
+MAX_JOINED_BYTES = 100_000_000  # of the answer to several orders, about as of one
 
 
 @dataclass(frozen=True)
@@ -197,23 +197,24 @@ def generation(
 ) -> AsyncGenerator[Queued | Progress | Result, None]:
     """What an order's generation tells, which begins when it is the client's turn. Closing it cancels the request.
 
+    Its `others` follow in the same turn.
+
     Args:
         deadline: when the client stops waiting, in seconds since the epoch.
     """
-    if order.others:
-        orders = (replace(order, others=()), *order.others)
-        return _joined([generation(request, one, wants_progress, deadline) for one in orders])
     loading: Loading = request.app.state.loading
     admission: Admission = request.app.state.admission
-    head = RequestHead(
-        task=order.task,
-        form_type=order.form_type,
-        request_id=request.state.request_id.decode("latin-1"),
-        deadline=deadline,
-        wants_progress=wants_progress,
-    )
-    events = loading.generate(order.archive, head, order.body)
-    return admission.generate(order.archive, request.state.client, events)
+    each = []
+    for one in (order, *order.others):
+        head = RequestHead(
+            task=one.task,
+            form_type=one.form_type,
+            request_id=request.state.request_id.decode("latin-1"),
+            deadline=deadline,
+            wants_progress=wants_progress,
+        )
+        each.append(loading.generate(one.archive, head, one.body))
+    return admission.generate(order.archive, request.state.client, _joined(each) if order.others else each[0])
 
 
 async def _joined(
@@ -221,6 +222,7 @@ async def _joined(
 ) -> AsyncGenerator[Queued | Progress | Result, None]:
     """What several generations tell, one after the other, with one result."""
     results: list[Result] = []
+    size = 0
     for generation in generations:
         async with aclosing(generation) as events:
             async for event in events:
@@ -228,9 +230,10 @@ async def _joined(
                     yield event
                     continue
                 results.append(event)
-                if sum(len(result.body) for result in results) > MAX_JOINED_BYTES:
+                size += len(event.body)
+                if size > MAX_JOINED_BYTES:
                     raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
-    yield Result.joined(results)
+    yield await anyio.to_thread.run_sync(Result.joined, results)  # parsing large ones takes its time
 
 
 def main_archive(request: Request, task: str) -> str:

@@ -1,7 +1,7 @@
 """From a request's bytes to what its jobs need; for the threads of the pool."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from handlers.imaging.documents import model_image
 from handlers.imaging.files import TooManyPixels
 from handlers.imaging.upscaling import LATENTS, UPSCALERS
 from handlers.pipelines.arguments import pipeline_arguments, without_effect
+from handlers.pipelines.controlnets import guided
 from handlers.pipelines.loading import ServedPipeline
 from handlers.pipelines.loras import Lend
 from handlers.pipelines.named_files import NamedFile
@@ -62,6 +63,7 @@ class Parsed:
         crops: the pipeline's arguments for each crop of an image.
         second: the second pass, whose arguments have no image yet.
         upscaler: the file that enlarges the image for it; None for what is built in.
+        load_net: its jobs' ControlNet.
     """
 
     request: GenerationRequest
@@ -71,13 +73,15 @@ class Parsed:
     crops: Sequence[Mapping[str, Any]]
     second: "Parsed | None" = None
     upscaler: NamedFile | None = None
+    load_net: Callable[[], Any] | None = None
 
     def job(self, index: int, arguments: Mapping[str, Any]) -> PipelineJob:
         """For image `index`; `arguments` are those of a crop."""
         request = self.request
         own = scheduler(self.pipeline, request.sampler) if request.sampler else None
         start = generator(request.seed_of(index), request.variation_of(index))
-        return PipelineJob(self.pipeline, {**arguments, "generator": start}, own, self.prompts, self.lend)
+        arguments = {**arguments, "generator": start}
+        return PipelineJob(self.pipeline, arguments, own, self.prompts, self.lend, self.load_net)
 
 
 def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Shared) -> Parsed | ParsedImage | int:
@@ -127,10 +131,14 @@ def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline, sha
     loras, doubts = served.loras.choose(prompts.loras)
     doubts += without_effect(request, pipeline)
     request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
-    if request.control:
-        pipeline = shared.controlnets.guided(pipeline, request.control.net)
-    crops = [pipeline_arguments(request, pipeline, crop) for crop in request.crops]
-    return Parsed(request, pipeline, prompts, partial(served.loras.lend, loras), crops)
+    fitted, load_net = request, None
+    if control := request.control:
+        whole = request.init_image.size if request.init_image else request.crops[0].box[2:]
+        fitted = replace(request, control=control.fitted(whole))
+        load_net = partial(shared.controlnets.load, shared.controlnets.file(control.net), pipeline)
+        pipeline = guided(pipeline)
+    crops = [pipeline_arguments(fitted, pipeline, crop) for crop in request.crops]
+    return Parsed(request, pipeline, prompts, partial(served.loras.lend, loras), crops, load_net=load_net)
 
 
 def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline, shared: Shared) -> Parsed:

@@ -74,6 +74,7 @@ class PipelineJob:
         scheduler: the job's own, instead of a copy of the pipeline's.
         prompts: what the start makes of the prompts in `arguments`; None to pass them on as they are.
         lend: gives the pipeline the parts that its LoRAs change, for as long as it runs.
+        load_net: the ControlNet of a pipeline that is to have one.
 
     Attributes:
         adapters: that the denoiser's calls pass through.
@@ -91,6 +92,7 @@ class PipelineJob:
         scheduler: Any = None,
         prompts: AnyPrompts | None = None,
         lend: Lend = lambda: nullcontext(LentParts()),
+        load_net: Callable[[], Any] | None = None,
     ) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
@@ -98,16 +100,16 @@ class PipelineJob:
         name = denoiser_name(pipeline)
         self._pipeline.__dict__.update(scheduler=own, vae=_pausing_vae(pipeline.vae, self))
         self._pipeline.__dict__[name] = PausingDenoiser(getattr(pipeline, name), self)
-        if control := getattr(pipeline, "controlnet", None):
-            self._pipeline.__dict__["controlnet"] = _pausing_controlnet(control, self)
         self.stepped: Stepped | None = None
         if name == "transformer":
             own.step = self._noting(own.step)
         self._arguments = arguments
         self._prompts = prompts
         self._lend = lend
+        self._load_net = load_net
         self.adapters: Adapters | None = None
-        self.has_image = "image" in arguments  # its start encodes an image with the VAE
+        # whether its start encodes an image with the VAE; one that guides txt2img is not encoded
+        self.has_image = "image" in arguments and (load_net is None or "strength" in arguments)
         self._greenlet = greenlet(self._run)
         self.call: DenoiserCall | DecodeCall | None = None
         self.steps_done = 0
@@ -177,6 +179,8 @@ class PipelineJob:
             with self._lend() as parts:
                 self.adapters = parts.adapters
                 self._pipeline.__dict__.update(parts.encoders)
+                if self._load_net is not None:
+                    self._pipeline.__dict__["controlnet"] = _pausing_controlnet(self._load_net(), self)
                 arguments = self._arguments
                 if self._prompts is not None:
                     arguments = self._prompts.arguments_for(self._pipeline, arguments)
@@ -189,7 +193,7 @@ class PipelineJob:
             for name in OVERRIDDEN:
                 self._pipeline.scheduler.__dict__.pop(name, None)
             self._pipeline.vae.__dict__.pop("to", None)
-            if control := getattr(self._pipeline, "controlnet", None):
-                control.__dict__.pop("forward")
+            if self._load_net is not None and self._pipeline.controlnet is not None:
+                self._pipeline.controlnet.__dict__.pop("forward")
             self._latents = self.stepped = None
-            del self._pipeline, self._arguments, self._prompts, self._lend
+            del self._pipeline, self._arguments, self._prompts, self._lend, self._load_net

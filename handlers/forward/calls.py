@@ -108,6 +108,10 @@ class DenoiserCall(Call):
         is_some = isinstance(value, (list, tuple)) and bool(value) and not isinstance(self.sample, list)
         return is_some and all(isinstance(item, torch.Tensor) and self.is_rows(item) for item in value)
 
+    @property
+    def has_stack(self) -> bool:
+        return any(map(self.is_stack, self.kwargs.values()))
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """All tensors, always in the same order."""
         for value in (self.sample, self.timestep, self.kwargs):

@@ -119,7 +119,9 @@ class _Captured:
 def _graph_key(call: DenoiserCall) -> Key | None:
     """The key of a call's graph; None for a call that no graph fits, as one with adapters, which come and go."""
     signature, size = CallSignature.of(call), _size(call.rows)
-    fits = signature.has_row_tensors_alone and signature.is_by_value and call.adapters is None and call.predicts
+    fits = signature.has_row_tensors_alone and signature.is_by_value and call.adapters is None
+    # what a ControlNet makes and adds takes as much memory as all latents of a large batch
+    fits = fits and call.predicts and not call.has_stack
     return (signature, size) if fits and size is not None else None
 
 

@@ -166,7 +166,7 @@ class OpenVINOForward:
         plain = _plain(call)
         weights = self._weights.setdefault(call.module, Weights(call.module))
         # adapters are layers around torch's; a conversion of odd sides does not fit what a ControlNet adds
-        if call.adapters is not None or any(map(call.is_stack, call.kwargs.values())):
+        if call.adapters is not None or call.has_stack:
             weights.use()
             return forward(call)
         signature = CallSignature.of(plain).without_sizes()  # a conversion takes every size

@@ -42,11 +42,10 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
             mask = pipeline_mask(request.mask_image.crop(crop.box), crop.size)
             arguments |= {"image": fill_masked(image, mask, request.mask_fill), "mask_image": mask}
     if control := request.control:
-        whole = request.init_image.size if request.init_image else crop.box[2:]
         # of txt2img's pipelines, the only image
         name = "control_image" if "image" in arguments or "strength" in arguments else "image"
         arguments |= {
-            name: control.of_crop(crop, whole),
+            name: control.of_crop(crop),
             "controlnet_conditioning_scale": control.scale,
             "control_guidance_start": control.start,
             "control_guidance_end": control.end,

@@ -3,17 +3,19 @@
 import logging
 import re
 import tempfile
-import threading
 from inspect import signature
 from typing import Any
+from weakref import WeakValueDictionary
 
 import diffusers
+import torch
 from accelerate import init_empty_weights
 from diffusers import ControlNetModel
 
 from handlers.errors import InvalidRequest
 from handlers.pipelines.families import denoiser_name
 from handlers.pipelines.named_files import NO_FILES, NamedFile, NamedFiles
+from handlers.pipelines.noise import use_variations
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ SUFFIXES = (".safetensors",)
 
 
 class ControlNets:
-    """Those of a folder; for any thread. The one that was used last stays in memory.
+    """Those of a folder. `load` is for the engine's thread, the others for any. The one that was used last stays.
 
     Args:
         files: in AUTOMATIC1111's layout or in diffusers', alone or in the folder of a repository.
@@ -29,41 +31,52 @@ class ControlNets:
 
     def __init__(self, files: NamedFiles = NO_FILES) -> None:
         self._files = files
-        self._lock = threading.Lock()
-        self._last: tuple[tuple[NamedFile, int], Any] | None = None
+        self._last: Any = None
+        # of jobs that still run, so that none is in memory twice
+        self._used: WeakValueDictionary[tuple[NamedFile, int], Any] = WeakValueDictionary()
 
     def names(self) -> list[str]:
         return [*self._files.all()]
 
-    def guided(self, pipeline: Any, name: str) -> Any:
-        """The stock pipeline with a ControlNet that does what `pipeline` does, with the same parts.
-
-        Raises InvalidRequest where this kind of model has none, or the ControlNet is of another kind.
-        """
-        stock = type(pipeline).__name__
-        kind = getattr(diffusers, re.sub(r"(Img2Img|Inpaint)?Pipeline$", r"ControlNet\g<0>", stock), None)
-        if kind is None or denoiser_name(pipeline) != "unet":
-            raise InvalidRequest("controlnet is not possible with this model: leave it out.")
-        parts = {**pipeline.config, **pipeline.components, "controlnet": self._net(name, pipeline.unet)}
-        guided = kind(**{name: parts[name] for name in signature(kind.__init__).parameters if name in parts})
-        guided.set_progress_bar_config(**pipeline._progress_bar_config)
-        return guided
-
-    def _net(self, name: str, unet: Any) -> Any:
+    def file(self, name: str) -> NamedFile:
+        """Of one of `names`. Raises InvalidRequest if it has gone meanwhile."""
         file = self._files.all().get(name)
         if file is None:
             raise InvalidRequest(f"The ControlNet {name} has just been removed: choose another one.")
-        with self._lock:
-            if self._last is None or self._last[0] != (file, id(unet)):
-                self._last = None  # its memory goes first
-                self._last = (file, id(unet)), _load(file, unet)
-            return self._last[1]
+        return file
+
+    def load(self, file: NamedFile, pipeline: Any) -> Any:
+        """The ControlNet of a file, for a pipeline's UNet. Raises InvalidRequest for one of another kind of model."""
+        key = file, id(pipeline.unet)
+        net = self._used.get(key)
+        if net is None:
+            self._last = None  # its memory goes first, if no job uses it
+            self._used[key] = net = _load(file, pipeline)
+        self._last = net
+        return net
 
 
-def _load(file: NamedFile, unet: Any) -> Any:
-    """The ControlNet of a file for a UNet. Raises InvalidRequest for one of another kind of model."""
+def guided(pipeline: Any) -> Any:
+    """The stock pipeline that does what `pipeline` does by a ControlNet too, with the same parts and still without it.
+
+    Raises InvalidRequest where this kind of model has none.
+    """
+    stock = type(pipeline).__name__
+    kind = getattr(diffusers, re.sub(r"(Img2Img|Inpaint)?Pipeline$", r"ControlNet\g<0>", stock), None)
+    if kind is None or denoiser_name(pipeline) != "unet":
+        raise InvalidRequest("controlnet is not possible with this model: leave it out.")
+    parts = {**pipeline.config, **pipeline.components, "controlnet": None}
+    made = kind(**{name: parts[name] for name in signature(kind.__init__).parameters if name in parts})
+    made.set_progress_bar_config(**pipeline._progress_bar_config)
+    use_variations(made)
+    return made
+
+
+def _load(file: NamedFile, pipeline: Any) -> Any:
+    unet = pipeline.unet
     with init_empty_weights():  # of the same shapes as the UNet's first half, as its configuration says
         empty = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    empty.register_to_config(in_channels=pipeline.vae.config.latent_channels)  # inpainting UNets have more
     try:
         with tempfile.TemporaryDirectory() as folder:
             empty.save_config(folder)
@@ -72,9 +85,11 @@ def _load(file: NamedFile, unet: Any) -> Any:
             )
         if any(tensor.is_meta for tensor in net.parameters()):
             raise ValueError("weights are missing")
+        return net.to(unet.device).eval()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:  # a file of any kind may lie there
         logger.warning("The ControlNet %s cannot be loaded: %s", file.path, error)
         raise InvalidRequest(
             f"{file.name} is not a ControlNet for this kind of model, or it is damaged: choose another one."
         ) from None
-    return net.to(unet.device).eval()

@@ -1,7 +1,7 @@
 """The fields of a ControlNet, which guides a generation by an image of edges, depths, poses or the like."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -34,13 +34,13 @@ class Control:
     end: float
     fit: str
 
-    def of_crop(self, crop: Crop, whole: tuple[int, int]) -> Image.Image:
-        """What guides a crop, at its size.
+    def fitted(self, size: tuple[int, int]) -> "Control":
+        """With its image at the size of the one that it guides."""
+        return replace(self, image=fitted(self.image, size, self.fit))
 
-        Args:
-            whole: width and height of the image that the crop is of.
-        """
-        return resize_to(fitted(self.image, whole, self.fit).crop(crop.box), crop.size)
+    def of_crop(self, crop: Crop) -> Image.Image:
+        """What guides a crop of the image, at the crop's size, once it is `fitted`."""
+        return resize_to(self.image.crop(crop.box), crop.size)
 
 
 def read_control(

@@ -91,9 +91,12 @@ class Reader:
     def named(self, name: str, names: Collection[str]) -> str | None:
         """One of `names`, in any case; None if the field is absent or blank."""
         text = self.text(name, "", 200).strip()
+        if text in names:
+            return text
         found = next((one for one in names if one.lower() == text.lower()), None)
         if text and found is None:
-            raise InvalidRequest(f"{name} must be one of {', '.join(names)}, not {forms.shown(text)}.")
+            rule = f"must be one of {', '.join(names)}" if names else "cannot be used, since there is none here"
+            raise InvalidRequest(f"{name} {rule}, not {forms.shown(text)}.")
         return found
 
     def flag(self, name: str) -> bool:

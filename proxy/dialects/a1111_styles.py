@@ -58,7 +58,8 @@ def add_styles(fields: Translation, styles: Styles) -> list[str]:
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise Refused(422, "styles must be a list of names.", "styles")
     known = styles.all() if named else {}
-    used = [name for name in named if name in known]
+    # each once: a style's text may double the prompt
+    used = [name for name in dict.fromkeys(named) if name in known]
     if missing := [name[:50] for name in named if name not in known and name.lower() not in ("", "none")]:
         fields.warnings.append(f"styles: {', '.join(map(ascii, missing[:5]))} not found in the server's styles.csv.")
     for field in PROMPTS:

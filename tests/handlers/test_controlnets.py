@@ -113,6 +113,20 @@ def test_both_passes_are_guided(frontend: Frontend) -> None:
     assert image(made).shape == (128, 128, 3) and "error" not in made
 
 
+def test_a_variation_moves_the_noise(frontend: Frontend) -> None:
+    moved = image(sent(frontend, "txt2img", variation_seed=5, variation_strength=0.5))
+    assert not np.array_equal(moved, image(sent(frontend, "txt2img")))
+    assert np.array_equal(moved, image(sent(frontend, "txt2img", variation_seed=5, variation_strength=0.5)))
+
+
+def test_one_that_is_used_by_several_jobs_is_in_memory_once(frontend: Frontend) -> None:
+    controlnets = frontend.handler.worker.shared.controlnets
+    pipeline = frontend.handler.worker.served["txt2img"].pipeline
+    first = controlnets.load(controlnets.file("edges"), pipeline)
+    other = controlnets.load(controlnets.file("alone"), pipeline)
+    assert controlnets.load(controlnets.file("edges"), pipeline) is first is not other
+
+
 @pytest.mark.parametrize("net", ["large", "damaged"])
 def test_one_of_another_kind_or_none_is_refused(frontend: Frontend, net: str) -> None:
     error = sent(frontend, "txt2img", controlnet=net)["error"]

@@ -61,6 +61,7 @@ def generated_together(
     run: Callable[[DenoiserCall], Any] = forward,
     loras: Loras | None = None,
     embeddings: Embeddings | None = None,
+    load_net: Callable[[Any], Any] | None = None,
 ) -> tuple[list[Image.Image], int]:
     """The images of jobs that share their forwards, and how many forwards served several of them."""
     batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=32), Memory(CPU, 64), run)
@@ -69,8 +70,9 @@ def generated_together(
         pipeline = pipelines[request.task]
         arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
         prompts = prompts_for(pipeline, request.prompt, request.negative_prompt, embeddings)
-        lend = {"lend": partial(loras.lend, loras.choose(prompts.loras)[0])} if loras else {}
-        slots.append(Slot(PipelineJob(pipeline, arguments, None, prompts, **lend), SimpleNamespace(last_step=0)))
+        parts: dict[str, Any] = {"lend": partial(loras.lend, loras.choose(prompts.loras)[0])} if loras else {}
+        parts |= {"load_net": partial(load_net, pipeline)} if load_net else {}
+        slots.append(Slot(PipelineJob(pipeline, arguments, None, prompts, **parts), SimpleNamespace(last_step=0)))
         slots[-1].job.start()
     decoder = Decoder(batcher.memory, NoSideStream())
     while not all(slot.job.ended for slot in slots):

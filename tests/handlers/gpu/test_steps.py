@@ -17,7 +17,7 @@ from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.pipelines.arguments import pipeline_arguments
-from handlers.pipelines.controlnets import SUFFIXES, ControlNets
+from handlers.pipelines.controlnets import SUFFIXES, ControlNets, guided
 from handlers.pipelines.named_files import NamedFiles
 from handlers.pipelines.noise import generator
 from handlers.pipelines.previews import fit_preview
@@ -87,15 +87,21 @@ def test_so_it_is_with_a_controlnet(tmp_path: Path) -> None:
         replace(a_request(task, "a house", seed, 5 + seed, 7.5), control=control) for seed, task in enumerate(TASKS)
     ]
 
-    def guided(pipelines: dict[str, Any]) -> dict[str, Any]:
-        controlnets = ControlNets(NamedFiles(nets, SUFFIXES))
-        return {task: controlnets.guided(pipeline, "edges") for task, pipeline in pipelines.items()}
+    controlnets = ControlNets(NamedFiles(nets, SUFFIXES))
 
-    on_cpu = guided(load(model))
+    def load_net(pipeline: Any) -> Any:
+        return controlnets.load(controlnets.file("edges"), pipeline)
+
+    def load_guided(device: torch.device) -> dict[str, Any]:
+        return {task: guided(pipeline) for task, pipeline in load(model, device=device).items()}
+
+    on_cpu = load_guided(torch.device("cpu"))
+    for pipeline in on_cpu.values():
+        pipeline.controlnet = load_net(pipeline)
     expected = [generated_alone(on_cpu, request) for request in requests]
     with fake_cuda() as card:
         watched = Watched(card)
-        images, merged = generated_together(guided(load(model, device=CUDA)), requests, watched)
+        images, merged = generated_together(load_guided(CUDA), requests, watched, load_net=load_net)
     assert merged >= 3 and len(watched.waits) >= 6
     ends = ("decoder.py", "image_processor.py")
     assert not [wait for waits in watched.waits for wait in waits if not any(end in wait for end in ends)]

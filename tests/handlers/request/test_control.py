@@ -25,14 +25,14 @@ def test_what_guides() -> None:
     assert control is not None and (control.net, control.scale) == ("Edges", 0.5)
     assert (control.start, control.end) == (0.25, 0.75)
     wide = IMAGE.resize((180, 60), Image.Resampling.LANCZOS)
-    seen = control.of_crop(Crop.whole((180, 60), (96, 64)), (180, 60))
+    seen = control.fitted((180, 60)).of_crop(Crop.whole((180, 60), (96, 64)))
     assert np.array_equal(seen, wide.resize((96, 64), Image.Resampling.LANCZOS))
 
 
 def test_a_crop_is_guided_by_its_part() -> None:
     control = parse().control
     assert control is not None
-    part = control.of_crop(Crop((10, 20, 74, 52), (64, 32), (10, 20, 74, 52)), IMAGE.size)
+    part = control.fitted(IMAGE.size).of_crop(Crop((10, 20, 74, 52), (64, 32), (10, 20, 74, 52)))
     assert np.array_equal(part, IMAGE.crop((10, 20, 74, 52)))
 
 
