@@ -11,8 +11,8 @@ import sys
 import threading
 
 
-def end_with_parent() -> None:
-    os.read(0, 1)
+def end_with_parent(pipe: int) -> None:
+    os.read(pipe, 1)
     if os.name == "posix":
         os.killpg(os.getpgrp(), signal.SIGKILL)
         return
@@ -24,7 +24,9 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    pipe = os.dup(0)  # which no child inherits
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    threading.Thread(target=end_with_parent, args=(pipe,), daemon=True).start()
     del sys.argv[0]
     sys.path[0] = os.getcwd()  # as `python -m` has it, instead of this file's folder
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

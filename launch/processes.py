@@ -25,7 +25,7 @@ from handlers.wire import COMBINED, TASKS
 from launch import leash
 from launch.console import Stopped, on_signals, stop_on_signals
 from launch.machine import StartError, folder_for_sockets, free_ports, java_home, write_config
-from launch.run_directory import make_run_directory, sweep
+from launch.run_directory import LOGS, make_run_directory, sweep
 from launch.worker_logs import WorkerLogs
 from proxy.settings import Settings
 
@@ -56,7 +56,7 @@ class Server:
         sweep()
         self.run_directory, self._lock = make_run_directory()
         self._store = self.run_directory / "model_store"
-        self._logs = self.run_directory / "logs"
+        self._logs = self.run_directory / LOGS
         self._tmp = folder_for_sockets(self.run_directory)
         self.worker_logs = WorkerLogs(self._logs)
         served = Settings.from_environment({**os.environ, **proxy})

@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,7 +12,9 @@ from filelock import FileLock, Timeout
 from admin.running_server import RUN_FILE
 
 PREFIX = "sd-server-"
+STARTING_S = 60  # after which a server has locked its directory
 LOCK = "lock"
+LOGS = "logs"
 SOCKETS = "tmp"  # the folder of TorchServe's temporary files, or a link to it
 
 
@@ -24,17 +27,28 @@ def make_run_directory() -> tuple[Path, FileLock]:
 
 
 def sweep() -> None:
-    """Removes what servers have left that were killed."""
-    for file in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{RUN_FILE}"):
-        # one of another version, or one that another user has put into a folder that all share
-        if not (file.parent / LOCK).is_file() or not _is_own(file.parent):
+    """Removes what servers have left that were killed, but for their logs."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+        folder, sockets = lock.parent, lock.parent / SOCKETS
+        if not _is_own(folder):  # of another user, in a folder that all share
             continue
         try:
-            with FileLock(file.parent / LOCK, timeout=0):
-                shutil.rmtree((file.parent / SOCKETS).resolve(), ignore_errors=True)
+            if not (folder / RUN_FILE).is_file() and time.time() - lock.stat().st_mtime < STARTING_S:
+                continue  # it may not have locked it yet
+            with FileLock(lock, timeout=0):
+                # a link's target alone: rmtree refuses a link there
+                shutil.rmtree(sockets.readlink() if sockets.is_symlink() else sockets, ignore_errors=True)
+                sockets.unlink(missing_ok=True)
+                for left in folder.iterdir():
+                    if left.is_dir() and left.name != LOGS:
+                        shutil.rmtree(left, ignore_errors=True)
+                    elif left.is_file() and left != lock:
+                        left.unlink()
         except (Timeout, OSError):  # it runs
             continue
-        shutil.rmtree(file.parent, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        if not (folder / LOGS).is_dir():
+            folder.rmdir()
 
 
 def _is_own(folder: Path) -> bool:

@@ -49,7 +49,7 @@ def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
         # "has no worker" is TorchServe's text for a full queue as well
         if state == READY:
             return busy(BUSY_RETRY_S)
-        return NotReady(archive, state)
+        return Failure(503, cannot_serve(archive, state), START_RETRY_S)
     if status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INSUFFICIENT_STORAGE):
         return WorkerDied()
     return Failure(500, f"TorchServe refused the request with status {status}: this is a fault of the server.")
@@ -59,11 +59,16 @@ def busy(retry_after: int) -> Failure:
     return Failure(503, "The server is busy: too many requests are waiting. Try again later.", retry_after)
 
 
-class NotReady(Failure):
-    """For an archive that cannot serve; `state` says why."""
+def cannot_serve(archive: str, state: str) -> str:
+    """The sentence about an archive that cannot serve; `state` says why."""
+    return f"{archive} cannot serve yet: {state}. Try again shortly."
 
-    def __init__(self, archive: str, state: str) -> None:
-        super().__init__(503, f"{archive} cannot serve yet: {state}. Try again shortly.", START_RETRY_S)
+
+class WaitedInVain(Failure):
+    """For a request that nobody could serve for as long as it may wait; `message` says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, message, START_RETRY_S)
 
 
 def not_in_memory(archive: str) -> Failure:
@@ -102,8 +107,8 @@ def died_twice() -> Failure:
     )
 
 
-def unreachable() -> Failure:
-    return Failure(503, "TorchServe is starting or has stopped: try again shortly.", START_RETRY_S)
+def unreachable() -> WaitedInVain:
+    return WaitedInVain("TorchServe is starting or has stopped: try again shortly.")
 
 
 def _reason(body: bytes) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from handlers.wire import Progress, Result
 from proxy.admission import Queued
-from proxy.frontend_failures import NotReady, WorkerDied, died_twice
+from proxy.frontend_failures import WaitedInVain, WorkerDied, died_twice
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ class Restarts:
 
     def __init__(self) -> None:
         self._again: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        # when one of those has waited in vain, and its failure
-        self._given_up: dict[str, tuple[float, NotReady]] = {}
+        # when one of those has waited in vain, and why; not the failure itself, which holds all that it passed
+        self._given_up: dict[str, tuple[float, str]] = {}
 
     async def generate(self, archive: str, send: Send) -> AsyncGenerator[Queued | Progress | Result, None]:
         """What `send` yields; Queued before it is called again. Raises as it does, and 500 after a second death."""
@@ -44,13 +44,19 @@ class Restarts:
         await asyncio.sleep(SETTLE_S)
         async with self._again[archive]:
             if archive in self._given_up and self._given_up[archive][0] > died:
-                raise self._given_up[archive][1]  # the one before has waited for both
+                raise WaitedInVain(self._given_up[archive][1])  # the one before has waited for both
+            result = None
             try:
                 async with aclosing(send()) as events:
                     async for event in events:
-                        yield event
+                        if isinstance(event, Result):
+                            result = event
+                        else:
+                            yield event
             except WorkerDied:
                 raise died_twice() from None
-            except NotReady as failure:
-                self._given_up[archive] = time.monotonic(), failure
+            except WaitedInVain as failure:
+                self._given_up[archive] = time.monotonic(), failure.message
                 raise
+        if result is not None:  # others need not wait until this client has read it
+            yield result

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -17,8 +18,9 @@ from proxy.frontend_failures import (
     READY,
     START_RETRY_S,
     NotLoaded,
-    NotReady,
+    WaitedInVain,
     WorkerDied,
+    cannot_serve,
     failure_of,
     not_prepared,
     unreachable,
@@ -130,8 +132,8 @@ class Upstream:
         url = f"{self._management_url}/models"
         query = {"url": f"{archive}.mar", "model_name": archive, "initial_workers": "1", "synchronous": "true"}
         try:
-            async with asyncio.timeout(self._restart_s):
-                registered = await _connect(partial(self._client.get, f"{url}/{archive}", timeout=5.0))
+            ask = partial(self._client.get, f"{url}/{archive}", timeout=5.0)
+            registered = await _connect(ask, self._restart_s, httpx.TransportError)
             if registered.status_code == 200:
                 if not registered.json()[0]["workers"]:
                     try:
@@ -147,7 +149,7 @@ class Upstream:
                 # an archive that stays registered without a worker would never be loaded again
                 await self._client.delete(f"{url}/{archive}")
                 raise NotLoaded
-        except (httpx.TransportError, TimeoutError):
+        except httpx.TransportError:
             raise unreachable() from None
 
     async def unload(self, archive: str) -> None:
@@ -179,6 +181,7 @@ class Upstream:
     ) -> AsyncGenerator[Progress | Result, None]:
         url = f"{self._inference_url}/predictions/{archive}"
         headers = [(name.encode(), value) for name, value in head.headers().items()]
+        result = None
         try:
             request = self._client.build_request("POST", url, content=body, headers=headers)
             async with aclosing(await self._send(archive, request, patience_s)) as answer:
@@ -186,19 +189,19 @@ class Upstream:
                     body = await answer.aread()
                     logger.warning("TorchServe answered %s with status %d: %s", archive, answer.status_code, body[:300])
                     raise failure_of(answer.status_code, body, archive, await self.state(archive))
-                result = None
                 async for line in _lines(answer):
                     event = _event(line)
                     if isinstance(event, Progress):
                         yield event
                     else:  # the answer is read to its end, so that the connection can be used again
                         result = event or result
-            if result is None:
-                raise WorkerDied
-            yield result
+        except httpx.WriteTimeout:  # no worker has the request
+            raise unreachable() from None
         except httpx.TransportError as error:
             logger.warning("TorchServe ended a request early: %s", type(error).__name__)
-            raise WorkerDied from None
+        if result is None:
+            raise WorkerDied
+        yield result
 
     async def _send(self, archive: str, request: httpx.Request, patience_s: float) -> httpx.Response:
         """The head of TorchServe's answer, which comes when a worker has the request.
@@ -213,7 +216,7 @@ class Upstream:
                 if state == READY:
                     ready = time.monotonic()
                 elif time.monotonic() > ready + patience_s and not sending.done():
-                    raise NotReady(archive, state)
+                    raise WaitedInVain(cannot_serve(archive, state))
         except BaseException:
             sending.cancel()
             sending.add_done_callback(_close)
@@ -221,12 +224,23 @@ class Upstream:
         return sending.result()
 
 
-async def _connect(send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
-    """What `send` returns, as soon as TorchServe listens: one that has died is started again."""
+async def _connect(
+    send: Callable[[], Awaitable[httpx.Response]],
+    patience_s: float = math.inf,
+    errors: type[Exception] | tuple[type[Exception], ...] = (httpx.ConnectError, httpx.ConnectTimeout),
+) -> httpx.Response:
+    """What `send` returns, as soon as TorchServe listens: one that has died is started again.
+
+    Args:
+        errors: after which it is tried again, for `patience_s`.
+    """
+    end = time.monotonic() + patience_s
     while True:
         try:
             return await send()
-        except httpx.ConnectError:
+        except errors:
+            if time.monotonic() >= end:
+                raise
             await asyncio.sleep(CONNECT_S)
 
 

@@ -75,8 +75,8 @@ class LargeImage:
     def end(self) -> None:
         """Gives its room to others, or gives up waiting for it. May be called again."""
         with self._images.changed:
-            self._images.held -= self._pixels * self._is_held
-            if self._is_held and not self._images.held:
-                self._images.rest()
-            self._is_held, self._has_ended = False, True
+            was_held, self._is_held, self._has_ended = self._is_held, False, True
+            self._images.held -= self._pixels * was_held
             self._images.changed.notify_all()
+            if was_held and not self._images.held:
+                self._images.rest()

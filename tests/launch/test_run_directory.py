@@ -33,9 +33,10 @@ def test_what_a_dead_server_left_is_swept_and_a_living_one_keeps_its_own(
     living, living_sockets, held = a_run()
     del lock  # as the end of a process does, the lock goes with it
     sweep()
-    assert not dead.exists() and not dead_sockets.exists()
+    assert [*dead.iterdir()] == [dead / "logs"] and not dead_sockets.exists()
     assert living.is_dir() and living_sockets.is_dir() and held
     del held
+    (living / "logs").rmdir()
     sweep()
     assert not living.exists() and not living_sockets.exists()
 
@@ -58,3 +59,13 @@ def test_what_another_user_has_put_there_is_left_alone(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "geteuid", lambda: -1)
     sweep()
     assert precious.is_dir() and folder.is_dir()
+
+
+def test_one_that_was_killed_before_it_had_started_is_swept_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, lock = make_run_directory()
+    del lock
+    sweep()
+    assert folder.is_dir()  # it may only be starting
+    monkeypatch.setattr("launch.run_directory.STARTING_S", 0)
+    sweep()
+    assert not folder.exists()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import anyio
 import httpx
@@ -9,7 +10,9 @@ import pytest
 
 from handlers.wire import Progress, Result
 from proxy import restarts
+from proxy.admission import Queued
 from proxy.dialects.forms import read_fields
+from proxy.frontend_failures import WorkerDied
 from tests.support.running import HANG_S
 from tests.support.torchserve import client, management, serving
 
@@ -181,3 +184,24 @@ async def test_each_sign_of_a_death_is_one(end: bytes | Exception) -> None:
     async with client(respond) as http:
         answer = await http.post("/txt2img", data={"prompt": "x"})
     assert (answer.status_code, asked) == (500, 2)
+
+
+async def test_a_client_that_reads_slowly_keeps_no_other_waiting() -> None:
+    sender = restarts.Restarts()
+
+    def dies_once() -> Any:
+        answers = iter([WorkerDied(), Result(b"{}")])
+
+        async def send() -> Any:
+            answer = next(answers)
+            if isinstance(answer, WorkerDied):
+                raise answer
+            yield answer
+
+        return sender.generate("txt2img", send)
+
+    slow, quick = dies_once(), dies_once()
+    assert [await anext(slow), await anext(slow)] == [Queued(1, restarts=True), Result(b"{}")]
+    with anyio.fail_after(HANG_S):
+        assert [event async for event in quick][-1] == Result(b"{}")
+    await slow.aclose()
