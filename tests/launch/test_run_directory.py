@@ -54,8 +54,9 @@ def test_what_another_user_has_put_there_is_left_alone(tmp_path: Path, monkeypat
     folder, _, lock = a_run()
     del lock
     (tmp_path / "sd-server-link").symlink_to(folder, target_is_directory=True)
-    (folder / "tmp").rmdir()
-    (folder / "tmp").symlink_to(precious, target_is_directory=True)
+    sockets = folder / "tmp"  # a link already where the folder's own path is long
+    sockets.unlink() if sockets.is_symlink() else sockets.rmdir()
+    sockets.symlink_to(precious, target_is_directory=True)
     monkeypatch.setattr(os, "geteuid", lambda: -1)
     sweep()
     assert precious.is_dir() and folder.is_dir()
