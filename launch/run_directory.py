@@ -5,6 +5,7 @@ import shutil
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,26 +30,29 @@ def make_run_directory() -> tuple[Path, FileLock]:
 def sweep() -> None:
     """Removes what servers have left that were killed, but for their logs."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
-        folder, sockets = lock.parent, lock.parent / SOCKETS
-        if not _is_own(folder):  # of another user, in a folder that all share
-            continue
-        try:
-            if not (folder / RUN_FILE).is_file() and time.time() - lock.stat().st_mtime < STARTING_S:
-                continue  # it may not have locked it yet
-            with FileLock(lock, timeout=0):
-                # a link's target alone: rmtree refuses a link there
-                shutil.rmtree(sockets.readlink() if sockets.is_symlink() else sockets, ignore_errors=True)
-                sockets.unlink(missing_ok=True)
-                for left in folder.iterdir():
-                    if left.is_dir() and left.name != LOGS:
-                        shutil.rmtree(left, ignore_errors=True)
-                    elif left.is_file() and left != lock:
-                        left.unlink()
-        except (Timeout, OSError):  # it runs
-            continue
-        lock.unlink(missing_ok=True)
-        if not (folder / LOGS).is_dir():
-            folder.rmdir()
+        # it runs, or another start has been quicker; what cannot be removed keeps no server from starting
+        with suppress(Timeout, OSError):
+            _sweep(lock.parent, lock)
+
+
+def _sweep(folder: Path, lock: Path) -> None:
+    if not _is_own(folder):  # of another user, in a folder that all share
+        return
+    if not (folder / RUN_FILE).is_file() and time.time() - lock.stat().st_mtime < STARTING_S:
+        return  # it may not have locked it yet
+    sockets = folder / SOCKETS
+    with FileLock(lock, timeout=0):
+        # a link's target alone: rmtree refuses a link there
+        shutil.rmtree(sockets.readlink() if sockets.is_symlink() else sockets, ignore_errors=True)
+        sockets.unlink(missing_ok=True)
+        for left in folder.iterdir():
+            if left.is_dir() and left.name != LOGS:
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.is_file() and left != lock:
+                left.unlink()
+    lock.unlink(missing_ok=True)
+    if not (folder / LOGS).is_dir():
+        folder.rmdir()
 
 
 def _is_own(folder: Path) -> bool:

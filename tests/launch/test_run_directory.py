@@ -70,3 +70,12 @@ def test_one_that_was_killed_before_it_had_started_is_swept_later(monkeypatch: p
     monkeypatch.setattr("launch.run_directory.STARTING_S", 0)
     sweep()
     assert not folder.exists()
+
+
+def test_what_cannot_be_removed_keeps_no_server_from_starting() -> None:
+    folder, _, lock = a_run()
+    del lock
+    (folder / "logs").rmdir()
+    (folder / "link").symlink_to(folder / "nothing")
+    sweep()
+    assert (folder / "link").is_symlink()
