@@ -41,6 +41,7 @@ SHARED = (
     "dtype",
     "engine",
     "low_memory",
+    "float8_text_encoders",
     "channels_last",
     "allow_pickle",
     "lora_dir",
@@ -170,7 +171,7 @@ class CustomArchives:
         source = resolve_model(model.model_path, self._installed)
         path = found.path or download(source, self._installed, device.dtype != "float32", main["allow_pickle"])
         _check(path, main["allow_pickle"])
-        weights = weight_bytes(path, device.dtype)
+        weights = weight_bytes(path, device.dtype, main["float8_text_encoders"])
         settings = {key: main[key] for key in SHARED} | {
             "model": source.location,
             "safety_checker": model.requires_safety_checker,

@@ -37,6 +37,10 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (default: %(default)s)")
     parser.add_argument("--low-memory", action="store_true", help="keep only the UNet on the GPU")
+    parser.add_argument(
+        "--float8-text-encoders", action="store_true",
+        help="store the text encoders in 8 bits, for T5 and the Qwen models, which are larger than the transformers",
+    )  # fmt: skip
     parser.add_argument("--cuda-graphs", action="store_true", help="run the UNet as CUDA graphs on a GPU")
     parser.add_argument(
         "--channels-last",

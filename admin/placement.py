@@ -17,6 +17,7 @@ from handlers.pipelines.hub import PICKLED, WEIGHTS, variant_of
 # memory for generating beyond the weights
 PROCESS_BYTES = 700 * 2**20
 GENERATING_BYTES = 3 * 2**30
+FLOAT8_SHARE = 0.65  # of T5's memory in bfloat16, whose embeddings, norms and one layer in three stay as they are
 GIB = 2**30
 SHARE = 0.9  # of a machine's memory that models may take
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -30,13 +31,15 @@ class Placement:
     reason: str = ""
 
 
-def weight_bytes(model: Path, dtype: str) -> int:
+def weight_bytes(model: Path, dtype: str, float8_text_encoders: bool = False) -> int:
     """The memory of a model's weights in `dtype`: a diffusers folder's, or a single file's.
 
     Raises ModelError for a file without weights.
     """
     files = [model] if model.is_file() else _weight_files(model, dtype)
-    return sum(_parameters(file) for file in files) * ITEM_BYTES[dtype]
+    narrow = [float8_text_encoders and file.parent.name.startswith("text_encoder") for file in files]
+    shares = [FLOAT8_SHARE if is_narrow else 1 for is_narrow in narrow]
+    return int(sum(_parameters(file) * share for file, share in zip(files, shares, strict=True)) * ITEM_BYTES[dtype])
 
 
 def _weight_files(folder: Path, dtype: str) -> list[Path]:

@@ -1,6 +1,5 @@
 """What one worker serves: its models, loaded; the requests that it opens; and its description for `GET /models`."""
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,10 @@ from handlers.engine.timings import Timings
 from handlers.engine.warm_up import Measured, warm_up
 from handlers.errors import InvalidRequest, ModelError
 from handlers.forward.calls import DenoiserCall
+from handlers.forward.conversions import Converter, pays
 from handlers.forward.cuda_graphs import GraphedForward
 from handlers.forward.merging import forward
-from handlers.forward.openvino import Converter, OpenVINOForward, convert_checker, convert_vae, pays
+from handlers.forward.openvino import OpenVINOForward, convert_checker, convert_vae
 from handlers.forward.side_stream import NoSideStream, SideStream
 from handlers.forward.weights import Weights
 from handlers.hardware.device import choose_channels_last, choose_device, choose_dtype
@@ -33,7 +33,7 @@ from handlers.hardware.memory import Memory
 from handlers.installation import Installation
 from handlers.pipelines import controlnets, embeddings, loras
 from handlers.pipelines.controlnets import ControlNets
-from handlers.pipelines.families import denoiser, denoiser_name, needs_range
+from handlers.pipelines.families import denoiser, denoiser_name, needs_range, rows_with_guidance
 from handlers.pipelines.hub import fetch
 from handlers.pipelines.loading import ServedPipeline, load_pipelines, prepare_pipelines
 from handlers.pipelines.named_files import NamedFiles
@@ -61,7 +61,6 @@ class Worker:
         threads: that a worker computes with while no other one generates.
         served: the pipeline of each task.
         measured: what the warm-up needed.
-        tokenizer: a copy for counting, since the pipelines' own are the engine's: two threads cannot use one.
     """
 
     tasks: Sequence[str]
@@ -75,7 +74,6 @@ class Worker:
     shared: Shared
     batcher: StepBatcher
     decoder: Decoder
-    tokenizer: Any
 
     @classmethod
     def load(cls, tasks: Sequence[str], settings: Mapping[str, Any], gpu_id: int | None, threads: int) -> "Worker":
@@ -108,8 +106,9 @@ class Worker:
         # in low-memory mode, modules come and go in the order of their calls
         stream = SideStream(device) if graphed and not config.low_memory else NoSideStream()
         memory = Memory(
-            device, measured.native_area, measured.row_bytes, measured.image_bytes, isinstance(stream, SideStream)
-        )
+            device, measured.native_area, measured.row_bytes, measured.image_bytes, isinstance(stream, SideStream),
+            guided_rows=max(rows_with_guidance(one.pipeline) for one in served.values()),
+        )  # fmt: skip
         if graphed and measured.call is not None:
             run = graphs = GraphedForward()
             graphs.prepare(measured.call, limit.rows)
@@ -117,7 +116,7 @@ class Worker:
         pool = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         return cls(
             tasks, config, device, engine,
-            _dtype_name(served, converter), threads, served, measured,
+            _dtype_name(served, converter, run), threads, served, measured,
             shared=Shared(
                 config, memory, pool, timings, provenance=provenance, large=LargeImages(config.max_open_pixels),
                 upscalers=Upscalers(
@@ -130,7 +129,6 @@ class Worker:
             ),
             batcher=StepBatcher(limit, memory, partial(_timed, timings, run)),
             decoder=Decoder(memory, stream),
-            tokenizer=copy.deepcopy(next(iter(served.values())).pipeline.tokenizer),
         )  # fmt: skip
 
     def open(self, data: Mapping[str, Any], head: RequestHead) -> Generation:
@@ -148,7 +146,7 @@ class Worker:
         negative_prompt = read.text("negative_prompt", "", self.config.max_prompt_chars)
         served = next(iter(self.served.values()))
         prompts = prompts_for(served.pipeline, prompt, negative_prompt, served.embeddings)
-        return {"status": "success", **prompts.counts(self.tokenizer)}
+        return {"status": "success", **served.counter.counts(prompts)}
 
     @property
     def seconds_per_image(self) -> float:
@@ -193,27 +191,23 @@ class Worker:
         }
 
 
-def _dtype_name(served: Mapping[str, ServedPipeline], converter: Converter | None) -> str:
-    """What the denoiser of the first task computes in."""
-    pipeline = next(iter(served.values())).pipeline
-    if converter and denoiser_name(pipeline) == "unet":
+def _dtype_name(served: Mapping[str, ServedPipeline], converter: Converter | None, run: Any) -> str:
+    """What `run` computes the denoiser of the first task in."""
+    first = denoiser(next(iter(served.values())).pipeline)
+    if converter and run.runs(first):
         return converter.dtype
-    return str(denoiser(pipeline).dtype).removeprefix("torch.")
+    return str(first.dtype).removeprefix("torch.")
 
 
 def _in_openvino(served: Mapping[str, ServedPipeline], converter: Converter) -> OpenVINOForward:
-    """Has OpenVINO compute the models' UNets, VAEs and safety checkers, whose weights then leave torch's memory."""
-    unets, transformers = [], []
+    """Has OpenVINO compute the models' denoisers, VAEs and safety checkers, whose weights then leave torch's memory."""
+    denoisers = []
     for one in {id(denoiser(one.pipeline)): one for one in served.values()}.values():
-        if denoiser_name(one.pipeline) == "unet":
-            unets.append(Weights(one.pipeline.unet, partial(_part, one, "unet")))
-        else:
-            transformers.append(one.pipeline.transformer)
-            logger.info("The transformer of %s runs in torch: a conversion would hold for one size.", one.model)
+        denoisers.append(Weights(denoiser(one.pipeline), partial(_part, one, denoiser_name(one.pipeline))))
         convert_vae(one.pipeline.vae, converter, partial(_part, one, "vae"))
         if checker := getattr(one.pipeline, "safety_checker", None):
             convert_checker(checker, converter, partial(_part, one, "safety_checker"))
-    return OpenVINOForward(converter, unets, transformers)
+    return OpenVINOForward(converter, denoisers)
 
 
 def _part(served: ServedPipeline, name: str) -> Any:

@@ -12,7 +12,8 @@ from diffusers import AutoPipelineForText2Image
 from admin.paths import HOME
 from benchmarks.timing import in_turns, ratio
 from handlers.forward.calls import DenoiserCall
-from handlers.forward.openvino import Converter, OpenVINOForward
+from handlers.forward.conversions import Converter
+from handlers.forward.openvino import OpenVINOForward
 from handlers.installation import Installation
 
 FEW, MANY = 5, 25  # steps: their difference leaves out what is done once an image

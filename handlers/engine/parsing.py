@@ -129,7 +129,7 @@ def parse(
 def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline, shared: Shared) -> Parsed:
     prompts = prompts_for(pipeline, request.prompt, request.negative_prompt, served.embeddings)
     loras, doubts = served.loras.choose(prompts.loras)
-    doubts += without_effect(request, pipeline)
+    doubts += [*without_effect(request, pipeline), *served.counter.warnings(prompts)]
     request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
     fitted, load_net = request, None
     if control := request.control:

@@ -132,7 +132,8 @@ def _leaves(form: Hashable) -> Iterator[Hashable]:
 def _sizeless(form: Any) -> Any:
     if isinstance(form, tuple):
         return tuple((name, _sizeless(item)) for name, item in form)
-    return replace(form, shape=(None,) * len(form.shape)) if isinstance(form, TensorForm) else form
+    is_tensor = isinstance(form, (TensorForm, Content))
+    return TensorForm(form.dtype, (None,) * len(form.shape)) if is_tensor else form
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ class Weights:
         self._is_released = False
         self._is_used = False
 
+    @property
+    def kind(self) -> str:
+        return type(self.module).__name__
+
     @cached_property
     def identity(self) -> tuple[str, bool]:
         """A name for them, by SAMPLES values of each weight, and whether 16 bits are enough for those values."""

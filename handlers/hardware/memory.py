@@ -8,7 +8,7 @@ from handlers.errors import OutOfMemory
 from handlers.hardware.device import available_bytes, release_memory
 from handlers.request.fields import GenerationRequest
 
-GUIDED_ROWS = 2  # of one image with guidance: with the prompt, and with the negative prompt
+GUIDED_ROWS = 2  # of one image with guidance: as a rule one with the prompt, one with the negative prompt
 SHARE = 0.9  # of the free memory that is used: allocators leave gaps
 
 
@@ -21,6 +21,7 @@ class Memory:
         row_bytes: the bytes of one row of a UNet forward at native size, beyond the weights.
         image_bytes: the bytes for decoding an image of native size.
         decodes_beside: whether images are decoded while a forward runs.
+        guided_rows: of one image with guidance.
     """
 
     device: torch.device
@@ -28,6 +29,7 @@ class Memory:
     row_bytes: int = 0
     image_bytes: int = 0
     decodes_beside: bool = False
+    guided_rows: int = GUIDED_ROWS
 
     def rows(self) -> int | None:
         """How many rows of native size one forward may have; None if that is unknown."""
@@ -44,7 +46,7 @@ class Memory:
         if available is None:
             return
         area = request.width * request.height / vae_scale_factor**2
-        forward_bytes = GUIDED_ROWS * self.row_bytes
+        forward_bytes = self.guided_rows * self.row_bytes
         native = forward_bytes + self.image_bytes if self.decodes_beside else max(forward_bytes, self.image_bytes)
         needed = native * area / self.native_area
         if needed > available:

@@ -8,6 +8,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 DENOISERS = ("unet", "transformer")  # a pipeline has one of them
 
 
@@ -22,6 +24,13 @@ def needs_range(folder: Path) -> bool:
     Args:
         folder: in diffusers' format, or a single file.
     """
+    if folder.suffix == ".safetensors" and folder.is_file():
+        try:
+            with safe_open(folder, "np") as opened:
+                names = opened.keys()
+        except (OSError, SafetensorError):  # its loading says what is wrong
+            return False
+        return any("joint_blocks." in name for name in names)  # of Stable Diffusion 3
     index = folder / "model_index.json"
     return index.is_file() and "transformer" in json.loads(index.read_text(encoding="utf-8"))
 
@@ -44,6 +53,11 @@ def has_true_guidance(pipeline: Any) -> bool:
     """Whether the guidance scale is `true_cfg_scale`: of a pipeline that knows both, if the model was not distilled."""
     takes = "true_cfg_scale" in signature(pipeline.__call__).parameters
     return takes and not denoiser(pipeline).config.guidance_embeds
+
+
+def rows_with_guidance(pipeline: Any) -> int:
+    """The rows of one image in a call: two, unless guidance is an input, or takes a second call."""
+    return 1 if has_true_guidance(pipeline) or has_embedded_guidance(pipeline) else 2
 
 
 def has_embedded_guidance(pipeline: Any) -> bool:

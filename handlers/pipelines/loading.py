@@ -16,12 +16,14 @@ from handlers.errors import ModelError
 from handlers.pipelines.defaults import model_defaults
 from handlers.pipelines.embeddings import Embeddings
 from handlers.pipelines.families import denoiser, denoiser_name
+from handlers.pipelines.float8 import store_in_float8
 from handlers.pipelines.hub import PICKLE_WARNING, check_files, variant_of
 from handlers.pipelines.loras import Loras
 from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NO_FILES, NamedFiles
 from handlers.pipelines.noise import use_variations
 from handlers.pipelines.parts import load_transformer, load_vae
+from handlers.pipelines.plain_prompts import TokenCounter
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.schedulers import options, schedulers
@@ -41,6 +43,7 @@ class ServedPipeline:
         load: loads the model's pipelines once more.
         img2img: the pipeline of a txt2img image's second pass.
         loras, embeddings: that prompts may name.
+        counter: of a prompt's tokens.
     """
 
     model: str
@@ -52,6 +55,7 @@ class ServedPipeline:
     loras: Loras = field(default_factory=lambda: Loras(None, NO_FILES, 0))
     embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, NO_FILES))
     img2img: Any = None
+    counter: TokenCounter = field(default_factory=lambda: TokenCounter(None))
 
     @property
     def enlarges_latents(self) -> bool:
@@ -97,6 +101,7 @@ def prepare_pipelines(
             own_loras,
             own_embeddings,
             pipelines.get("img2img"),
+            TokenCounter.of(first),
         )
         for task, pipeline in pipelines.items()
     }
@@ -130,6 +135,8 @@ def load_pipelines(
         # 2. LoRAs, merged into its weights
         for file, scale in loras(config.lora):
             _add_lora(first, file, scale)
+        if config.float8_text_encoders:
+            store_in_float8(first, device)
         # 3. onto the device
         if config.low_memory and device.type != "cpu":
             offload(first, device)
@@ -164,9 +171,7 @@ def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
     index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
     if not config.safety_checker and "safety_checker" in index:
         parts = {"safety_checker": None, "requires_safety_checker": False}
-    for name, kind in index.items():
-        if name.startswith(("text_encoder", "tokenizer")) and kind == [None, None]:  # Stable Diffusion 3 without T5
-            parts[name] = None
+    parts |= _left_out(index)
     if config.transformer and "transformer" in index:
         parts["transformer"] = load_transformer(Path(config.transformer), path, index["transformer"][1], dtype)
     return AutoPipelineForText2Image.from_pretrained(
@@ -175,8 +180,13 @@ def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
     )  # fmt: skip
 
 
+def _left_out(index: Mapping[str, Any]) -> dict[str, None]:
+    """The parts that a pipeline does without, as Stable Diffusion 3's without T5."""
+    return {name: None for name, kind in index.items() if kind == [None, None] and name.startswith(("text", "token"))}
+
+
 def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: Path) -> Any:
-    """A checkpoint in the layout of the original Stable Diffusion code. It has no safety checker."""
+    """A checkpoint in the layout of the original code. It has no safety checker, and what it has of T5 is not used."""
     import diffusers
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
     from transformers import CLIPTokenizer
@@ -188,8 +198,8 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
     if not folder.is_dir():
         known = ", ".join(sorted(entry.name for entry in configs.iterdir() if (entry / "model_index.json").is_file()))
         raise ModelError(
-            f"{path} is a checkpoint of the kind {kind}; these kinds can be served: {known}. If it has a transformer, "
-            "give it as --transformer, and the model's folder or hub id as --model."
+            f"{path} is a checkpoint of the kind {kind}; these kinds can be served: {known}. If it is a transformer "
+            "alone, give it as --transformer, and the model's folder or hub id as --model."
         )
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts: dict[str, Any] = {"tokenizer": CLIPTokenizer.from_pretrained(configs / "tokenizer")}
@@ -197,6 +207,7 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
         parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(configs / "tokenizer", pad_token="!")
     if "safety_checker" in index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
+    parts |= _left_out(index)
     return getattr(diffusers, index["_class_name"]).from_single_file(
         str(path), config=str(folder), dtype=dtype, local_files_only=True, **parts
     )

@@ -42,10 +42,7 @@ def save_single_file(pipeline: Any, file: Path) -> None:
     state = {}
     for name, tensor in pipeline.unet.state_dict().items():
         state["model.diffusion_model." + _unet_name(name, pipeline.unet.config)] = tensor
-    for name, tensor in pipeline.vae.state_dict().items():
-        new = "first_stage_model." + _vae_name(name, len(pipeline.vae.config.block_out_channels))
-        is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", new)
-        state[new] = tensor[:, :, None, None] if is_projection else tensor  # a 1 x 1 convolution there
+    state |= vae_state(pipeline.vae)
     text = {name.removeprefix("text_model."): t for name, t in pipeline.text_encoder.state_dict().items()}
     if hasattr(pipeline, "text_encoder_2"):
         state |= _clip("conditioner.embedders.0.transformer.text_model.", text)
@@ -57,6 +54,15 @@ def save_single_file(pipeline: Any, file: Path) -> None:
     else:
         state |= _clip("cond_stage_model.transformer.text_model.", text)
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, file)
+
+
+def vae_state(vae: Any) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, tensor in vae.state_dict().items():
+        new = "first_stage_model." + _vae_name(name, len(vae.config.block_out_channels))
+        is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", new)
+        state[new] = tensor[:, :, None, None] if is_projection else tensor  # a 1 x 1 convolution there
+    return state
 
 
 def _clip(prefix: str, text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

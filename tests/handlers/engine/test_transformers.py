@@ -2,11 +2,12 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from handlers.forward.signature import CallSignature
 from handlers.imaging.regions import Crop
 from handlers.pipelines.arguments import pipeline_arguments, without_effect
 from handlers.pipelines.defaults import model_defaults
+from handlers.pipelines.families import rows_with_guidance
 from handlers.pipelines.loras import SUFFIXES, Loras
 from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NamedFiles
@@ -121,6 +123,7 @@ def test_a_job_can_be_cancelled_at_its_pause(family: Family) -> None:
 def test_unguided_requests_are_one_row(family: Family) -> None:
     guided, unguided = (family.first_call(a_request("txt2img", "a house", 1, 3, scale)) for scale in (4.0, 0.0))
     assert unguided.rows == 1
+    assert guided.rows == rows_with_guidance(family.pipelines["txt2img"])
     assert guided.rows == (2 if family.name in ("z_image", "sd3") else 1)
 
 
@@ -188,6 +191,33 @@ def test_a_transformer_from_a_file(family: Family, tmp_path: Path) -> None:
     (tmp_path / "rubbish.gguf").write_bytes(b"rubbish")
     with pytest.raises(ModelError, match=r"rubbish.gguf cannot be loaded as a \w+: "):
         load(family.folder, "txt2img", transformer=str(tmp_path / "rubbish.gguf"))
+
+
+def test_a_transformer_in_gguf_stays_quantised_and_takes_part_in_batches(family: Family, tmp_path: Path) -> None:
+    state = load(family.folder, "txt2img")["txt2img"].transformer.state_dict()
+    save_gguf(state, tmp_path / "small.gguf")
+    pipelines = load(family.folder, transformer=str(tmp_path / "small.gguf"))
+    stored = sum(p.numel() * p.itemsize for p in pipelines["txt2img"].transformer.parameters())
+    assert stored < 0.6 * sum(tensor.numel() * tensor.itemsize for tensor in state.values())
+    requests = [a_request(task, "a house", seed, 3, 4.0) for seed, task in enumerate(TASKS)]
+    images, merged = generated_together(pipelines, requests)
+    assert merged
+    for image, request in zip(images, requests, strict=True):
+        assert np.abs(pixels(image) - pixels(generated_alone(pipelines, request))).max() <= 2
+        assert 0 < np.abs(pixels(image) - pixels(generated_alone(family.pipelines, request))).mean() < 8
+
+
+def save_gguf(state: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Writes matrices in 8 bits, as published files have them, and what cannot be cut into blocks of 32 as it is."""
+    writer = gguf.GGUFWriter(file, "flux")
+    for name, tensor in state.items():
+        is_matrix = tensor.dim() == 2 and tensor.shape[1] % 32 == 0 and name.endswith("weight")
+        kind = gguf.GGMLQuantizationType.Q8_0 if is_matrix else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_a_lora_is_the_stock_pipelines_and_takes_part_in_batches(family: Family, tmp_path: Path) -> None:

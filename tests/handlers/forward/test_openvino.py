@@ -15,8 +15,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 
 from handlers.errors import ModelError
 from handlers.forward.calls import DenoiserCall
+from handlers.forward.conversions import KEPT, Converter, pays
 from handlers.forward.merging import forward
-from handlers.forward.openvino import KEPT, Converter, OpenVINOForward, convert_checker, convert_vae, pays
+from handlers.forward.openvino import OpenVINOForward, convert_checker, convert_vae
 from handlers.forward.weights import Weights
 from handlers.stable_diffusion import CombinedHandler
 from tests.support import tiny_models
@@ -291,7 +292,7 @@ def test_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_it_reports_its_use_to_nobody() -> None:
     code = (
-        "import sys; from pathlib import Path; from handlers.forward.openvino import Converter;"
+        "import sys; from pathlib import Path; from handlers.forward.conversions import Converter;"
         "Converter(1, 'auto', Path('x')); import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=True)

@@ -49,6 +49,14 @@ def test_an_image_without_room_is_refused_with_one_that_has_it(free: list[int | 
     MEASURED.admit(a_request(1024), 8)
 
 
+def test_guidance_that_is_an_input_or_a_second_call_needs_one_row(free: list[int | None]) -> None:
+    free[0] = GIB
+    one_row = Memory(CUDA, native_area=64 * 64, row_bytes=GIB, guided_rows=1)
+    one_row.admit(a_request(512), 8)
+    with pytest.raises(OutOfMemory, match=r"512 x 512 pixels needs 2\.0 GiB"):
+        dataclasses.replace(one_row, guided_rows=2).admit(a_request(512), 8)
+
+
 def test_a_smaller_size_is_not_suggested_for_a_model_that_generates_at_its_own(free: list[int | None]) -> None:
     with pytest.raises(OutOfMemory, match=r"GiB are free: the model always generates at this size, so free memory"):
         MEASURED.admit(a_request(1024), 8, fixed_size=True)

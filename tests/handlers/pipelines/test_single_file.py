@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from handlers.config import HandlerConfig
 from handlers.errors import ModelError
+from handlers.pipelines.families import needs_range
 from handlers.pipelines.loading import load_pipelines
 from handlers.pipelines.noise import generator
-from tests.support import tiny_models
+from tests.support import tiny_models, tiny_transformers
+from tests.support.jobs import a_request, generated_alone
 from tests.support.original_layout import count, save_single_file
-from tests.support.paths import CONFIGS
+from tests.support.original_sd3 import save_sd3_file
+from tests.support.paths import CONFIGS, EMBEDDED
 
 CPU = torch.device("cpu")
 
@@ -73,6 +76,37 @@ def test_a_single_file_for_inpainting_is_told_by_its_weights(configs: Path, tmp_
     assert all((tensor == expected[name]).all() for name, tensor in loaded.unet.state_dict().items())
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_stable_diffusion_3_from_a_file_reads_prompts_without_t5(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = tiny_transformers.make("sd3_without_t5")
+    # a large one is told by the number of its layers, its two encoders by their widths
+    wide = made.text_encoder.config.to_dict() | {"hidden_size": 40, "intermediate_size": 40, "projection_dim": 40}
+    made.text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(**wide)).eval()
+    made.tokenizer_2 = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", pad_token="!")
+    made.text_encoder.text_projection.weight.data = torch.eye(tiny_models.WIDTH)
+    width = tiny_models.WIDTH + 40
+    made.transformer = tiny_transformers.sd3_transformer(
+        num_layers=38, joint_attention_dim=width, pooled_projection_dim=width
+    )
+    folder, configs, file = tmp_path / "made", tmp_path / "configs", tmp_path / "mine.safetensors"
+    made.save_pretrained(folder)
+    shutil.copytree(CONFIGS, configs)
+    shutil.rmtree(configs / "tokenizer")
+    shutil.copytree(folder / "tokenizer", configs / "tokenizer")
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler"):
+        shutil.copytree(folder / part, configs / "sd35_large" / part, dirs_exist_ok=True)
+        for weights in (configs / "sd35_large" / part).glob("*.safetensors"):
+            weights.unlink()
+    save_sd3_file(made, file)
+    assert needs_range(file) and not needs_range(configs / "tokenizer")
+    loaded = load_pipelines(file, ["txt2img", "masking"], CPU, torch.float32, HandlerConfig(), configs)
+    request = a_request("txt2img", "a red house", 3, 3, 4.0)
+    images = [np.asarray(generated_alone(one, request)) for one in ({"txt2img": made}, loaded)]
+    assert (images[0] == images[1]).all()
+    assert loaded["masking"].transformer is loaded["txt2img"].transformer
+
+
 def test_a_pickled_single_file_only_when_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "mine.ckpt"
     file.write_bytes(b"")
@@ -118,6 +152,18 @@ def test_the_configurations_have_the_true_shapes(kind: str) -> None:
         if kind == "xl_base":
             text = CLIPTextConfig(**config(kind, "text_encoder_2"))
             assert count(CLIPTextModelWithProjection(text)) == 694_659_840
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [("sd3", 2_028_328_000), ("sd35_medium", 2_243_171_520), ("sd35_large", 8_056_627_520)]
+)
+def test_the_configurations_of_stable_diffusion_3_have_the_true_shapes(kind: str, numbers: int) -> None:
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel.from_config(config(kind, "transformer"))
+        assert count(transformer) == numbers
+        assert count(AutoencoderKL.from_config(config(kind, "vae"))) == 83_819_683
+    encoders = [config(kind, part)["projection_dim"] for part in ("text_encoder", "text_encoder_2")]
+    assert sum(encoders) == transformer.config.pooled_projection_dim
 
 
 def test_the_tokenizer_is_clips() -> None:

@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import save_file
 
 from handlers.errors import ModelError
-from handlers.forward.openvino import Converter, OpenVINOForward, convert_vae
+from handlers.forward.conversions import Converter
+from handlers.forward.openvino import OpenVINOForward, convert_vae
 from handlers.wire import TASKS
 from tests.support import tiny_models
 from tests.support.jobs import a_request, generated_alone, generated_together, load
