@@ -10,6 +10,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.routing import Route
 
+from handlers.wire import CONTROL_NUMBERS
 from proxy.dialects import a1111_extra, a1111_lists, a1111_options, a1111_progress, a1111_scripts, auto_photoshop
 from proxy.dialects.a1111_answer import A1111Answer
 from proxy.dialects.a1111_batches import check_count, of_each, read_count
@@ -39,7 +40,8 @@ from proxy.generating import Generate, Order, main_archive
 from proxy.served import Served
 
 MAX_NAME = 128  # characters of a `force_task_id`
-IMAGES = ("init_image", "mask_image", "control_image")  # native fields that an answer has no use for
+# native fields that an answer has no use for
+IMAGES = ("init_image", "mask_image", *("control_image" + number for number in CONTROL_NUMBERS))
 
 
 class Images:

@@ -76,9 +76,9 @@ def save_embedding(file: Path, family: str = "sd1", count: int = 2, seed: int = 
     return file
 
 
-def save_controlnet(model: Path, folder: Path) -> None:
+def save_controlnet(model: Path, folder: Path, seed: int = 1) -> None:
     """A ControlNet of random weights for a model, in diffusers' layout; a trained one's last layers are not zero."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     net = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(model / "unet"))
     for weight in net.parameters():
         if not weight.any():
