@@ -8,7 +8,7 @@ from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
 
 
-def read_count(fields: Translation, images: Sequence[str | bytes] = ()) -> None:
+def read_count(fields: Translation, images: Sequence[str | bytes]) -> None:
     """The number of results. Raises Refused 422 for more init images than a batch has.
 
     Args:
