@@ -15,6 +15,7 @@ from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.pipelines.controlnets import SUFFIXES, ControlNets, guided
+from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NamedFiles
 from handlers.request.control import Control
 from handlers.stable_diffusion import CombinedHandler
@@ -86,13 +87,18 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
 
 
 @pytest.mark.parametrize("task", STOCK)
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_several_alone_are_the_stock_pipelines_to_the_bit(family: str, task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "low_memory"), [("sd1", False), ("sdxl", False), ("sd1", True)])
+def test_several_alone_are_the_stock_pipelines_to_the_bit(
+    family: str, low_memory: bool, task: str, tmp_path: Path
+) -> None:
     model, nets = tiny_models.save(family, tmp_path / "model"), tmp_path / "nets"
     save_controlnet(model, nets / "edges")
     save_controlnet(model, nets / "depth", seed=2)
     files = NamedFiles(nets, SUFFIXES).all()
-    pipeline = guided(jobs.load(model)[task])
+    plain = jobs.load(model)[task]
+    if low_memory:
+        offload(plain, jobs.CPU)
+    pipeline = guided(plain)
     controls = (Control("edges", CONTROL, 0.7, 0.0, 1.0, "crop"), Control("depth", OTHER, 0.4, 0.0, 0.5, "crop"))
     request = replace(jobs.a_request(task, "a house", 3, 4, 7.5), controls=controls)
 
