@@ -23,6 +23,8 @@ COUNT = "count"  # instead of a task: asks how many tokens the prompts of a requ
 UPSCALE = "upscale"  # instead of a task: enlarges an image
 MASK = "mask"  # instead of a task: a mask as it will be used, grown and blurred
 WITHOUT_MODEL = (UPSCALE, MASK)
+# at the end of the names of a ControlNet's fields: a request may have several
+CONTROL_NUMBERS = ("", "_2", "_3", "_4")
 COMBINED = "stable-diffusion"  # the archive that serves every task
 CUSTOM = "custom-"  # the names of custom models' archives start with it, then comes the url_path
 BODY_TYPE = "application/octet-stream"  # TorchServe hands it over as it is; its own form parser is slow and lossy

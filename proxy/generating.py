@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import anyio
@@ -16,7 +16,7 @@ from handlers.wire import Progress, RequestHead, Result
 from proxy.admission import Admission, Queued
 from proxy.bodies import Bodies
 from proxy.custom_models import CustomModels
-from proxy.dialects.forms import model_of
+from proxy.dialects.forms import model_of, native_body
 from proxy.errors import Failure, answers_200
 from proxy.job_routes import KINDS, accepted, chosen_id, kind_of, prefers_job
 from proxy.jobs import Job, Jobs
@@ -36,7 +36,8 @@ class Order:
 
     Attributes:
         name: by which its client asks about it while it waits; empty: by its X-Request-Id, if that is the client's own.
-        others: that follow it, whose images are in the same answer.
+        others: make those that follow it, whose images are in the same answer. Each is made when its turn comes, so
+            that there is one body at a time.
     """
 
     task: str
@@ -44,7 +45,12 @@ class Order:
     body: bytes
     form_type: str
     name: str = ""
-    others: "Sequence[Order]" = ()
+    others: "Sequence[Callable[[], Order]]" = ()
+
+    @classmethod
+    def of(cls, task: str, archive: str, fields: Mapping[str, str | bytes], name: str = "") -> "Order":
+        """From native fields, in which files are bytes."""
+        return cls(task, archive, *native_body(fields), name)
 
 
 class Dialect(Protocol):
@@ -204,8 +210,8 @@ def generation(
     """
     loading: Loading = request.app.state.loading
     admission: Admission = request.app.state.admission
-    each = []
-    for one in (order, *order.others):
+
+    def events_of(one: Order) -> AsyncGenerator[Queued | Progress | Result, None]:
         head = RequestHead(
             task=one.task,
             form_type=one.form_type,
@@ -213,26 +219,38 @@ def generation(
             deadline=deadline,
             wants_progress=wants_progress,
         )
-        each.append(loading.generate(one.archive, head, one.body))
-    return admission.generate(order.archive, request.state.client, _joined(each) if order.others else each[0])
+        return loading.generate(one.archive, head, one.body)
+
+    events = _joined(order, events_of) if order.others else events_of(order)
+    return admission.generate(order.archive, request.state.client, events)
 
 
 async def _joined(
-    generations: Sequence[AsyncGenerator[Queued | Progress | Result, None]],
+    order: Order, events_of: Callable[[Order], AsyncGenerator[Queued | Progress | Result, None]]
 ) -> AsyncGenerator[Queued | Progress | Result, None]:
-    """What several generations tell, one after the other, with one result."""
+    """What an order and its `others` tell, one after the other, with one result.
+
+    Their steps count on; an order that has not begun counts as many as the one that runs.
+    """
     results: list[Result] = []
-    size = 0
-    for generation in generations:
-        async with aclosing(generation) as events:
+    size = steps_before = 0
+    makers = [lambda: order, *order.others]
+    for done, make in enumerate(makers):
+        steps = 0
+        async with aclosing(events_of(make())) as events:
             async for event in events:
-                if not isinstance(event, Result):
+                if isinstance(event, Progress):
+                    steps = event.of
+                    of = steps_before + steps * (len(makers) - done)
+                    yield replace(event, step=steps_before + event.step, of=of)
+                elif isinstance(event, Queued):
                     yield event
-                    continue
-                results.append(event)
-                size += len(event.body)
-                if size > MAX_JOINED_BYTES:
-                    raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
+                else:
+                    results.append(event)
+                    size += len(event.body)
+                    if size > MAX_JOINED_BYTES:
+                        raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
+        steps_before += steps
     yield await anyio.to_thread.run_sync(Result.joined, results)  # parsing large ones takes its time
 
 

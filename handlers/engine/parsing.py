@@ -28,7 +28,7 @@ from handlers.request.fields import GenerationRequest, parse_request, read_field
 from handlers.request.hires import Hires
 from handlers.request.mask import parse_mask
 from handlers.request.upscale import parse_upscale
-from handlers.wire import MASK, UPSCALE, RequestHead
+from handlers.wire import CONTROL_NUMBERS, MASK, UPSCALE, RequestHead
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Parsed:
         crops: the pipeline's arguments for each crop of an image.
         second: the second pass, whose arguments have no image yet.
         upscaler: the file that enlarges the image for it; None for what is built in.
-        load_net: its jobs' ControlNet.
+        load_nets: its jobs' ControlNets.
     """
 
     request: GenerationRequest
@@ -73,7 +73,7 @@ class Parsed:
     crops: Sequence[Mapping[str, Any]]
     second: "Parsed | None" = None
     upscaler: NamedFile | None = None
-    load_net: Callable[[], Any] | None = None
+    load_nets: Callable[[], Sequence[Any]] | None = None
 
     def job(self, index: int, arguments: Mapping[str, Any]) -> PipelineJob:
         """For image `index`; `arguments` are those of a crop."""
@@ -81,7 +81,7 @@ class Parsed:
         own = scheduler(self.pipeline, request.sampler) if request.sampler else None
         start = generator(request.seed_of(index), request.variation_of(index))
         arguments = {**arguments, "generator": start}
-        return PipelineJob(self.pipeline, arguments, own, self.prompts, self.lend, self.load_net)
+        return PipelineJob(self.pipeline, arguments, own, self.prompts, self.lend, self.load_nets)
 
 
 def parse_small(incoming: IncomingRequest, served: ServedPipeline, shared: Shared) -> Parsed | ParsedImage | int:
@@ -117,7 +117,7 @@ def parse(
             document, file = asked.document, upscalers.file(asked.upscaler)
             whole = (0, 0, *document.size)
             return ParsedImage(asked.answer, (file, model_image(document, whole, document.size)) if file else None)
-        nets = shared.controlnets.names() if "controlnet" in fields else ()
+        nets = shared.controlnets.names() if any("controlnet" + number in fields for number in CONTROL_NUMBERS) else ()
         request = parse_request(incoming.task, fields, config, served.defaults, served.schedulers, names, nets)
         parsed = _pass(request, served.pipeline, served, shared)
         if request.hires is None:
@@ -131,14 +131,17 @@ def _pass(request: GenerationRequest, pipeline: Any, served: ServedPipeline, sha
     loras, doubts = served.loras.choose(prompts.loras)
     doubts += [*without_effect(request, pipeline), *served.counter.warnings(prompts)]
     request = replace(request, warnings=(*request.warnings, *prompts.warnings, *doubts))
-    fitted, load_net = request, None
-    if control := request.control:
+    load_nets = None
+    guides: list[tuple[Image.Image, ...]] = [()] * len(request.crops)
+    if request.controls:
         whole = request.init_image.size if request.init_image else request.crops[0].box[2:]
-        fitted = replace(request, control=control.fitted(whole))
-        load_net = partial(shared.controlnets.load, shared.controlnets.file(control.net), pipeline)
+        of_controls = [control.of_crops(whole, request.crops) for control in request.controls]
+        guides = [*zip(*of_controls, strict=True)]
+        files = [shared.controlnets.file(control.net) for control in request.controls]
+        load_nets = partial(shared.controlnets.load, files, pipeline)
         pipeline = guided(pipeline)
-    crops = [pipeline_arguments(fitted, pipeline, crop) for crop in request.crops]
-    return Parsed(request, pipeline, prompts, partial(served.loras.lend, loras), crops, load_net=load_net)
+    crops = [pipeline_arguments(request, pipeline, *of_crop) for of_crop in zip(request.crops, guides, strict=True)]
+    return Parsed(request, pipeline, prompts, partial(served.loras.lend, loras), crops, load_nets=load_nets)
 
 
 def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline, shared: Shared) -> Parsed:

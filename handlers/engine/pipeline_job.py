@@ -7,12 +7,13 @@ operations, which doubled the time of a step (docs/engine.md).
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
+from diffusers import MultiControlNetModel
 from greenlet import getcurrent, greenlet
 
 from handlers.forward.adapters import Adapters
@@ -74,7 +75,7 @@ class PipelineJob:
         scheduler: the job's own, instead of a copy of the pipeline's.
         prompts: what the start makes of the prompts in `arguments`; None to pass them on as they are.
         lend: gives the pipeline the parts that its LoRAs change, for as long as it runs.
-        load_net: the ControlNet of a pipeline that is to have one.
+        load_nets: the ControlNets of a pipeline that is to have some.
 
     Attributes:
         adapters: that the denoiser's calls pass through.
@@ -92,7 +93,7 @@ class PipelineJob:
         scheduler: Any = None,
         prompts: AnyPrompts | None = None,
         lend: Lend = lambda: nullcontext(LentParts()),
-        load_net: Callable[[], Any] | None = None,
+        load_nets: Callable[[], Sequence[Any]] | None = None,
     ) -> None:
         self._pipeline = copy.copy(pipeline)
         # past DiffusionPipeline.__setattr__, which would look up the stand-in's class and library
@@ -106,10 +107,11 @@ class PipelineJob:
         self._arguments = arguments
         self._prompts = prompts
         self._lend = lend
-        self._load_net = load_net
+        self._load_nets = load_nets
+        self._nets: list[Any] = []  # stand-ins for them
         self.adapters: Adapters | None = None
         # whether its start encodes an image with the VAE; one that guides txt2img is not encoded
-        self.has_image = "image" in arguments and (load_net is None or "strength" in arguments)
+        self.has_image = "image" in arguments and (load_nets is None or "strength" in arguments)
         self._greenlet = greenlet(self._run)
         self.call: DenoiserCall | DecodeCall | None = None
         self.steps_done = 0
@@ -179,8 +181,12 @@ class PipelineJob:
             with self._lend() as parts:
                 self.adapters = parts.adapters
                 self._pipeline.__dict__.update(parts.encoders)
-                if self._load_net is not None:
-                    self._pipeline.__dict__["controlnet"] = _pausing_controlnet(self._load_net(), self)
+                if self._load_nets is not None:
+                    self._nets = [_pausing_controlnet(net, self) for net in self._load_nets()]
+                    several = len(self._nets) > 1
+                    self._pipeline.__dict__["controlnet"] = (
+                        MultiControlNetModel(self._nets) if several else self._nets[0]
+                    )
                 arguments = self._arguments
                 if self._prompts is not None:
                     arguments = self._prompts.arguments_for(self._pipeline, arguments)
@@ -193,7 +199,7 @@ class PipelineJob:
             for name in OVERRIDDEN:
                 self._pipeline.scheduler.__dict__.pop(name, None)
             self._pipeline.vae.__dict__.pop("to", None)
-            if self._load_net is not None and self._pipeline.controlnet is not None:
-                self._pipeline.controlnet.__dict__.pop("forward")
+            for net in self._nets:
+                net.__dict__.pop("forward")
             self._latents = self.stepped = None
-            del self._pipeline, self._arguments, self._prompts, self._lend, self._load_net
+            del self._pipeline, self._arguments, self._prompts, self._lend, self._load_nets, self._nets

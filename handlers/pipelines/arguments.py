@@ -1,7 +1,10 @@
 """The arguments of a stock pipeline's call for a request."""
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
+
+from PIL import Image
 
 from handlers.errors import InvalidRequest
 from handlers.imaging.documents import fill_masked, model_image
@@ -12,13 +15,18 @@ from handlers.pipelines.families import denoiser_name, has_embedded_guidance, ha
 from handlers.request.fields import GenerationRequest
 
 
-def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) -> dict[str, Any]:
+def pipeline_arguments(
+    request: GenerationRequest, pipeline: Any, crop: Crop, guides: Sequence[Image.Image] = ()
+) -> dict[str, Any]:
     """The arguments of the stock pipeline's `__call__` for a crop of any image of `request`, except the generator.
 
     A second pass has no image before its first one has ended.
 
     Arguments that this family's pipeline does not take are left out: latent consistency models take no negative prompt.
     `without_effect` names them.
+
+    Args:
+        guides: the image of each of the request's ControlNets, for this crop.
 
     Raises InvalidRequest for a clip_skip that the model's text encoders have too few layers for.
     """
@@ -41,15 +49,16 @@ def pipeline_arguments(request: GenerationRequest, pipeline: Any, crop: Crop) ->
         if request.mask_image is not None:
             mask = pipeline_mask(request.mask_image.crop(crop.box), crop.size)
             arguments |= {"image": fill_masked(image, mask, request.mask_fill), "mask_image": mask}
-    if control := request.control:
+    if guides:
         # of txt2img's pipelines, the only image
         name = "control_image" if "image" in arguments or "strength" in arguments else "image"
-        arguments |= {
-            name: control.of_crop(crop),
-            "controlnet_conditioning_scale": control.scale,
-            "control_guidance_start": control.start,
-            "control_guidance_end": control.end,
+        each = {
+            name: guides,
+            "controlnet_conditioning_scale": [control.scale for control in request.controls],
+            "control_guidance_start": [control.start for control in request.controls],
+            "control_guidance_end": [control.end for control in request.controls],
         }
+        arguments |= {name: [*values] if len(values) > 1 else values[0] for name, values in each.items()}
     taken = signature(pipeline.__call__).parameters
     if "clip_skip" in taken:
         arguments["clip_skip"] = _clip_skip(request.clip_skip, pipeline)

@@ -3,6 +3,7 @@
 import logging
 import re
 import tempfile
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ SUFFIXES = (".safetensors",)
 
 
 class ControlNets:
-    """Those of a folder. `load` is for the engine's thread, the others for any. The one that was used last stays.
+    """Those of a folder. `load` is for the engine's thread, the others for any. What was used last stays.
 
     Args:
         files: in AUTOMATIC1111's layout or in diffusers', alone or in the folder of a repository.
@@ -31,7 +32,7 @@ class ControlNets:
 
     def __init__(self, files: NamedFiles = NO_FILES) -> None:
         self._files = files
-        self._last: Any = None
+        self._last: list[Any] = []
         # of jobs that still run, so that none is in memory twice
         self._used: WeakValueDictionary[tuple[NamedFile, int], Any] = WeakValueDictionary()
 
@@ -45,15 +46,18 @@ class ControlNets:
             raise InvalidRequest(f"The ControlNet {name} has just been removed: choose another one.")
         return file
 
-    def load(self, file: NamedFile, pipeline: Any) -> Any:
-        """The ControlNet of a file, for a pipeline's UNet. Raises InvalidRequest for one of another kind of model."""
-        key = file, id(pipeline.unet)
-        net = self._used.get(key)
-        if net is None:
-            self._last = None  # its memory goes first, if no job uses it
-            self._used[key] = net = _load(file, pipeline)
-        self._last = net
-        return net
+    def load(self, files: Sequence[NamedFile], pipeline: Any) -> list[Any]:
+        """The ControlNets of files, for a pipeline's UNet. Raises InvalidRequest for one of another kind of model."""
+        keys = [(file, id(pipeline.unet)) for file in files]
+        nets = [self._used.get(key) for key in keys]
+        if None in nets:
+            self._last = []  # the memory of those that are not used goes first
+        for i, key in enumerate(keys):
+            if nets[i] is None:
+                nets[i] = self._used.get(key) or _load(files[i], pipeline)  # one may guide twice
+                self._used[key] = nets[i]
+        self._last = nets
+        return nets
 
 
 def guided(pipeline: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The fields of a ControlNet, which guides a generation by an image of edges, depths, poses or the like."""
+"""The fields of ControlNets, which guide a generation by images of edges, depths, poses or the like."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -11,8 +11,10 @@ from handlers.imaging.documents import Document, model_image, read_document, res
 from handlers.imaging.fitting import FITS, fitted
 from handlers.imaging.regions import Crop
 from handlers.request.reader import Reader
+from handlers.wire import CONTROL_NUMBERS
 
 MAX_SCALE = 2.0
+FIELDS = ("controlnet", "control_image", "control_scale", "control_start", "control_end", "control_fit")
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,16 @@ class Control:
     end: float
     fit: str
 
-    def fitted(self, size: tuple[int, int]) -> "Control":
-        """With its image at the size of the one that it guides."""
-        return replace(self, image=fitted(self.image, size, self.fit))
-
-    def of_crop(self, crop: Crop) -> Image.Image:
-        """What guides a crop of the image, at the crop's size, once it is `fitted`."""
-        return resize_to(self.image.crop(crop.box), crop.size)
+    def of_crops(self, size: tuple[int, int], crops: Sequence[Crop]) -> list[Image.Image]:
+        """What guides each crop of an image of this size, at the crop's own."""
+        whole = fitted(self.image, size, self.fit)
+        return [resize_to(whole.crop(crop.box), crop.size) for crop in crops]
 
 
-def read_control(
+def read_controls(
     read: Reader, config: HandlerConfig, names: Collection[str], document: Document | None
-) -> tuple[Control | None, list[str]]:
-    """None without a ControlNet; and sentences for the client.
+) -> tuple[tuple[Control, ...], list[str]]:
+    """One for each ControlNet that is named; and sentences for the client.
 
     Args:
         names: the ControlNets that there are.
@@ -54,23 +53,41 @@ def read_control(
 
     Raises InvalidRequest or TooLarge.
     """
-    net = read.named("controlnet", names)
-    scale = read.real("control_scale", 1.0, 0.0, MAX_SCALE)
-    start, end = read.real("control_start", 0.0, 0.0, 1.0), read.real("control_end", 1.0, 0.0, 1.0)
-    fit = read.choice("control_fit", FITS, "crop")
+    controls: list[Control] = []
+    warnings: list[str] = []
+    for number in CONTROL_NUMBERS:
+        control, doubts = _read_control(read, number, config, names, document)
+        warnings += doubts
+        if control is not None:
+            controls.append(control)
+            # together, they may have as many pixels as one image
+            left = max(0, config.max_image_pixels - control.image.width * control.image.height)
+            config = replace(config, max_image_pixels=left)
+    return tuple(controls), warnings
+
+
+def _read_control(
+    read: Reader, number: str, config: HandlerConfig, names: Collection[str], document: Document | None
+) -> tuple[Control | None, list[str]]:
+    """As `read_controls`, for one of CONTROL_NUMBERS; None without a ControlNet."""
+    net_name, image_name, scale_name, start_name, end_name, fit_name = (name + number for name in FIELDS)
+    net = read.named(net_name, names)
+    scale = read.real(scale_name, 1.0, 0.0, MAX_SCALE)
+    start, end = read.real(start_name, 0.0, 0.0, 1.0), read.real(end_name, 1.0, 0.0, 1.0)
+    fit = read.choice(fit_name, FITS, "crop")
     if net is None:
         asked = {
-            "control_image": read.has("control_image"), "control_scale": scale != 1, "control_start": start > 0,
-            "control_end": end < 1, "control_fit": fit != "crop",
+            image_name: read.has(image_name), scale_name: scale != 1, start_name: start > 0, end_name: end < 1,
+            fit_name: fit != "crop",
         }  # fmt: skip
         sent = [name for name, is_asked in asked.items() if is_asked]
-        return None, [f"{', '.join(sent)} without controlnet: nothing guided the generation."] if sent else []
+        return None, [f"{', '.join(sent)} without {net_name}: it guided nothing."] if sent else []
     if start >= end:
-        raise InvalidRequest(f"control_start {start:g} must be below control_end {end:g}.")
+        raise InvalidRequest(f"{start_name} {start:g} must be below {end_name} {end:g}.")
     warnings: list[str] = []
-    if read.has("control_image"):
-        document, warnings = read_document(read.image("control_image", config), "control_image")
+    if read.has(image_name):
+        document, warnings = read_document(read.image(image_name, config), image_name)
     if document is None:
-        raise InvalidRequest("control_image is missing: send the edges, depths or pose that controlnet needs.")
+        raise InvalidRequest(f"{image_name} is missing: send the edges, depths or pose that {net_name} needs.")
     image = model_image(document, (0, 0, *document.size), document.size)
     return Control(net, image, scale, start, end, fit), warnings

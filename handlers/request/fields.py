@@ -16,7 +16,7 @@ from handlers.imaging.regions import Crop
 from handlers.imaging.sizes import SIZE_MULTIPLE, ModelSizes
 from handlers.imaging.upscaling import UPSCALERS
 from handlers.request import forms
-from handlers.request.control import Control, read_control
+from handlers.request.control import Control, read_controls
 from handlers.request.hires import FIELDS as HIRES_FIELDS
 from handlers.request.hires import Hires, read_hires
 from handlers.request.images import read_init_image, read_masked_image
@@ -64,7 +64,7 @@ class GenerationRequest:
         width, height: of the largest crop or pass, as the model generates it.
         crops: one for a whole image; none for a mask that selects nothing.
         hires: the second pass of a txt2img image; `crops` is that of its first one.
-        control: what guides the generation, in both passes.
+        controls: what guides the generation, in both passes.
         sampler: the scheduler to generate with; None for the model's own.
         clip_skip: how many last layers of the text encoder are left out, as diffusers counts; None for the model's own.
         mask_image: greyscale, the init image's size, above 0 = replace; grown and blurred already.
@@ -85,7 +85,7 @@ class GenerationRequest:
     answer_size: tuple[int, int]
     crops: tuple[Crop, ...] = ()
     hires: Hires | None = None
-    control: Control | None = None
+    controls: tuple[Control, ...] = ()
     strength: float = 1.0
     sampler: Sampler | None = None
     clip_skip: int | None = None
@@ -134,7 +134,7 @@ def parse_request(
     Args:
         schedulers: the classes that the field `scheduler` may mean, each with the options that it takes.
         upscalers: the names that the field `hires_upscaler` may have.
-        controlnets: those that the field `controlnet` may have.
+        controlnets: those that the fields `controlnet`, `controlnet_2` and so on may have.
 
     Raises InvalidRequest or TooLarge with a sentence that names the field and what it may be.
     """
@@ -180,7 +180,7 @@ def parse_request(
             values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         else:
             values |= read_masked_image(read, config, sizes, values["strength"])
-    values["control"], doubts = read_control(read, config, controlnets, values.get("init_image"))
+    values["controls"], doubts = read_controls(read, config, controlnets, values.get("init_image"))
     values["warnings"] = (*values.get("warnings", ()), *warnings, *doubts)
     # 4. the answer's size against its limits
     check_answer_size(values["num_outputs"], values["answer_size"], values["output_format"], config.max_response_bytes)

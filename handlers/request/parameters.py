@@ -34,8 +34,8 @@ def parameters_text(request: GenerationRequest, index: int, model: str, own_sche
         values["Clip skip"] = request.clip_skip + 1  # the web UI counts from the last layer, which is its 1
     if request.mask_blur:
         values["Mask blur"] = request.mask_blur
-    if request.control is not None:
-        values["ControlNet 0"] = f"Model: {request.control.net}, Weight: {request.control.scale:g}"
+    for i, control in enumerate(request.controls):
+        values[f"ControlNet {i}"] = f"Model: {control.net}, Weight: {control.scale:g}"
     if request.hires is not None:
         values |= _of_second_pass(request, request.hires, own)
     values["Version"] = "sd-api-server"  # the last one, since some program cuts its end off

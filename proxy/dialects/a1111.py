@@ -3,13 +3,17 @@
 What it asks for and cannot be done is refused by name, or named in `info`'s `extra_generation_params`.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from starlette.requests import Request
 from starlette.routing import Route
 
+from handlers.wire import CONTROL_NUMBERS
 from proxy.dialects import a1111_extra, a1111_lists, a1111_options, a1111_progress, a1111_scripts, auto_photoshop
 from proxy.dialects.a1111_answer import A1111Answer
+from proxy.dialects.a1111_batches import check_count, of_each, read_count
 from proxy.dialects.a1111_fields import (
     COMMON,
     FORMATS,
@@ -17,7 +21,6 @@ from proxy.dialects.a1111_fields import (
     drop_mask,
     echo,
     is_on,
-    read_count,
     read_mask,
     read_real,
     read_sampler,
@@ -30,13 +33,15 @@ from proxy.dialects.a1111_progress import NAME
 from proxy.dialects.a1111_scripts import read_scripts
 from proxy.dialects.a1111_sizes import read_fit, read_hires
 from proxy.dialects.a1111_styles import add_styles
-from proxy.dialects.forms import native_body, read_fields
+from proxy.dialects.forms import read_fields
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import Translation
 from proxy.generating import Generate, Order, main_archive
+from proxy.served import Served
 
 MAX_NAME = 128  # characters of a `force_task_id`
-IMAGES = ("init_image", "mask_image", "control_image")  # native fields that an answer has no use for
+# native fields that an answer has no use for
+IMAGES = ("init_image", "mask_image", *("control_image" + number for number in CONTROL_NUMBERS))
 
 
 class Images:
@@ -70,12 +75,13 @@ class Images:
         fields.put("guidance_scale", "cfg_scale", str(read_real(fields, "cfg_scale", COMMON["cfg_scale"])))
         fields.passes("eta", "eta")
         schedule = read_sampler(fields)
-        read_count(fields)
         read_seed(fields)
         # 3. the images, which decide on the task, and the size
         is_sized = any(sent.get(side) not in (None, "") for side in ("width", "height"))
         size = read_whole(fields, "width", COMMON["width"]), read_whole(fields, "height", COMMON["height"])
-        task = "txt2img" if self._kind == "txt2img" else _read_images(fields)
+        images = fields.pictures("init_images") if self._kind == "img2img" else []
+        read_count(fields, images)
+        task = "txt2img" if self._kind == "txt2img" else _read_images(fields, images)
         if task == "txt2img":
             if is_on(sent.get("enable_hr")):
                 size = read_hires(fields, size, schedule)
@@ -97,16 +103,18 @@ class Images:
             echo(self._kind, sent), fields.warnings, await title_of(request, options[MODEL]), options[SKIP],
             styles,
         )  # fmt: skip
-        return Order(task, archive, *native_body(fields.native), own_id), answer
+        if len(images) < 2:
+            return Order.of(task, archive, fields.native, own_id), answer
+        served: Served = request.app.state.served
+        check_count(fields, (await served.limits(archive, task))["max_num_outputs"])
+        first, *others = [partial(Order.of, task, archive, one, own_id) for one in of_each(fields.native, images)]
+        return replace(first(), others=others), answer
 
 
-def _read_images(fields: Translation) -> str:
-    """The task by the images that there are, which become native fields. Raises Refused."""
-    images: list[Any] = fields.pictures("init_images")
+def _read_images(fields: Translation, images: Sequence[str | bytes]) -> str:
+    """The task by the images that there are, of which the first one becomes a native field. Raises Refused."""
     if not images:
         raise Refused(404, "Init image not found: send it as base64, in the list init_images.", "init_images")
-    if len(images) > 1:
-        raise Refused(422, f"init_images has {len(images)} images: send one, and batch_size for more results.")
     fields.put("init_image", "init_images", images[0])
     strength = read_strength(fields, "strength", int(fields.native["num_inference_steps"]))
     mask = fields.picture("mask")

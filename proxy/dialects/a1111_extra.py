@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from handlers.wire import UPSCALE, Result
 from proxy.dialects.a1111_errors import refusal
 from proxy.dialects.a1111_fields import NONE, is_on, read_real, read_whole
 from proxy.dialects.a1111_progress import NAME
-from proxy.dialects.forms import native_body, read_fields
+from proxy.dialects.forms import read_fields
 from proxy.dialects.refused import Refused, with_warnings
 from proxy.dialects.translation import Translation
 from proxy.errors import Failure
@@ -94,9 +95,9 @@ class Extra:
         fields.warn_of_rest()
         archive, own_id = main_archive(request, UPSCALE), request.state.request_id.decode("latin-1")
         first, *others = [
-            Order(UPSCALE, archive, *native_body(fields.native | {"init_image": image}), own_id) for image in images
+            partial(Order.of, UPSCALE, archive, fields.native | {"init_image": image}, own_id) for image in images
         ]
-        return replace(first, others=others), Enlarged(fields.names, fields.warnings, self._is_batch)
+        return replace(first(), others=others), Enlarged(fields.names, fields.warnings, self._is_batch)
 
 
 def _read_batch(fields: Translation) -> list[str | bytes]:

@@ -119,11 +119,6 @@ def read_real(fields: Translation, name: str, default: float) -> float:
     return number
 
 
-def read_count(fields: Translation) -> None:
-    size, batches = read_whole(fields, "batch_size", 1), read_whole(fields, "n_iter", 1)
-    fields.put("num_outputs", "batch_size x n_iter", str(size * batches))
-
-
 def read_seed(fields: Translation) -> None:
     """A seed below 0, or one that is no number, is random."""
     text = fields.text("seed")

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's scripts: a unit of ControlNet becomes native fields, and others must not do anything."""
+"""AUTOMATIC1111's scripts: units of ControlNet become native fields, and others must not do anything."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from handlers.wire import CONTROL_NUMBERS
 from proxy.dialects.a1111_fields import NONE, is_on, read_real
 from proxy.dialects.a1111_lists import one_of
 from proxy.dialects.refused import Refused
@@ -64,34 +65,45 @@ def _is_enabled(unit: Mapping[str, Any]) -> bool:
 
 
 def _read_units(fields: Translation, units: Any) -> None:
-    """The one unit that is enabled, as native fields. Raises Refused 422."""
+    """The units that are enabled, as native fields. Raises Refused 422."""
     units = units if isinstance(units, list) else [units]
     enabled = [unit for unit in units if isinstance(unit, dict) and _is_enabled(unit)]
-    if len(enabled) != 1 or "controlnet" in fields.native:
-        raise Refused(422, "ControlNet takes one enabled unit: leave the others out.", CONTROLNET)
-    unit = Translation({name: value for name, value in enabled[0].items() if name not in WITHOUT_EFFECT})
+    free = [number for number in CONTROL_NUMBERS if "controlnet" + number not in fields.native]
+    if not enabled:
+        raise Refused(422, "ControlNet takes units, each of them an object with a model and an image.", CONTROLNET)
+    if len(enabled) > len(free):
+        sentence = f"ControlNet takes at most {len(CONTROL_NUMBERS)} enabled units: leave the others out."
+        raise Refused(422, sentence, CONTROLNET)
+    for number, unit in zip(free, enabled, strict=False):
+        _read_unit(fields, number, unit)
+
+
+def _read_unit(fields: Translation, number: str, sent_unit: Mapping[str, Any]) -> None:
+    """A unit as native fields with one of CONTROL_NUMBERS. Raises Refused 422."""
+    owner = CONTROLNET + number.replace("_", " ")
+    unit = Translation({name: value for name, value in sent_unit.items() if name not in WITHOUT_EFFECT})
     # 1. the ControlNet, and its image
     model, module, fit = unit.text("model"), unit.text("module"), unit.text("resize_mode").lower()
     if model.lower() in NONE:
-        raise Refused(422, "ControlNet: model must be one of /controlnet/model_list.", CONTROLNET)
+        raise Refused(422, f"{owner}: model must be one of /controlnet/model_list.", CONTROLNET)
     if module.lower() not in NONE:
-        sentence = f"ControlNet: the preprocessor {module[:100]!r} is not here: send what it makes, with module none."
+        sentence = f"{owner}: the preprocessor {module[:100]!r} is not here: send what it makes, with module none."
         raise Refused(422, sentence, CONTROLNET)
-    fields.put("controlnet", "ControlNet's model", re.sub(r" \[[0-9a-fA-F]+\]$", "", model))
+    fields.put("controlnet" + number, f"{owner}'s model", re.sub(r" \[[0-9a-fA-F]+\]$", "", model))
     sent = [unit.take(name, None) for name in ("input_image", "image")]
     image = next((one.get("image") if isinstance(one, dict) else one for one in sent if one), None)
-    picture = Translation({"ControlNet's image": image}).picture("ControlNet's image")
+    picture = Translation({f"{owner}'s image": image}).picture(f"{owner}'s image")
     if picture is not None:
-        fields.put("control_image", "ControlNet's image", picture)
+        fields.put("control_image" + number, f"{owner}'s image", picture)
     # 2. how it guides
     if fit not in FITS:
-        raise Refused(422, f"ControlNet: resize_mode must be one of {', '.join(filter(None, FITS))}.", CONTROLNET)
-    fields.put("control_fit", "ControlNet's resize_mode", FITS[fit])
+        raise Refused(422, f"{owner}: resize_mode must be one of {', '.join(filter(None, FITS))}.", CONTROLNET)
+    fields.put("control_fit" + number, f"{owner}'s resize_mode", FITS[fit])
     for native, name, default in GUIDES:
-        fields.put(native, f"ControlNet's {name}", str(read_real(unit, name, default)))
+        fields.put(native + number, f"{owner}'s {name}", str(read_real(unit, name, default)))
     if unit.text("control_mode").lower() not in BALANCED:
-        fields.warnings.append("ControlNet's control_mode was balanced, the only one here.")
-    unit.warn_of_rest("ControlNet's ")
+        fields.warnings.append(f"{owner}'s control_mode was balanced, the only one here.")
+    unit.warn_of_rest(f"{owner}'s ")
     fields.warnings += unit.warnings
 
 

@@ -12,7 +12,7 @@ from handlers.wire import MASK, Result
 from proxy.dialects.a1111_errors import refusal
 from proxy.dialects.a1111_fields import read_whole
 from proxy.dialects.a1111_progress import NAME
-from proxy.dialects.forms import native_body, read_fields
+from proxy.dialects.forms import read_fields
 from proxy.dialects.refused import Refused, with_warnings
 from proxy.dialects.translation import Translation
 from proxy.errors import Failure
@@ -62,7 +62,7 @@ class MaskExpansion:
         for native, name in (("mask_grow", "mask_expansion"), ("mask_blur", "blur")):
             fields.put(native, name, str(read_whole(fields, name, 0)))
         archive = main_archive(request, MASK)
-        return Order(MASK, archive, *native_body(fields.native)), GrownMask(fields.names)
+        return Order.of(MASK, archive, fields.native), GrownMask(fields.names)
 
 
 async def heartbeat(_: Request) -> Response:

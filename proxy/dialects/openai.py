@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from proxy.dialects.forms import native_body, read_fields
+from proxy.dialects.forms import read_fields
 from proxy.dialects.openai_answer import FILES, OpenAIAnswer
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import SIDE_STEP, Translation
@@ -103,7 +103,7 @@ class Images:
             fields.names, fields.warnings, str(output_format), quality, size,
             as_address=how == "url", as_events=stream, partial_images=partials, is_dalle=model.startswith("dall-e"),
         )  # fmt: skip
-        return Order(task, archive, *native_body(fields.native)), answer
+        return Order.of(task, archive, fields.native), answer
 
     def _read_images(self, fields: Translation, model: str) -> str:
         """The task by the images that there are, which become native fields."""

@@ -43,10 +43,10 @@ def renamed(sentence: str, names: Mapping[str, str]) -> str:
 
     A name of one word, such as `strength`, may be plain English. It counts as a name only before `=`.
     """
-    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b|\b[a-z]+(?==)", lambda word: names.get(word[0], word[0]), sentence)
+    return re.sub(r"\b[a-z]+(?:_[a-z0-9]+)+\b|\b[a-z]+(?==)", lambda word: names.get(word[0], word[0]), sentence)
 
 
 def named_first(sentence: str) -> str:
     """The native field that a native sentence begins with, if it begins with one."""
-    first = re.match(r"[a-z_]+", sentence)
+    first = re.match(r"[a-z][a-z0-9_]*", sentence)
     return first[0] if first else ""

@@ -117,6 +117,19 @@ def test_what_the_web_ui_does_to_sizes_and_seeds(combined: Running, task: str, n
         assert np.array_equal(pixels(text), pixels(image["base64"]))
 
 
+def test_each_of_several_init_images_starts_one_image(combined: Running) -> None:
+    images = [IMAGE, b64(sample_image().rotate(180))]
+    answer = ask(combined, "/sdapi/v1/img2img", A1111 | {"init_images": images, "n_iter": 2, "denoising_strength": 0.5})
+    info = json.loads(answer["info"])
+    assert info["all_seeds"] == [3, 4, 5, 6] and info["index_of_first_image"] == 0 and len(answer["images"]) == 4
+    for i, text in enumerate(answer["images"]):
+        native = NATIVE | {"seed": 3 + i, "num_outputs": 1, "init_image": images[i % 2], "strength": 0.5}
+        (alone,) = combined.images("img2img", **native)
+        assert np.array_equal(pixels(text), pixels(alone["base64"]))
+        told = ask(combined, "/sdapi/v1/png-info", {"image": text})
+        assert told["info"] == info["infotexts"][i] and told["parameters"]["Seed"] == str(3 + i)
+
+
 def test_an_image_is_enlarged(combined: Running) -> None:
     sent = {"image": IMAGE, "upscaling_resize": 1.5, "upscaler_1": "Nearest"}
     answer = ask(combined, "/sdapi/v1/extra-single-image", sent)

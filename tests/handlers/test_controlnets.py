@@ -1,5 +1,6 @@
 """ControlNets in requests to a handler: as the stock pipelines alone use them, and beside other requests."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,24 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, MultiControlNetModel
 from safetensors.torch import load_file, save_file
 
+from handlers.engine.pipeline_job import PipelineJob
+from handlers.forward.calls import DenoiserCall
+from handlers.forward.merging import forward
+from handlers.pipelines.controlnets import SUFFIXES, ControlNets, guided
+from handlers.pipelines.low_memory import offload
+from handlers.pipelines.named_files import NamedFiles
+from handlers.request.control import Control
 from handlers.stable_diffusion import CombinedHandler
 from tests.support import jobs, tiny_models
 from tests.support.frontend import Context, Frontend
 from tests.support.networks import save_controlnet
 from tests.support.samples import b64, decode, sample_image
 
-CONTROL = sample_image(64, 64)
+CONTROL, OTHER = sample_image(64, 64), sample_image(64, 64).rotate(180)
+SECOND = {"controlnet_2": "depth", "control_image_2": b64(OTHER), "control_scale_2": 0.4, "control_end_2": 0.5}
 STOCK = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}
 
 
@@ -24,6 +33,7 @@ STOCK = {"txt2img": "", "img2img": "Img2Img", "masking": "Inpaint"}
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("controlnets")
     save_controlnet(tiny_model, folder / "edges")
+    save_controlnet(tiny_model, folder / "depth", seed=2)
     weights = load_file(folder / "edges" / "diffusion_pytorch_model.safetensors")
     save_file(weights, folder / "alone.safetensors")
     save_controlnet(tiny_models.save("sdxl", folder.with_name("sdxl")), folder / "large")
@@ -77,8 +87,62 @@ def test_alone_the_image_is_the_stock_pipelines_to_the_bit(
 
 
 @pytest.mark.parametrize("task", STOCK)
+@pytest.mark.parametrize(("family", "low_memory"), [("sd1", False), ("sdxl", False), ("sd1", True)])
+def test_several_alone_are_the_stock_pipelines_to_the_bit(
+    family: str, low_memory: bool, task: str, tmp_path: Path
+) -> None:
+    model, nets = tiny_models.save(family, tmp_path / "model"), tmp_path / "nets"
+    save_controlnet(model, nets / "edges")
+    save_controlnet(model, nets / "depth", seed=2)
+    files = NamedFiles(nets, SUFFIXES).all()
+    plain = jobs.load(model)[task]
+    if low_memory:
+        offload(plain, jobs.CPU)
+    pipeline = guided(plain)
+    controls = (Control("edges", CONTROL, 0.7, 0.0, 1.0, "crop"), Control("depth", OTHER, 0.4, 0.0, 0.5, "crop"))
+    request = replace(jobs.a_request(task, "a house", 3, 4, 7.5), controls=controls)
+
+    def load_nets(_: Any) -> list[Any]:
+        return ControlNets(NamedFiles(nets, SUFFIXES)).load([files["edges"], files["depth"]], pipeline)
+
+    (made,), _ = jobs.generated_together({task: pipeline}, [request], load_nets=load_nets)
+    pipeline.controlnet = MultiControlNetModel(
+        [ControlNetModel.from_pretrained(nets / name) for name in ("edges", "depth")]
+    )
+    assert np.array_equal(made, jobs.generated_alone({task: pipeline}, request))
+
+
+def test_several_by_their_fields(frontend: Frontend) -> None:
+    both = image(sent(frontend, "txt2img", **SECOND))
+    others = [{}, SECOND | {"control_scale_2": 0.5}, SECOND | {"control_image_2": b64(CONTROL)}]
+    for other in others:
+        assert not np.array_equal(both, image(sent(frontend, "txt2img", **other)))
+    first = {name.removesuffix("_2"): value for name, value in SECOND.items()}
+    second = {"controlnet_3": "edges", "control_image_3": b64(CONTROL), "control_scale_3": 0.7}
+    assert np.abs(both - image(sent(frontend, "txt2img", **first, **second))).max() <= 1  # the order of a sum
+
+
+def test_a_request_can_be_cancelled_between_several(tiny_model: Path, folder: Path) -> None:
+    controlnets = ControlNets(NamedFiles(folder, SUFFIXES))
+    pipeline = guided(jobs.load(tiny_model, "txt2img")["txt2img"])
+    nets = controlnets.load([controlnets.file("edges"), controlnets.file("depth")], pipeline)
+    arguments = {"prompt": "a house", "image": [CONTROL, OTHER], "num_inference_steps": 2}
+    job = PipelineJob(pipeline, arguments, load_nets=lambda: nets)
+    job.start()
+    paused = []
+    for _ in range(5):
+        assert isinstance(job.call, DenoiserCall)
+        paused.append(job.call.module)
+        job.advance(forward(job.call))
+    assert paused == [*nets, pipeline.unet, *nets] and job.steps_done == 1
+    job.cancel()
+    assert job.ended and job.result is None and "forward" not in nets[1].__dict__
+
+
+@pytest.mark.parametrize("task", STOCK)
 def test_beside_other_requests_it_is_nearly_the_same(frontend: Frontend, task: str) -> None:
     kinds: list[dict[str, Any]] = [{}, {"control_end": 0.5}, {"seed": 8}, {"controlnet": "", "seed": 9}]
+    kinds += [SECOND, {**SECOND, "seed": 10}]  # those with unlike numbers of ControlNets share what they have in common
     alone = [image(sent(frontend, task, **kind)) for kind in kinds]
     before = frontend.handler.worker.batcher.activity.merged_forwards
     with frontend.engine_held():
@@ -98,7 +162,13 @@ def test_with_openvino_such_requests_run_in_torch(frontend: Frontend, tiny_model
 
 
 def test_a_file_alone_is_the_same_as_a_repositorys_folder(frontend: Frontend) -> None:
-    assert frontend.handler.worker.describe(0)["models"][0]["controlnets"] == ["alone", "damaged", "edges", "large"]
+    assert frontend.handler.worker.describe(0)["models"][0]["controlnets"] == [
+        "alone",
+        "damaged",
+        "depth",
+        "edges",
+        "large",
+    ]
     assert np.array_equal(image(sent(frontend, "txt2img", controlnet="Alone")), image(sent(frontend, "txt2img")))
 
 
@@ -108,7 +178,7 @@ def test_the_init_image_guides_where_there_is_no_other(frontend: Frontend) -> No
 
 
 def test_both_passes_are_guided(frontend: Frontend) -> None:
-    second = {"hires_upscaler": "Lanczos", "hires_width": 128, "hires_height": 128, "hires_strength": 0.5}
+    second = {**SECOND, "hires_upscaler": "Lanczos", "hires_width": 128, "hires_height": 128, "hires_strength": 0.5}
     made = sent(frontend, "txt2img", **second)
     assert image(made).shape == (128, 128, 3) and "error" not in made
 
@@ -122,9 +192,10 @@ def test_a_variation_moves_the_noise(frontend: Frontend) -> None:
 def test_one_that_is_used_by_several_jobs_is_in_memory_once(frontend: Frontend) -> None:
     controlnets = frontend.handler.worker.shared.controlnets
     pipeline = frontend.handler.worker.served["txt2img"].pipeline
-    first = controlnets.load(controlnets.file("edges"), pipeline)
-    other = controlnets.load(controlnets.file("alone"), pipeline)
-    assert controlnets.load(controlnets.file("edges"), pipeline) is first is not other
+    edges, alone = controlnets.file("edges"), controlnets.file("alone")
+    (first,) = controlnets.load([edges], pipeline)
+    other, again, once_more = controlnets.load([alone, edges, edges], pipeline)
+    assert once_more is again is first is not other
 
 
 @pytest.mark.parametrize("net", ["large", "damaged"])

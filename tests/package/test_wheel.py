@@ -20,8 +20,10 @@ import pytest
 from PIL import Image
 
 from launch.machine import free_ports
+from tests.support.networks import save_esrgan
 from tests.support.paths import HOME, SIDE
 from tests.support.running import HANG_S, running
+from tests.support.samples import b64, decode, sample_image
 
 NOT_INSTALLED = {"benchmarks", "tests", "training"}
 ENVIRONMENT = dict(os.environ)  # pip and pyenv have their files in the true home directory
@@ -102,13 +104,19 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert {entry.name for entry in (tmp_path / "elsewhere").iterdir()} == {"config.json", "handlers.py"}
 
 
-def makes_an_image(command: Path, cwd: Path, folder: Path) -> None:
+def makes_an_image(command: Path, cwd: Path, folder: Path, upscaler: str = "") -> None:
+    """The server makes one with the model, and doubles one by an `upscaler` of `save_esrgan`, if that is named."""
     with running(folder, command=[str(command)], cwd=cwd) as server:
         image = server.images("txt2img", seed=3, num_inference_steps=5)[0]
         generated = Image.open(io.BytesIO(base64.b64decode(image["base64"])))
         assert generated.size == (SIDE, SIDE) and np.ptp(np.asarray(generated)) > 50
         assert [model["ui_label"] for model in httpx.get(f"{server.url}/custom_models").json()] == ["Mine"]
         assert "<html" in httpx.get(f"{server.url}/").text
+        if upscaler:
+            small = sample_image(160, 64)
+            (made,) = server.images("upscale", init_image=b64(small), scale=2, upscaler=upscaler)
+            twice = np.asarray(small.resize((320, 128), Image.Resampling.NEAREST), dtype=int)
+            assert 0 < np.abs(decode(made) - twice).mean() < 20
 
 
 @pytest.mark.e2e
@@ -152,9 +160,13 @@ def test_each_python_installs_it_by_the_lock_and_makes_an_image(
         seconds = time.monotonic() - begin
         size = sum(file.lstat().st_size for file in Path(folder).rglob("*")) / 1e6
         said = f"{python}: installed in {seconds:.0f} s, {size:.0f} MB"
-        makes_an_image(commands / "sd-api-server", away, tmp_path)
         command = [commands / "sd-api-server", "doctor", "--port", str(free_ports(1)[0])]
         doctor = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=HANG_S)
         assert doctor.returncode == 0 and doctor.stdout.endswith("The server can serve.\n"), doctor.stdout
+        # upscalers from files need torchvision, which has to be of torch's own build: both are from PyPI here
+        install = [commands / "python", "-m", "pip", "install", "--constraint", "constraints.txt", "spandrel"]
+        subprocess.run(install, cwd=HOME, env=ENVIRONMENT, check=True, capture_output=True, timeout=HANG_S)
+        save_esrgan(away.parent / "user" / ".sd-api-server" / "upscalers" / "2x_Small.safetensors")
+        makes_an_image(commands / "sd-api-server", away, tmp_path, upscaler="2x_Small")
         with capsys.disabled():
             print(f"\n{said}, an image and the doctor's checks after {time.monotonic() - begin:.0f} s", flush=True)

@@ -1,6 +1,6 @@
 """Jobs without an engine: the images of requests together, and of the stock pipeline alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,17 +61,17 @@ def generated_together(
     run: Callable[[DenoiserCall], Any] = forward,
     loras: Loras | None = None,
     embeddings: Embeddings | None = None,
-    load_net: Callable[[Any], Any] | None = None,
+    load_nets: Callable[[Any], Sequence[Any]] | None = None,
 ) -> tuple[list[Image.Image], int]:
     """The images of jobs that share their forwards, and how many forwards served several of them."""
     batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=32), Memory(CPU, 64), run)
     slots = []
     for request in requests:
         pipeline = pipelines[request.task]
-        arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
+        arguments = _arguments(request, pipeline)
         prompts = prompts_for(pipeline, request.prompt, request.negative_prompt, embeddings)
         parts: dict[str, Any] = {"lend": partial(loras.lend, loras.choose(prompts.loras)[0])} if loras else {}
-        parts |= {"load_net": partial(load_net, pipeline)} if load_net else {}
+        parts |= {"load_nets": partial(load_nets, pipeline)} if load_nets else {}
         slots.append(Slot(PipelineJob(pipeline, arguments, None, prompts, **parts), SimpleNamespace(last_step=0)))
         slots[-1].job.start()
     decoder = Decoder(batcher.memory, NoSideStream())
@@ -84,10 +84,16 @@ def generated_together(
     return [slot.job.result.images[0] for slot in slots], batcher.activity.merged_forwards
 
 
+def _arguments(request: GenerationRequest, pipeline: Any) -> dict[str, Any]:
+    crop = request.crops[0]
+    guides = [control.of_crops(request.answer_size, [crop])[0] for control in request.controls]
+    return pipeline_arguments(request, pipeline, crop, guides) | {"generator": generator(request.seed)}
+
+
 def generated_alone(pipelines: Mapping[str, Any], request: GenerationRequest) -> Image.Image:
     """What the stock pipeline generates, called plainly."""
     pipeline = pipelines[request.task]
-    arguments = pipeline_arguments(request, pipeline, request.crops[0]) | {"generator": generator(request.seed)}
+    arguments = _arguments(request, pipeline)
     with torch.no_grad():
         arguments = prompts_for(pipeline, request.prompt, request.negative_prompt).arguments_for(pipeline, arguments)
     image: Image.Image = pipeline(**arguments).images[0]

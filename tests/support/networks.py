@@ -1,4 +1,4 @@
-"""Small LoRAs, embeddings and ControlNets with random weights, in the layouts that people's files have."""
+"""Small LoRAs, embeddings, ControlNets and upscalers with random weights, in the layouts that people's files have."""
 
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,30 @@ def save_embedding(file: Path, family: str = "sd1", count: int = 2, seed: int = 
     return file
 
 
-def save_controlnet(model: Path, folder: Path) -> None:
+def save_controlnet(model: Path, folder: Path, seed: int = 1) -> None:
     """A ControlNet of random weights for a model, in diffusers' layout; a trained one's last layers are not zero."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     net = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(model / "unet"))
     for weight in net.parameters():
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.3)
     net.save_pretrained(folder)
+
+
+def save_esrgan(file: Path, features: int = 4, growth: int = 32) -> None:
+    """An ESRGAN in its own layout that doubles an image: it repeats each pixel, and its one block adds some noise."""
+    torch.manual_seed(1)
+    sizes = {"model.0": (3, features), "model.1.sub.1": (features, features), "model.7": (features, 3)}
+    sizes |= {f"model.{i}": (features, features) for i in (3, 5)}  # after the enlargement
+    for dense in (1, 2, 3):
+        for i in range(5):
+            before = features + i * growth
+            sizes[f"model.1.sub.0.RDB{dense}.conv{i + 1}.0"] = before, growth if i < 4 else features
+    state: dict[str, torch.Tensor] = {}
+    for name, (before, after) in sizes.items():
+        weight = torch.randn(after, before, 3, 3) * 0.01
+        if ".sub." not in name:
+            torch.nn.init.dirac_(weight)
+        state |= {f"{name}.weight": weight, f"{name}.bias": torch.zeros(after)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, file)

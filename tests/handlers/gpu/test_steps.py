@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import MultiControlNetModel
 
 from handlers.engine.pipeline_job import PipelineJob
 from handlers.forward.calls import DenoiserCall
@@ -79,29 +80,32 @@ def test_requests_that_share_their_steps_wait_for_nothing_between_two(family: st
         assert difference(image, alone) <= 2
 
 
-def test_so_it_is_with_a_controlnet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["edges"], ["edges", "depth"]])
+def test_so_it_is_with_controlnets(names: list[str], tmp_path: Path) -> None:
     model, nets = tiny_models.save("sd1", tmp_path / "model"), tmp_path / "nets"
-    save_controlnet(model, nets / "edges")
-    control = Control("edges", sample_image(64, 64), 0.8, 0.0, 1.0, "crop")
+    for seed, name in enumerate(names):
+        save_controlnet(model, nets / name, seed)
+    controls = tuple(Control(name, sample_image(64, 64), 0.8, 0.0, 1.0, "crop") for name in names)
     requests = [
-        replace(a_request(task, "a house", seed, 5 + seed, 7.5), control=control) for seed, task in enumerate(TASKS)
+        replace(a_request(task, "a house", seed, 5 + seed, 7.5), controls=controls) for seed, task in enumerate(TASKS)
     ]
 
     controlnets = ControlNets(NamedFiles(nets, SUFFIXES))
 
-    def load_net(pipeline: Any) -> Any:
-        return controlnets.load(controlnets.file("edges"), pipeline)
+    def load_nets(pipeline: Any) -> list[Any]:
+        return controlnets.load([*map(controlnets.file, names)], pipeline)
 
     def load_guided(device: torch.device) -> dict[str, Any]:
         return {task: guided(pipeline) for task, pipeline in load(model, device=device).items()}
 
     on_cpu = load_guided(torch.device("cpu"))
     for pipeline in on_cpu.values():
-        pipeline.controlnet = load_net(pipeline)
+        loaded = load_nets(pipeline)
+        pipeline.controlnet = loaded[0] if len(names) == 1 else MultiControlNetModel(loaded)
     expected = [generated_alone(on_cpu, request) for request in requests]
     with fake_cuda() as card:
         watched = Watched(card)
-        images, merged = generated_together(load_guided(CUDA), requests, watched, load_net=load_net)
+        images, merged = generated_together(load_guided(CUDA), requests, watched, load_nets=load_nets)
     assert merged >= 3 and len(watched.waits) >= 6
     ends = ("decoder.py", "image_processor.py")
     assert not [wait for waits in watched.waits for wait in waits if not any(end in wait for end in ends)]

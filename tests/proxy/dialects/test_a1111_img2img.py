@@ -1,5 +1,6 @@
 """AUTOMATIC1111's img2img: images, masks, and how much is changed."""
 
+import base64
 import json
 from typing import Any
 
@@ -110,7 +111,10 @@ async def test_the_images_are_answered_with_where_that_is_asked() -> None:
         ({}, 404, "Init image not found"),
         ({"init_images": []}, 404, "Init image not found"),
         ({"init_images": None}, 404, "Init image not found"),
-        ({"init_images": [DATA, DATA]}, 422, "init_images has 2 images"),
+        ({"init_images": [DATA, DATA]}, 422, "init_images has 2 images for a batch_size of 1"),
+        ({"init_images": [DATA, DATA], "batch_size": 2, "n_iter": 5}, 422, "init_images x n_iter must be a whole"),
+        ({"init_images": [DATA, DATA], "batch_size": 2, "n_iter": 0}, 422, "from 1 to 8, not 0."),
+        ({"init_images": [DATA, 7], "batch_size": 2}, 422, "init_images must be an image"),
         ({"init_images": ["https://example.com/a.png"]}, 422, "init_images cannot be fetched"),
         ({"init_images": [7]}, 422, "init_images must be an image"),
         ({"init_images": [DATA], "mask": [DATA]}, 422, "mask must be an image"),
@@ -125,3 +129,34 @@ async def test_what_is_refused(sent: dict[str, Any], status: int, sentence: str)
     async with talking() as (http, served):
         answer = await http.post(IMG2IMG, json=sent)
     assert answer.status_code == status and sentence in answer.json()["detail"] and not served.asked
+
+
+OTHER = base64.b64encode(b"other").decode()
+
+
+async def ask_batch(**sent: Any) -> tuple[httpx.Response, list[dict[str, Any]]]:
+    async with talking(result(size=(512, 512), warnings=("Doubtful.",))) as (http, served):
+        answer = await http.post(IMG2IMG, json={"init_images": [DATA, OTHER], "batch_size": 2} | sent)
+    assert answer.status_code == 200, answer.text
+    return answer, [native for _, native in served.asked]
+
+
+async def test_each_of_several_init_images_starts_one_of_a_batch() -> None:
+    answer, asked = await ask_batch(batch_size=3, n_iter=2, seed=5, mask=DATA)
+    told = [(one["init_image"], one["seed"], one["num_outputs"], one["mask_image"]) for one in asked]
+    assert told == [(DATA, "5", "1", DATA), (OTHER, "6", "1", DATA), (DATA, "7", "1", DATA), (OTHER, "8", "1", DATA)]
+    body = answer.json()
+    info = json.loads(body["info"])
+    assert body["images"] == [DATA] * 4 and warned(answer) == "Doubtful."
+    assert (len(info["all_seeds"]), len(info["infotexts"]), info["index_of_first_image"]) == (4, 4, 0)
+
+
+async def test_random_seeds_of_a_batch_follow_each_other() -> None:
+    (_, first), (_, other) = await ask_batch(), await ask_batch()
+    seeds = [int(one["seed"]) for one in (*first, *other)]
+    assert seeds[1] == seeds[0] + 1 and seeds[3] == seeds[2] + 1 and seeds[0] != seeds[2] and min(seeds) > 0
+
+
+async def test_variations_of_a_batch_have_one_seed() -> None:
+    _, asked = await ask_batch(seed=5, subseed=9, subseed_strength=0.5)
+    assert [(one["seed"], one["variation_seed"]) for one in asked] == [("5", "9"), ("5", "10")]

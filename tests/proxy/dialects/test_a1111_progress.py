@@ -116,6 +116,22 @@ async def test_an_interrupted_request_is_answered_without_images(path: str) -> N
     assert "was interrupted" in info["extra_generation_params"]["Warnings"]
 
 
+async def test_several_init_images_are_one_request() -> None:
+    served, answers = held(Progress(1, 4).line()), []
+
+    async with client(served) as http:
+
+        async def ask() -> None:
+            sent = {"init_images": [PREVIEW, PREVIEW], "batch_size": 2, "force_task_id": "mine"}
+            answers.append(await http.post("/sdapi/v1/img2img", json=sent))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            assert (await until(http, sampling_step=1))["state"]["sampling_steps"] == 8
+            await http.post("/sdapi/v1/interrupt")
+    assert answers[0].json()["images"] == [] and len(served.bodies) == 1
+
+
 async def test_others_requests_are_not_seen_and_not_interrupted() -> None:
     served = held(Progress(1, 4).line())
     async with client(served, api_key="own,foreign") as http, anyio.create_task_group() as tasks:

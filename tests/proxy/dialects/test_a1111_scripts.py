@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from handlers.wire import Failed
 from tests.support.dialects import DATA, talking
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +38,29 @@ async def test_a_unit_becomes_native_fields(changed: dict[str, Any], native: dic
     assert json.loads(answer.json()["info"])["extra_generation_params"] == {}
 
 
+async def test_each_unit_becomes_native_fields_with_its_number() -> None:
+    units = [
+        UNIT,
+        {"enabled": False},
+        UNIT | {"model": "depth", "weight": 0.5},
+        UNIT | {"model": "pose", "image": None},
+    ]
+    answer, asked = await ask(*units, controlnet_units=[UNIT | {"model": "lines"}])
+    assert answer.status_code == 200
+    nets = {name: value for name, value in asked.items() if name.startswith("controlnet")}
+    assert nets == {"controlnet": "edges", "controlnet_2": "depth", "controlnet_3": "pose", "controlnet_4": "lines"}
+    assert (asked["control_scale"], asked["control_scale_2"], asked["control_image_2"]) == ("1.0", "0.5", DATA)
+    assert "control_image_3" not in asked and asked["control_image_4"] == DATA
+
+
+async def test_native_sentences_name_the_unit() -> None:
+    failure = Failed(400, "control_image_2 is missing: send the edges, depths or pose that controlnet_2 needs.").line()
+    async with talking(failure) as (http, _):
+        scripts = {"alwayson_scripts": {"controlnet": {"args": [UNIT, UNIT]}}}
+        told = (await http.post("/sdapi/v1/txt2img", json=scripts)).json()["detail"]
+    assert told == ("ControlNet 2's image is missing: send the edges, depths or pose that ControlNet 2's model needs.")
+
+
 async def test_what_it_cannot_do_is_named() -> None:
     answer, _ = await ask(UNIT | {"control_mode": "ControlNet is more important", "effective_region_mask": DATA})
     told = json.loads(answer.json()["info"])["extra_generation_params"]["Warnings"]
@@ -49,13 +73,14 @@ async def test_what_it_cannot_do_is_named() -> None:
 @pytest.mark.parametrize(
     ("units", "sentence"),
     [
-        ([UNIT, UNIT], "ControlNet takes one enabled unit"),
+        ([UNIT] * 5, "ControlNet takes at most 4 enabled units"),
+        ([UNIT, UNIT | {"module": "canny"}], "ControlNet 2: the preprocessor 'canny' is not here"),
         ([UNIT | {"module": "canny"}], "the preprocessor 'canny' is not here"),
         ([UNIT | {"model": "None"}], "ControlNet: model must be one of"),
         ([UNIT | {"resize_mode": "other"}], "ControlNet: resize_mode must be one of just resize, crop and resize"),
         ([UNIT | {"weight": "much"}], "weight must be a number"),
         ([UNIT | {"image": 5}], "ControlNet's image must be an image"),
-        (["canny"], "ControlNet takes one enabled unit"),
+        (["canny"], "ControlNet takes units, each of them an object"),
     ],
 )
 async def test_what_is_refused(units: list[Any], sentence: str) -> None:
