@@ -102,7 +102,7 @@ def _room(pipeline: Any, tokenizer: Any) -> int:
         most = int(tokenizer.model_max_length)
     else:
         most = int(signature(pipeline.__call__).parameters["max_sequence_length"].default)
-    own = tokenizer.num_special_tokens_to_add()
+    own = int(tokenizer.num_special_tokens_to_add())
     # Z-Image's template counts; Qwen-Image's comes off before the cut
     if tokenizer.chat_template and not hasattr(pipeline, "prompt_template_encode"):
         chat = [{"role": "user", "content": CONTENT}]
