@@ -74,6 +74,7 @@ def large_ones(server: Running) -> None:
         task = ("img2img", "masking")[number % 2]
         server.images(task, num_inference_steps=1, strength=1, **sent[task])
 
+    time.sleep(REST_S)
     before = rss(server)
     with peak(server) as highest, ThreadPoolExecutor(LARGE) as pool:
         list(pool.map(one, range(LARGE)))
