@@ -6,8 +6,6 @@ An archive has the handler code and a model-config.yaml, a few kilobytes; the we
 import argparse
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from admin import leash
 from admin.download import prepare
 from admin.options import add_handler_options, settings_of
 from admin.paths import HOME, PACKAGE, STAGED, installation
@@ -64,13 +63,13 @@ def build(name: str, store: Path, handler: Mapping[str, Any], version: str = VER
         config_file = Path(scratch, "model-config.yaml")
         config_file.write_text(yaml.safe_dump({**FRONTEND, "handler": settings}, sort_keys=False), encoding="utf-8")
         command = [
-            sys.executable, "-m", "model_archiver.model_packaging", "--model-name", stem, "--version", version,
+            "model_archiver.model_packaging", "--model-name", stem, "--version", version,
             "--handler", str(PACKAGE / f"{entry_point}.py"), "--extra-files", str(staging),
             "--config-file", str(config_file), "--export-path", str(store), "--force",
         ]  # fmt: skip
         # the archiver works in TMPDIR/<name>, and deletes what it finds there
         environment = {**os.environ, "TMPDIR": scratch, "TEMP": scratch, "TMP": scratch}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = leash.run(command, env=environment, capture_output=True)
     if done.returncode:
         raise RuntimeError(f"torch-model-archiver failed for {name}: {done.stderr.strip()}")
     return store / f"{stem}.mar"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from admin import leash
 from admin.paths import HOME, installation
 from admin.probe import Device, find_device
 from handlers.config import HandlerConfig
@@ -58,10 +59,10 @@ def download(
     """`fetch` in a process of its own, which shows its progress: this one stays without torch. Raises ModelError."""
     if source.is_local:
         return Path(source.location)
-    command = [sys.executable, "-m", "admin.download", source.location]
+    command = ["admin.download", source.location]
     command += ["--half"] * half + ["--allow-pickle"] * allow_pickle + ["--vae"] * is_vae
     environment = {**os.environ, "SD_HOME": str(installed.home)}
-    done = subprocess.run(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True)
+    done = leash.run(command, cwd=HOME, env=environment, stdout=subprocess.PIPE)
     if done.returncode:
         raise ModelError(done.stdout.strip() or f"{source.location} could not be downloaded.")
     return Path(done.stdout.strip().splitlines()[-1])

@@ -7,13 +7,13 @@ import argparse
 import importlib.util
 import json
 import runpy
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from admin import leash
 from admin.paths import HOME
 from handlers.errors import ModelError
 
@@ -48,8 +48,7 @@ def find_device(device: str, dtype: str) -> Device:
 
 def ask_torch(device: str, dtype: str) -> Device:
     """Asks a process with torch, so that this one does without it. Raises ModelError."""
-    command = [sys.executable, "-m", "admin.probe", "--device", device, "--dtype", dtype]
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    done = leash.run(["admin.probe", "--device", device, "--dtype", dtype], cwd=HOME, capture_output=True)
     if done.returncode:
         raise ModelError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "torch cannot be started.")
     return Device(**json.loads(done.stdout))

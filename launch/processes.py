@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 import psutil
 
+from admin import leash
 from admin.archive import build
 from admin.paths import HOME, installation
 from admin.ready import address
 from admin.running_server import RunningServer, Target
 from handlers.catalogue import FOLDER
 from handlers.wire import COMBINED, TASKS
-from launch import leash
 from launch.console import Stopped, on_signals, stop_on_signals
 from launch.machine import StartError, folder_for_sockets, free_ports, java_home, write_config
 from launch.run_directory import LOGS, make_run_directory, sweep
@@ -142,7 +142,7 @@ class Server:
                 stdin=subprocess.PIPE,  # which ends with this process: leash.py waits for that
                 stdout=output,
                 stderr=output,
-                **own_group(),
+                **leash.own_group(),
             )
 
     @property
@@ -266,13 +266,6 @@ def expectation(model: Mapping[str, Any]) -> str:
         f"{engine} in {model['dtype']}, about {model['seconds_per_image']:g} s for an image of {defaults['width']} x "
         f"{defaults['height']} with {defaults['num_inference_steps']} steps"
     )
-
-
-def own_group() -> dict[str, Any]:
-    """Popen's options for a process in its own group: Ctrl-C reaches this process alone, which ends them in order."""
-    if os.name == "posix":
-        return {"start_new_session": True}
-    return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # not run on Windows so far
 
 
 def _end(processes: Iterable[psutil.Process], seconds: float) -> None:

@@ -78,17 +78,25 @@ class Admission:
                 async for event in events:
                     if isinstance(event, Result):
                         break
+                    if isinstance(event, Queued) and event.restarts:
+                        turn.is_usual = False
                     yield event
             yield event
 
 
 @dataclass(eq=False)
 class _Turn:
-    """A request's place in the queue; `began` is when it was admitted, on the monotonic clock."""
+    """A request's place in the queue.
+
+    Attributes:
+        began: when it was admitted, on the monotonic clock.
+        is_usual: whether its seconds tell those of others: no worker was restarted meanwhile.
+    """
 
     client: str
     came: anyio.Event = field(default_factory=anyio.Event)
     began: float = 0.0
+    is_usual: bool = True
 
 
 class Queue:
@@ -115,7 +123,8 @@ class Queue:
         self._admit()
         try:
             yield turn
-            self._learn(time.monotonic() - turn.began)
+            if turn.is_usual:
+                self._learn(time.monotonic() - turn.began)
         finally:
             if turn in self._open:
                 self._open.remove(turn)

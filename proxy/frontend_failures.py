@@ -7,6 +7,7 @@ the source of TorchServe 0.12; docs/torchserve.md has them as a table.
 import json
 from http import HTTPStatus
 
+from handlers.wire import CUSTOM
 from proxy.errors import Failure
 
 READY = "ready"  # the state of an archive that can serve; any other state says why it cannot
@@ -31,6 +32,8 @@ def failure_of(status: int, body: bytes, archive: str, state: str) -> Failure:
         state: of the archive by now: READY, or why it cannot serve.
     """
     kind, message = _reason(body)
+    if status == HTTPStatus.NOT_FOUND and archive.startswith(CUSTOM):  # it starts without those, and they are loaded
+        return TorchServeDied()
     if status == HTTPStatus.NOT_FOUND:
         return Failure(
             503, f"The archive {archive} is not registered in TorchServe: register it, or wait.", REGISTER_RETRY_S
@@ -96,6 +99,10 @@ class WorkerDied(Failure):
             "The worker stopped before this image was finished. It is being restarted: try again shortly.",
             BUSY_RETRY_S,
         )
+
+
+class TorchServeDied(WorkerDied):
+    """For a request whose TorchServe itself ended, which no request of a worker's causes."""
 
 
 def died_twice() -> Failure:

@@ -54,21 +54,21 @@ class Loading:
         self, archive: str, head: RequestHead, body: bytes
     ) -> AsyncGenerator[Queued | Progress | Result, None]:
         """As Upstream.generate, with an archive that is loaded first if necessary, and again if its worker dies."""
+        send = partial(self._send, archive, head, body)
+        async with aclosing(self._restarts.generate(archive, send)) as events:
+            async for event in events:
+                yield event
+
+    async def _send(
+        self, archive: str, head: RequestHead, body: bytes
+    ) -> AsyncGenerator[Queued | Progress | Result, None]:
         async with AsyncExitStack() as held:
             if self._is_watched(archive):
                 place = await self._place(archive, held)
                 if not place.done():
                     yield Queued(1, loads=archive.removeprefix(CUSTOM))
                 await place
-            send = partial(self._send, archive, head, body)
-            events = await held.enter_async_context(aclosing(self._restarts.generate(archive, send)))
-            async for event in events:
-                yield event
-
-    async def _send(self, archive: str, head: RequestHead, body: bytes) -> AsyncGenerator[Progress | Result, None]:
-        if archive.startswith(CUSTOM):
-            await self._upstream.load(archive)  # which a TorchServe that was started again has forgotten
-        async with aclosing(self._upstream.generate(archive, head, body)) as events:
+            events = await held.enter_async_context(aclosing(self._upstream.generate(archive, head, body)))
             async for event in events:
                 yield event
 
@@ -85,6 +85,9 @@ class Loading:
     async def _place(self, archive: str, held: ExitStack | AsyncExitStack) -> Place:
         """A request's place, which `held` gives back. Raises Failure 503 for an archive that cannot be served."""
         await self._prepared(archive)
+        since = self._clock()
+        if archive.startswith(CUSTOM) and not await self._upstream.has(archive):
+            self._residents.lost(archive, since)  # by a TorchServe that was started again
         await self._look(archive)
         return held.enter_context(self._residents.use(archive))
 

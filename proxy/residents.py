@@ -110,6 +110,12 @@ class Residents:
             if one.is_idle and one.came < since and one.name not in names:
                 one.state = OUT
 
+    def lost(self, name: str, since: float) -> None:
+        """Takes note of a model that was not in memory at a time. Requests that it had end by themselves."""
+        one = self._get(name)
+        if one.state == IN and one.came < since:
+            one.state = OUT
+
     def unload_idle(self, after_s: float) -> None:
         """Has the models leave that no request has used for so many seconds."""
         for one in self._all.values():

@@ -1,4 +1,4 @@
-"""Requests whose worker or TorchServe has died are sent again, once: the proxy still has all that they need."""
+"""Requests whose worker or TorchServe has died are sent again: the proxy still has all that they need."""
 
 import asyncio
 import logging
@@ -9,20 +9,20 @@ from contextlib import aclosing
 
 from handlers.wire import Progress, Result
 from proxy.admission import Queued
-from proxy.frontend_failures import WaitedInVain, WorkerDied, died_twice
+from proxy.frontend_failures import TorchServeDied, WaitedInVain, WorkerDied, died_twice
 
 logger = logging.getLogger(__name__)
 
 SETTLE_S = 0.5  # after a death; TorchServe's other connections, which break one by one, are then known to be broken
 
-Send = Callable[[], AsyncGenerator[Progress | Result, None]]
+Send = Callable[[], AsyncGenerator[Queued | Progress | Result, None]]
 
 
 class Restarts:
-    """Sends requests to archives. Of those that are sent again, an archive has one at a time.
+    """Sends requests to archives. Of those that a dead worker had, one at a time is sent again.
 
     A request that kills its worker does so again. It is then the only one that was there at both deaths, and fails
-    alone: the others are sent again after it.
+    alone: the others are sent again after it. Those of a TorchServe that died are sent again at once, the first time.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,18 @@ class Restarts:
 
     async def generate(self, archive: str, send: Send) -> AsyncGenerator[Queued | Progress | Result, None]:
         """What `send` yields; Queued before it is called again. Raises as it does, and 500 after a second death."""
-        try:
-            async with aclosing(send()) as events:
-                async for event in events:
-                    yield event
-            return
-        except WorkerDied:
+        may_be_spared, is_suspect = True, False
+        while not is_suspect:
+            try:
+                async with aclosing(send()) as events:
+                    async for event in events:
+                        yield event
+                return
+            except WorkerDied as death:
+                is_suspect = not (may_be_spared and isinstance(death, TorchServeDied))
+                may_be_spared = False
             logger.warning("A worker of %s died: a request that it had is sent again.", archive)
-        yield Queued(1, restarts=True)
+            yield Queued(1, restarts=True)
         died = time.monotonic()
         await asyncio.sleep(SETTLE_S)
         async with self._again[archive]:

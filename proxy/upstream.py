@@ -18,6 +18,7 @@ from proxy.frontend_failures import (
     READY,
     START_RETRY_S,
     NotLoaded,
+    TorchServeDied,
     WaitedInVain,
     WorkerDied,
     cannot_serve,
@@ -124,6 +125,10 @@ class Upstream:
         """The archive that does a task with the main model; that of img2img does what needs no model."""
         return self._archive_of_task["img2img" if task in WITHOUT_MODEL else task]
 
+    async def has(self, archive: str) -> bool:
+        """Whether an archive has a worker, as soon as TorchServe answers. Raises Failure if it does not in time."""
+        return bool(await self._workers(archive))
+
     async def load(self, archive: str) -> None:
         """Registers an archive of the model store, or starts its worker, unless there is one.
 
@@ -131,16 +136,16 @@ class Upstream:
         """
         url = f"{self._management_url}/models"
         query = {"url": f"{archive}.mar", "model_name": archive, "initial_workers": "1", "synchronous": "true"}
+        workers = await self._workers(archive)
+        if workers:
+            return
         try:
-            ask = partial(self._client.get, f"{url}/{archive}", timeout=5.0)
-            registered = await _connect(ask, self._restart_s, httpx.TransportError)
-            if registered.status_code == 200:
-                if not registered.json()[0]["workers"]:
-                    try:
-                        await self._scale(archive, 1)
-                    except NotLoaded:
-                        await self._scale(archive, 0)  # TorchServe would start it again and again, beside others
-                        raise
+            if workers is not None:
+                try:
+                    await self._scale(archive, 1)
+                except NotLoaded:
+                    await self._scale(archive, 0)  # TorchServe would start it again and again, beside others
+                    raise
                 return
             answer = await self._client.post(url, params=query)
             if answer.status_code == 404:
@@ -150,14 +155,26 @@ class Upstream:
                 await self._client.delete(f"{url}/{archive}")
                 raise NotLoaded
         except httpx.TransportError:
-            raise unreachable() from None
+            raise TorchServeDied from None
 
     async def unload(self, archive: str) -> None:
         """Ends an archive's worker, with all its memory. A request that runs there would hang. Raises Failure."""
         try:
             await self._scale(archive, 0)
         except httpx.TransportError:
+            raise TorchServeDied from None
+
+    async def _workers(self, archive: str) -> list[Any] | None:
+        """An archive's workers, as soon as TorchServe answers; None if it is not registered. Raises as `has`."""
+        ask = partial(self._client.get, f"{self._management_url}/models/{archive}", timeout=5.0)
+        try:
+            answer = await _connect(ask, self._restart_s, httpx.TransportError)
+        except httpx.TransportError:
             raise unreachable() from None
+        if answer.status_code != 200:
+            return None
+        workers: list[Any] = answer.json()[0]["workers"]
+        return workers
 
     async def _scale(self, archive: str, workers: int) -> None:
         query = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "true"}
@@ -199,9 +216,19 @@ class Upstream:
             raise unreachable() from None
         except httpx.TransportError as error:
             logger.warning("TorchServe ended a request early: %s", type(error).__name__)
+            if result is None and not await self._answers():
+                raise TorchServeDied from None
         if result is None:
             raise WorkerDied
         yield result
+
+    async def _answers(self) -> bool:
+        """Whether TorchServe does."""
+        try:
+            await self._client.get(f"{self._management_url}/models", timeout=5.0)
+        except httpx.TransportError:
+            return False
+        return True
 
     async def _send(self, archive: str, request: httpx.Request, patience_s: float) -> httpx.Response:
         """The head of TorchServe's answer, which comes when a worker has the request.

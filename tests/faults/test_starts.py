@@ -2,17 +2,21 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.machine import free_ports
+from tests.support.parts import has_ended
 from tests.support.paths import EMBEDDED, HOME
-from tests.support.running import HANG_S, running
+from tests.support.running import HANG_S, running, wait_for
 
 pytestmark = pytest.mark.faults
+GONE_S = 2  # within which all has ended that a killed server.py leaves
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +40,22 @@ def test_a_worker_that_dies_while_it_starts_ends_the_server_with_the_reason(tmp_
     done = run("--device", "cpu", "--port", str(free_ports(1)[0]), TMPDIR=str(tmp_path), TORCH_LOGS="nonsense")
     assert done.returncode == 1
     assert "A worker dies while it starts: " in done.stderr and "ValueError" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
+def test_a_download_ends_with_the_server_that_is_killed(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:  # which answers nobody
+        hub.settimeout(HANG_S)
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
+        environment |= {"HF_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+        command = [sys.executable, "server.py", "--model", "some/model", "--device", "cpu"]
+        server = psutil.Popen([*command, "--port", str(free_ports(1)[0])], cwd=HOME, env=os.environ | environment)
+        with hub.accept()[0]:
+            (download,) = server.children(recursive=True)
+            assert "admin.download" in download.cmdline()
+            server.kill()
+            server.wait()
+            wait_for(lambda: has_ended(download), GONE_S)
 
 
 def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from admin import probe, ready
 from admin.placement import GIB
 from handlers.installation import Installation
 from handlers.pipelines.sources import resolve_model
-from launch import machine, processes, serve
+from launch import machine, serve
 from proxy.settings import Settings, SettingsError
 from tests.support.paths import EMBEDDED, HOME
 from tests.support.running import HANG_S
@@ -126,19 +125,6 @@ def test_a_gpu_that_torch_cannot_use_is_told(
     assert (notice is not None) is told
     if notice:
         assert "make serve TORCH_INDEX=" in notice
-
-
-@pytest.mark.parametrize(
-    ("os_name", "options"), [("posix", {"start_new_session": True}), ("nt", {"creationflags": 512})]
-)
-def test_children_get_a_process_group_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, os_name: str, options: dict[str, Any]
-) -> None:
-    monkeypatch.setattr(processes.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(processes.os, "name", os_name)
-        found = processes.own_group()
-    assert found == options
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Whose turn it is, with clients that wait as they would for an archive."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import anyio
 import pytest
 
+from handlers.wire import Progress, Result
 from proxy import admission
-from proxy.admission import Queue
+from proxy.admission import Admission, Queue, Queued
 from proxy.errors import Failure
 from proxy.frontend_failures import BUSY_RETRY_S
 from proxy.telemetry import Counts
@@ -183,3 +184,22 @@ async def test_when_a_request_at_a_place_will_be_finished(monkeypatch: pytest.Mo
     async with queue.turn("a"):
         clock.now = 8.0
     assert [queue.expected_s(place) for place in (0, 1, 4)] == [8.0, 10.0, 16.0]
+
+
+@pytest.mark.parametrize(("restarts", "expected"), [(False, 14.4), (True, 8.0)])
+async def test_a_request_that_waited_for_a_restart_tells_nothing_of_others(
+    monkeypatch: pytest.MonkeyPatch, restarts: bool, expected: float
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    admitted = Admission(4, 5, 5, Counts())
+
+    async def taking(seconds: float) -> AsyncGenerator[Queued | Progress | Result, None]:
+        yield Queued(1, restarts=restarts and seconds > 8)
+        clock.now += seconds
+        yield Result(b"{}")
+
+    for seconds in (8.0, 40.0):
+        async for _ in admitted.generate("txt2img", "a", taking(seconds)):
+            pass
+    assert admitted.expected_s("txt2img", 0) == expected

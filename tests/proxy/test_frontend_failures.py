@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from proxy.frontend_failures import READY, failure_of
+from proxy.frontend_failures import READY, TorchServeDied, failure_of
 from tests.support.paths import HOME
 
 # status, type and message as TorchServe 0.12 gives them; what a client is told
@@ -60,6 +60,10 @@ def test_each_status_means_what_it_means(
 def test_a_body_of_any_kind_is_survived(body: bytes) -> None:
     for status in (400, 404, 413, 500, 503, 507, 599):
         assert failure_of(status, body, "txt2img", READY).message
+
+
+def test_a_model_that_torchserve_has_forgotten_is_asked_for_again() -> None:
+    assert isinstance(failure_of(404, b"", "custom-dream", READY), TorchServeDied)
 
 
 def test_the_device_is_never_blamed_by_torchserve() -> None:

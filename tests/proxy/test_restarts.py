@@ -93,6 +93,37 @@ async def test_a_death_costs_no_request() -> None:
     assert sorted(served.prompts) == sorted(["a", "b", "c", "killer"] * 2)
 
 
+async def test_after_the_death_of_torchserve_all_are_sent_again_at_once() -> None:
+    sent, refused, is_dead = 0, 0, False
+    all_sent = [anyio.Event(), anyio.Event()]  # the first time, and the second
+
+    async def answer(time: int) -> AsyncIterator[bytes]:
+        yield STEP
+        await all_sent[time].wait()
+        if time == 0:
+            raise httpx.ReadError("cut")
+        yield RESULT
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal sent, refused, is_dead
+        if request.url.port == 8081 and not is_dead:
+            return management(request)
+        if is_dead:
+            refused += request.url.port != 8081
+            is_dead = refused < 4
+            raise httpx.ConnectError("refused")
+        sent += 1
+        time, place = divmod(sent - 1, 4)
+        if place == 3:
+            is_dead = time == 0
+            all_sent[time].set()
+        return httpx.Response(200, content=answer(time))
+
+    async with client(respond) as http:
+        answers = await ask(http, ["a", "b", "c", "d"])
+    assert {answer.status_code for answer in answers.values()} == {200} and sent == 8
+
+
 async def test_a_request_that_kills_its_worker_does_so_twice_and_fails_alone() -> None:
     served = Mortal(together=4, deaths=10)
     async with client(served) as http:
