@@ -39,7 +39,7 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--low-memory", action="store_true", help="keep only the UNet on the GPU")
     parser.add_argument(
         "--float8-text-encoders", action="store_true",
-        help="store the text encoders in 8 bits, for T5 and the Qwen models, which are larger than the transformers",
+        help="store T5 and the Qwen models, which read the prompts of transformers, in 8 bits",
     )  # fmt: skip
     parser.add_argument("--cuda-graphs", action="store_true", help="run the UNet as CUDA graphs on a GPU")
     parser.add_argument(

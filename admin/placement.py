@@ -37,9 +37,16 @@ def weight_bytes(model: Path, dtype: str, float8_text_encoders: bool = False) ->
     Raises ModelError for a file without weights.
     """
     files = [model] if model.is_file() else _weight_files(model, dtype)
-    narrow = [float8_text_encoders and file.parent.name.startswith("text_encoder") for file in files]
-    shares = [FLOAT8_SHARE if is_narrow else 1 for is_narrow in narrow]
-    return int(sum(_parameters(file) * share for file, share in zip(files, shares, strict=True)) * ITEM_BYTES[dtype])
+    narrow = _language_models(model) if float8_text_encoders else ()
+    numbers = sum(_parameters(file) * (FLOAT8_SHARE if file.parent.name in narrow else 1) for file in files)
+    return int(numbers * ITEM_BYTES[dtype])
+
+
+def _language_models(model: Path) -> list[str]:
+    """The text encoders that --float8-text-encoders is for: those that are not CLIP's."""
+    index = model / "model_index.json"
+    kinds = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return [name for name, kind in kinds.items() if name.startswith("text_encoder") and "CLIP" not in str(kind)]
 
 
 def _weight_files(folder: Path, dtype: str) -> list[Path]:

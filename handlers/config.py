@@ -55,7 +55,8 @@ class HandlerConfig:
         "Keep only the denoiser on the GPU; text encoders and VAE are moved there for their calls, the VAE in tiles.",
     )
     float8_text_encoders: bool = _key(
-        False, "Store the layers of T5 and the Qwen models as text encoders in 8 bits: in 0.65 of bfloat16's memory."
+        False,
+        "Store the layers of T5 and the Qwen models as text encoders in 8 bits: in 0.65 of their memory in bfloat16.",
     )
     cuda_graphs: bool = _key(False, "On a GPU, run the UNet as CUDA graphs, and the VAE in a stream beside it.")
     channels_last: str = _key(
@@ -65,8 +66,8 @@ class HandlerConfig:
     )
     engine: str = _key(
         "auto",
-        "`torch`, to the bit as the plain pipeline on a CPU; `openvino` for UNet, VAE and safety checker on a CPU; or "
-        "`auto`: OpenVINO on an x86-64 CPU that has it, else torch in the dtype that the processor is fastest in.",
+        "`torch`, to the bit as the plain pipeline on a CPU; `openvino` for denoiser, VAE and safety checker on a CPU; "
+        "or `auto`: OpenVINO on an x86-64 CPU that has it, else torch in the dtype that the processor is fastest in.",
     )
     max_num_outputs: int = _key(8, "The largest `num_outputs`.")
     max_num_inference_steps: int = _key(250, "The largest `num_inference_steps`.")

@@ -211,8 +211,8 @@ def _in_openvino(served: Mapping[str, ServedPipeline], converter: Converter) -> 
 
 
 def _part(served: ServedPipeline, name: str) -> Any:
-    """A part of its pipeline, loaded once more."""
-    return getattr(next(iter(served.load().values())), name)
+    """A part of its pipeline, loaded once more: as a rule beside the model's text encoders, which are large."""
+    return getattr(next(iter(served.load(without_encoders=True).values())), name)
 
 
 def _engine(config: HandlerConfig, device: torch.device) -> str:

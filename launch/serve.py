@@ -90,9 +90,9 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement,
         settings["dtype"] = device.dtype  # so that the workers need not find out
     if options.archives == "three":
         return Placement(options.low_memory), settings, device
-    sizes = [weight_bytes(path, device.dtype, options.float8_text_encoders) for path in prepared.paths
-             if device.free_bytes is not None]  # fmt: skip
-    chosen = choose_placement(device, sum(sizes))
+    paths = prepared.paths if device.free_bytes is not None else ()
+    weights = sum(weight_bytes(path, device.dtype, options.float8_text_encoders) for path in paths)
+    chosen = choose_placement(device, weights)
     return chosen, settings | {"low_memory": options.low_memory or chosen.low_memory}, device
 
 

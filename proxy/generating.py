@@ -36,8 +36,8 @@ class Order:
 
     Attributes:
         name: by which its client asks about it while it waits; empty: by its X-Request-Id, if that is the client's own.
-        others: make those that follow it, whose images are in the same answer. Each is made when its turn comes, so
-            that there is one body at a time.
+        others: make those that follow it, whose images are in the same answer, each when its turn comes, so that at
+            most two bodies are there.
     """
 
     task: str

@@ -28,7 +28,7 @@ class Through:
         self._run = OpenVINOForward(Converter(torch.get_num_threads(), "float32", folder))
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **kwargs: Any) -> Any:
-        return self._run(DenoiserCall(self._unet, sample, timestep, kwargs))
+        return self._run(DenoiserCall.of(self._unet, (sample, timestep), kwargs))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)

@@ -155,13 +155,15 @@ def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline, share
         second = _pass(request, served.img2img, served, shared)
     except InvalidRequest as error:  # the first pass was taken
         raise InvalidRequest(f"In hires_prompt or hires_negative_prompt: {error}") from None
+    told = first.request.warnings
+    more = [f"In the second pass: {text}" for text in second.request.warnings if text not in told]
     pipeline = copy.copy(first.pipeline)
     # past DiffusionPipeline.__setattr__; a black image would not be what the second pass is for
     pipeline.__dict__["safety_checker"] = None
     latent = {"output_type": "latent"} if hires.upscaler in LATENTS else {}
     return replace(
         first,
-        request=replace(first.request, warnings=(*first.request.warnings, *second.request.warnings)),
+        request=replace(first.request, warnings=(*told, *more)),
         pipeline=pipeline,
         crops=[{**crop, **latent} for crop in first.crops],
         second=second,

@@ -63,12 +63,7 @@ class OpenVINOForward:
         if compiled is None:
             weights.use()
             return forward(call)
-        sample = _run(compiled, list(plain.tensors()))
-        if call.kwargs.get("return_dict", True):
-            from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
-            return UNet2DConditionOutput(sample=sample)
-        return (sample,)
+        return (_run(compiled, list(plain.tensors())),)
 
 
 def _doubt(call: DenoiserCall) -> str:
@@ -89,11 +84,10 @@ def _run(compiled: Any, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def _plain(call: DenoiserCall) -> DenoiserCall:
     """The call in the one form that all callers share, so that a denoiser is converted once.
 
-    Arguments that are None are absent, the result is a tuple, and timesteps are float32, as the UNet makes them itself.
+    Timesteps are float32, (rows,), as a UNet makes them itself.
     """
-    given = {name: value for name, value in call.kwargs.items() if value is not None and name != "return_dict"}
     rows = call.with_timesteps()
-    return replace(rows, timestep=rows.timestep.float(), kwargs=given | {"return_dict": False})
+    return replace(rows, timestep=rows.timestep.float())
 
 
 class _Positional(torch.nn.Module):
@@ -167,8 +161,9 @@ class _Part:
         self._compiled: Any = None
         self._is_converted = False
 
-    def __call__(self, sample: torch.Tensor, *others: Any) -> torch.Tensor:
-        fits = sample.dtype == torch.float32 and all(other is None for other in others)
+    def __call__(self, sample: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        # Qwen-Image's has a cache for the frames of a film
+        fits = sample.dtype == torch.float32 and not named and all(other is None for other in others)
         if fits and not self._is_converted:
             self._module.forward = self._in_torch
             self._compiled = self._converter.compile(self._module, self._weights, "", [sample])
@@ -177,4 +172,4 @@ class _Part:
         if fits and self._compiled is not None:
             return _run(self._compiled, [sample])
         self._weights.use()
-        return self._in_torch(sample, *others)
+        return self._in_torch(sample, *others, **named)

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 SAMPLES = 16  # values of each weight that tell two models apart
+HALF_STEP = 2**-24  # float16's smallest: a model published in bfloat16 has values between two of its
 
 
 class Weights:
@@ -35,7 +36,7 @@ class Weights:
         for name, tensor in self.module.state_dict().items():
             values = tensor.flatten()
             some = values[:: max(1, len(values) // SAMPLES)].to(torch.float32)
-            is_half = is_half and bool((some == some.half().float()).all())
+            is_half = is_half and torch.allclose(some, some.half().float(), rtol=0, atol=HALF_STEP)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
         return digest.hexdigest(), is_half
 

@@ -23,11 +23,11 @@ from handlers.pipelines.low_memory import offload
 from handlers.pipelines.named_files import NO_FILES, NamedFiles
 from handlers.pipelines.noise import use_variations
 from handlers.pipelines.parts import load_transformer, load_vae
-from handlers.pipelines.plain_prompts import TokenCounter
 from handlers.pipelines.previews import PreviewMap, fit_preview
 from handlers.pipelines.prompt_cache import remember_prompts
 from handlers.pipelines.schedulers import options, schedulers
 from handlers.pipelines.sources import ModelSource, loras
+from handlers.pipelines.token_counter import TokenCounter
 from handlers.request.fields import ModelDefaults
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ServedPipeline:
     Attributes:
         model: the name that clients see.
         schedulers: those that fit it, by diffusers' class names, each with the options that it takes.
-        load: loads the model's pipelines once more.
+        load: loads the model's pipelines once more, as load_pipelines does.
         img2img: the pipeline of a txt2img image's second pass.
         loras, embeddings: that prompts may name.
         counter: of a prompt's tokens.
@@ -50,7 +50,7 @@ class ServedPipeline:
     pipeline: Any
     defaults: ModelDefaults
     schedulers: Mapping[str, Collection[str]]
-    load: Callable[[], Mapping[str, Any]]
+    load: Callable[..., Mapping[str, Any]]
     preview_map: PreviewMap | None = None
     loras: Loras = field(default_factory=lambda: Loras(None, NO_FILES, 0))
     embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, NO_FILES))
@@ -72,7 +72,7 @@ def prepare_pipelines(
     source: ModelSource,
     path: Path,
     pipelines: Mapping[str, Any],
-    load: Callable[[], Mapping[str, Any]],
+    load: Callable[..., Mapping[str, Any]],
     lora_files: NamedFiles = NO_FILES,
     max_lora_bytes: int = 0,
     embedding_files: NamedFiles = NO_FILES,
@@ -89,6 +89,7 @@ def prepare_pipelines(
     except Exception:  # a model without previews is served all the same
         logger.exception("No previews with this model.")
         preview_map = None
+    counter = TokenCounter.of(first)
     own_loras, own_embeddings = Loras(first, lora_files, max_lora_bytes), Embeddings(first, embedding_files)
     return {
         task: ServedPipeline(
@@ -101,7 +102,7 @@ def prepare_pipelines(
             own_loras,
             own_embeddings,
             pipelines.get("img2img"),
-            TokenCounter.of(first),
+            counter,
         )
         for task, pipeline in pipelines.items()
     }
@@ -115,6 +116,7 @@ def load_pipelines(
     config: HandlerConfig,
     configs: Path,
     channels_last: bool = False,
+    without_encoders: bool = False,
 ) -> dict[str, Any]:
     """The pipeline of each task, all on one set of weights; with txt2img also img2img, which second passes need.
 
@@ -122,13 +124,17 @@ def load_pipelines(
         path: a diffusers folder, or a single file.
         configs: the folder with the configurations for single files.
         channels_last: whether the denoiser and the VAE have that layout.
+        without_encoders: leaves a folder's text encoders out, for its other parts alone.
 
     Raises ModelError.
     """
     _quiet_libraries()
     try:
         # 1. the text-to-image pipeline, from a folder or a single file
-        first = _load_file(path, dtype, config, configs) if path.is_file() else _load_folder(path, dtype, config)
+        if path.is_file():
+            first = _load_file(path, dtype, config, configs)
+        else:
+            first = _load_folder(path, dtype, config, without_encoders and not config.lora)
         _check_family(first, tasks, path.name)
         if config.vae:
             first.register_modules(vae=load_vae(config, first.vae, dtype))
@@ -162,7 +168,7 @@ def load_pipelines(
     return pipelines
 
 
-def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
+def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig, without_encoders: bool) -> Any:
     from diffusers import AutoPipelineForText2Image
 
     files = [file.relative_to(path).as_posix() for file in path.glob("**/*")]
@@ -171,8 +177,10 @@ def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
     index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
     if not config.safety_checker and "safety_checker" in index:
         parts = {"safety_checker": None, "requires_safety_checker": False}
-    parts |= _left_out(index)
-    if config.transformer and "transformer" in index:
+    parts |= _left_out(index, without_encoders)
+    if config.transformer:
+        if "transformer" not in index:
+            raise ModelError(f"{path.name} has no transformer that --transformer could replace: leave the option out.")
         parts["transformer"] = load_transformer(Path(config.transformer), path, index["transformer"][1], dtype)
     return AutoPipelineForText2Image.from_pretrained(
         path, dtype=dtype, variant=variant_of(files, dtype != torch.float32),
@@ -180,9 +188,10 @@ def _load_folder(path: Path, dtype: torch.dtype, config: HandlerConfig) -> Any:
     )  # fmt: skip
 
 
-def _left_out(index: Mapping[str, Any]) -> dict[str, None]:
+def _left_out(index: Mapping[str, Any], without_encoders: bool = False) -> dict[str, None]:
     """The parts that a pipeline does without, as Stable Diffusion 3's without T5."""
-    return {name: None for name, kind in index.items() if kind == [None, None] and name.startswith(("text", "token"))}
+    encoders = {name: kind for name, kind in index.items() if name.startswith(("text_encoder", "tokenizer"))}
+    return {name: None for name, kind in encoders.items() if without_encoders or kind == [None, None]}
 
 
 def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: Path) -> Any:
@@ -193,9 +202,13 @@ def _load_file(path: Path, dtype: torch.dtype, config: HandlerConfig, configs: P
 
     if path.suffix != ".safetensors" and not config.allow_pickle:
         raise ModelError(f"{path} is not loaded: {PICKLE_WARNING}")
-    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
+    if config.transformer:
+        raise ModelError("--transformer replaces a part of a folder's or hub id's model: give one of them as --model.")
+    checkpoint = load_single_file_checkpoint(str(path))
+    kind = infer_diffusers_model_type(checkpoint)
     folder = configs / kind
-    if not folder.is_dir():
+    is_alone = (folder / "transformer").is_dir() and not any(name.startswith("text_encoders.") for name in checkpoint)
+    if is_alone or not folder.is_dir():
         known = ", ".join(sorted(entry.name for entry in configs.iterdir() if (entry / "model_index.json").is_file()))
         raise ModelError(
             f"{path} is a checkpoint of the kind {kind}; these kinds can be served: {known}. If it is a transformer "
@@ -243,6 +256,8 @@ def _of_task(task: str, pipeline: Any, dtype: torch.dtype) -> Any:
 
 def _add_lora(pipeline: Any, file: Path, scale: float) -> None:
     """Merges a LoRA into the weights, so it takes no time while generating."""
+    if getattr(denoiser(pipeline), "hf_quantizer", None) is not None:
+        raise ModelError(f"--lora cannot merge {file.name} into a quantised model: name it in prompts instead.")
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
         pipeline.fuse_lora(lora_scale=scale)

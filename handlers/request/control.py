@@ -1,13 +1,15 @@
 """The fields of ControlNets, which guide a generation by images of edges, depths, poses or the like."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 from PIL import Image
 
 from handlers.config import HandlerConfig
 from handlers.errors import InvalidRequest
 from handlers.imaging.documents import Document, model_image, read_document, resize_to
+from handlers.imaging.files import TooManyPixels
 from handlers.imaging.fitting import FITS, fitted
 from handlers.imaging.regions import Crop
 from handlers.request.reader import Reader
@@ -55,21 +57,31 @@ def read_controls(
     """
     controls: list[Control] = []
     warnings: list[str] = []
+    most = left = config.max_image_pixels  # of all the control images that are sent
+    own = document and cache(partial(_guide, document))
     for number in CONTROL_NUMBERS:
-        control, doubts = _read_control(read, number, config, names, document)
+        try:
+            control, doubts = _read_control(read, number, replace(config, max_image_pixels=left), names, own)
+        except TooManyPixels as error:
+            if left == most:
+                raise
+            sentence = f"The control images have more than {most} pixels together: send smaller ones."
+            raise TooManyPixels(sentence, most - left + error.pixels) from None
         warnings += doubts
         if control is not None:
             controls.append(control)
-            # together, they may have as many pixels as one image
-            left = max(0, config.max_image_pixels - control.image.width * control.image.height)
-            config = replace(config, max_image_pixels=left)
+            left -= control.image.width * control.image.height * read.has("control_image" + number)
     return tuple(controls), warnings
 
 
+def _guide(document: Document) -> Image.Image:
+    return model_image(document, (0, 0, *document.size), document.size)
+
+
 def _read_control(
-    read: Reader, number: str, config: HandlerConfig, names: Collection[str], document: Document | None
+    read: Reader, number: str, config: HandlerConfig, names: Collection[str], own: Callable[[], Image.Image] | None
 ) -> tuple[Control | None, list[str]]:
-    """As `read_controls`, for one of CONTROL_NUMBERS; None without a ControlNet."""
+    """As `read_controls`, for one of CONTROL_NUMBERS; None without a ControlNet. `own` gives the init image."""
     net_name, image_name, scale_name, start_name, end_name, fit_name = (name + number for name in FIELDS)
     net = read.named(net_name, names)
     scale = read.real(scale_name, 1.0, 0.0, MAX_SCALE)
@@ -81,13 +93,12 @@ def _read_control(
             fit_name: fit != "crop",
         }  # fmt: skip
         sent = [name for name, is_asked in asked.items() if is_asked]
-        return None, [f"{', '.join(sent)} without {net_name}: it guided nothing."] if sent else []
+        return None, [f"{', '.join(sent)} without {net_name}: nothing was guided."] if sent else []
     if start >= end:
         raise InvalidRequest(f"{start_name} {start:g} must be below {end_name} {end:g}.")
-    warnings: list[str] = []
     if read.has(image_name):
         document, warnings = read_document(read.image(image_name, config), image_name)
-    if document is None:
+        return Control(net, _guide(document), scale, start, end, fit), warnings
+    if own is None:
         raise InvalidRequest(f"{image_name} is missing: send the edges, depths or pose that {net_name} needs.")
-    image = model_image(document, (0, 0, *document.size), document.size)
-    return Control(net, image, scale, start, end, fit), warnings
+    return Control(net, own(), scale, start, end, fit), []

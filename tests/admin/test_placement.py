@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from admin.placement import GIB, choose_placement, weight_bytes
+from admin.placement import FLOAT8_SHARE, GIB, choose_placement, weight_bytes
 from admin.probe import Device
 from handlers.errors import ModelError
-from tests.support import tiny_models
+from tests.support import tiny_models, tiny_transformers
 from tests.support.original_layout import count, save_single_file
 
 
@@ -45,3 +45,12 @@ def test_a_pointer_of_git_lfs_is_a_sentence(tmp_path: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ModelError, match="git lfs pull"):
         weight_bytes(folder, "float16")
+
+
+def test_language_models_in_8_bits_count_as_that_and_clip_does_not(tmp_path: Path) -> None:
+    pipeline = tiny_transformers.make("flux_dev")
+    folder = tiny_transformers.save("flux_dev", tmp_path / "flux")
+    saved = 2 * count(pipeline.text_encoder_2) * (1 - FLOAT8_SHARE)
+    assert weight_bytes(folder, "bfloat16", True) == pytest.approx(weight_bytes(folder, "bfloat16") - saved, rel=0.02)
+    clip = tiny_models.save("sd1", tmp_path / "clip")
+    assert weight_bytes(clip, "float16", True) == weight_bytes(clip, "float16")

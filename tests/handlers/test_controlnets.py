@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, MultiControlNetModel
 from safetensors.torch import load_file, save_file
 
 from handlers.engine.pipeline_job import PipelineJob
-from handlers.forward.calls import DenoiserCall
+from handlers.forward.calls import ControlCall, DenoiserCall
 from handlers.forward.merging import forward
 from handlers.pipelines.controlnets import SUFFIXES, ControlNets, guided
 from handlers.pipelines.low_memory import offload
@@ -177,10 +177,17 @@ def test_the_init_image_guides_where_there_is_no_other(frontend: Frontend) -> No
     assert np.array_equal(init, image(sent(frontend, "img2img", control_image=b64(sample_image(64, 64)))))
 
 
-def test_both_passes_are_guided(frontend: Frontend) -> None:
+def test_both_passes_are_guided(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: set[int] = set()
+
+    def noting(call: ControlCall) -> Any:
+        sides.add(call.sample.shape[-1])
+        return DenoiserCall.run(call)
+
+    monkeypatch.setattr(ControlCall, "run", noting)
     second = {**SECOND, "hires_upscaler": "Lanczos", "hires_width": 128, "hires_height": 128, "hires_strength": 0.5}
-    made = sent(frontend, "txt2img", **second)
-    assert image(made).shape == (128, 128, 3) and "error" not in made
+    assert image(sent(frontend, "txt2img", **second)).shape == (128, 128, 3)
+    assert sides == {8, 16}  # latent pixels
 
 
 def test_a_variation_moves_the_noise(frontend: Frontend) -> None:

@@ -14,6 +14,8 @@ from handlers.stable_diffusion import CombinedHandler
 from handlers.wire import RequestHead
 from tests.support import tiny_transformers
 from tests.support.frontend import Context, Frontend
+from tests.support.jobs import load
+from tests.support.networks import save_transformer_lora
 from tests.support.samples import decode
 
 STEPS = 6
@@ -84,15 +86,33 @@ def test_other_schedulers_are_refused(frontend: Frontend) -> None:
     assert "these are there: FlowMatchEulerDiscreteScheduler" in str(refused)
 
 
-def test_with_openvino_the_vae_is_converted_and_the_log_says_where_the_rest_runs(
-    frontend: Frontend, model: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("family", "in_torch"),
+    [("sd3", ""), ("flux_schnell", ""), ("z_image", "its rows are lists"), ("qwen_image", "it is told sizes")],
+)
+def test_with_openvino_each_family_generates_what_torch_does(
+    family: str, in_torch: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("openvino")
+    model, loras = tiny_transformers.save(family, tmp_path / "model"), tmp_path / "loras"
+    loras.mkdir()
+    save_transformer_lora(model, loras / "mine.safetensors")
+    options = {"lora_dir": str(loras), "dtype": "float32"}
     with caplog.at_level(logging.INFO):
-        handler = started(model, engine="openvino")
-    assert caplog.text.count("runs in torch: a conversion would hold for one size") == 1
-    assert handler.worker.dtype == "float32"
-    expected, image = (
-        decode(answered(one, num_inference_steps=2)[-1]["result"]["images"][0]) for one in (frontend, Frontend(handler))
-    )
-    assert np.abs(image - expected).max() <= 2
+        fast = started(model, engine="openvino", **options)
+    assert caplog.text.count("runs in torch: ") == bool(in_torch) and in_torch in caplog.text
+    transformer = fast.worker.served["txt2img"].pipeline.transformer
+    assert (in_memory(transformer) < in_memory(load(model)["txt2img"].transformer) / 2) is not bool(in_torch)
+    exact = started(model, engine="torch", **options)
+    # the LoRA needs the weights that have left torch's memory
+    for prompt in ("a house", "a house <lora:mine:1>", "a house"):
+        fields = {"prompt": prompt, "num_inference_steps": 2, "width": 64, "height": 64, "guidance_scale": 3}
+        image, expected = (
+            decode(answered(Frontend(one), **fields)[-1]["result"]["images"][0]) for one in (fast, exact)
+        )
+        assert np.abs(image - expected).max() <= 2
+
+
+def in_memory(module: Any) -> int:
+    """Bytes of its weights; one number that is told for all of a weight's is one."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in module.parameters())

@@ -11,8 +11,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -34,6 +32,7 @@ from handlers.request.fields import GenerationRequest
 from handlers.wire import TASKS
 from tests.support import tiny_transformers
 from tests.support.jobs import a_request, generated_alone, generated_together, load
+from tests.support.networks import save_transformer_lora
 
 
 @dataclass
@@ -221,7 +220,7 @@ def save_gguf(state: Mapping[str, torch.Tensor], file: Path) -> None:
 
 
 def test_a_lora_is_the_stock_pipelines_and_takes_part_in_batches(family: Family, tmp_path: Path) -> None:
-    save_lora_of(family, tmp_path / "mine.safetensors")
+    save_transformer_lora(family.folder, tmp_path / "mine.safetensors")
     loras = Loras(family.pipelines["txt2img"], NamedFiles(tmp_path, SUFFIXES), 2**30)
     plain, tagged = (a_request("txt2img", f"a house{tag}", 3, 3, 4.0) for tag in ("", "<lora:mine:0.8>"))
     stock = load(family.folder, "txt2img")
@@ -235,14 +234,6 @@ def test_a_lora_is_the_stock_pipelines_and_takes_part_in_batches(family: Family,
     assert np.array_equal(pixels(images[0]), pixels(generated_alone(family.pipelines, plain)))
     assert np.abs(pixels(images[1]) - expected).max() <= 2
     assert np.abs(pixels(images[0]) - expected).max() > 2
-
-
-def save_lora_of(family: Family, file: Path) -> None:
-    torch.manual_seed(5)
-    transformer = load(family.folder, "txt2img")["txt2img"].transformer
-    transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
-    state = get_peft_model_state_dict(transformer)
-    save_file({f"transformer.{name}": 4 * value for name, value in state.items()}, file)
 
 
 def test_low_memory_mode_has_one_part_besides_the_transformer(family: Family) -> None:

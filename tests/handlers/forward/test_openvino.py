@@ -29,9 +29,8 @@ from tests.support.samples import b64, decode, sample_image
 
 def call(unet: Any, rows: int, size: tuple[int, int], **kwargs: Any) -> DenoiserCall:
     states = torch.randn(rows, 77, tiny_models.WIDTH)
-    return DenoiserCall(
-        unet, torch.randn(rows, 4, *size), torch.tensor(500), {"encoder_hidden_states": states} | kwargs
-    )
+    given = {"encoder_hidden_states": states} | kwargs
+    return DenoiserCall.of(unet, (torch.randn(rows, 4, *size), torch.tensor(500)), given)
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +66,19 @@ def compiled(run: OpenVINOForward, monkeypatch: pytest.MonkeyPatch) -> list[Any]
 
 
 def test_one_conversion_is_for_all_sizes(unet: Any, run: OpenVINOForward, compiled: list[Any]) -> None:
-    kept = run(call(unet, 1, (8, 8))).sample
+    kept = run(call(unet, 1, (8, 8)))[0]
     before = kept.clone()
     for rows, size in ((2, (8, 8)), (5, (16, 8)), (2, (9, 8)), (1, (7, 13))):
         one = call(unet, rows, size)
-        assert run(one).sample.numpy() == pytest.approx(forward(one).sample.numpy(), abs=1e-3)
+        assert run(one)[0].numpy() == pytest.approx(forward(one)[0].numpy(), abs=1e-3)
     assert (kept == before).all()
     (model,) = compiled
     assert not model.get_property("ENABLE_CPU_PINNING")  # several workers would pin theirs to the same cores
-    as_tuple = call(unet, 2, (8, 8), return_dict=False)
-    assert run(as_tuple)[0].numpy() == pytest.approx(forward(as_tuple)[0].numpy(), abs=1e-3)
 
 
 def test_what_a_conversion_would_fix_runs_in_torch(unet: Any, run: OpenVINOForward) -> None:
     opaque = call(unet, 2, (8, 8), cross_attention_kwargs={"scale": object()})
-    assert (run(opaque).sample == forward(opaque).sample).all()
+    assert (run(opaque)[0] == forward(opaque)[0]).all()
 
 
 def test_a_unet_that_cannot_be_converted_runs_in_torch(run: OpenVINOForward, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,23 +144,23 @@ def in_memory(module: torch.nn.Module) -> int:
 def test_weights_are_in_memory_once(converter: Converter) -> None:
     unet = tiny_models.make("sd1").unet
     full, one = in_memory(unet), call(unet, 2, (8, 8))
-    expected, again, times = forward(one).sample, copy.deepcopy(unet), []
+    expected, again, times = forward(one)[0], copy.deepcopy(unet), []
     run = OpenVINOForward(converter, [Weights(unet, lambda: times.append(1) or again)])
-    assert run(one).sample.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
+    assert run(one)[0].numpy() == pytest.approx(expected.numpy(), abs=1e-3)
     assert in_memory(unet) < full / 100 and not times
     # the conversion of another call reads them once more
     other = call(unet, 2, (8, 8), encoder_attention_mask=torch.ones(2, 77))
-    assert run(other).sample.numpy() == pytest.approx(expected_of(again, other).numpy(), abs=1e-3)
+    assert run(other)[0].numpy() == pytest.approx(expected_of(again, other).numpy(), abs=1e-3)
     assert in_memory(unet) < full / 100 and len(times) == 1
     # torch needs them, and keeps them from then on
     opaque = call(unet, 2, (8, 8), cross_attention_kwargs={"scale": object()})
-    assert (run(opaque).sample == expected_of(again, opaque)).all()
-    assert run(call(unet, 2, (8, 8), timestep_cond=None)).sample is not None
+    assert (run(opaque)[0] == expected_of(again, opaque)).all()
+    assert run(call(unet, 2, (8, 8), timestep_cond=None))[0] is not None
     assert in_memory(unet) == full and len(times) == 2
 
 
 def expected_of(unet: Any, one: DenoiserCall) -> torch.Tensor:
-    sample: torch.Tensor = forward(replace(one, module=unet)).sample
+    sample: torch.Tensor = forward(replace(one, module=unet))[0]
     return sample
 
 
@@ -189,10 +186,11 @@ def test_callers_that_write_their_calls_in_other_ways_share_a_conversion(
     unet: Any, run: OpenVINOForward, compiled: list[Any]
 ) -> None:
     one = call(unet, 2, (8, 8))
-    expected = forward(one).sample.numpy()
+    expected = forward(one)[0].numpy()
     timesteps = torch.tensor([500.0, 500.0], dtype=torch.float64)
-    for other in (one, replace(one, timestep=timesteps), replace(one, kwargs=one.kwargs | {"timestep_cond": None})):
-        assert run(other).sample.numpy() == pytest.approx(expected, abs=1e-3)
+    written = {"timestep": timesteps, "timestep_cond": None, "return_dict": True, **one.kwargs}
+    for other in (one, replace(one, timestep=timesteps), DenoiserCall.of(unet, (one.sample,), written)):
+        assert run(other)[0].numpy() == pytest.approx(expected, abs=1e-3)
     assert len(compiled) == 1
 
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from handlers.config import HandlerConfig
-from handlers.errors import InvalidRequest, TooLarge
+from handlers.errors import InvalidRequest
+from handlers.imaging.files import TooManyPixels
 from handlers.imaging.regions import Crop
 from handlers.request.fields import GenerationRequest, ModelDefaults, parse_request
 from tests.support.samples import file_bytes, sample_image
@@ -38,26 +39,31 @@ def test_a_crop_is_guided_by_its_part() -> None:
 def test_without_a_controlnet_the_others_are_named() -> None:
     request = parse(controlnet="", control_scale=2, control_end=1)
     assert request.controls == ()
-    assert request.warnings == ("control_image, control_scale without controlnet: it guided nothing.",)
+    assert request.warnings == ("control_image, control_scale without controlnet: nothing was guided.",)
 
 
 def test_each_has_the_fields_with_its_number() -> None:
     second = {"controlnet_3": "depth", "control_image_3": file_bytes(IMAGE), "control_scale_3": 2}
     request = parse(**second, control_end_2=0.5)
     assert [(control.net, control.scale) for control in request.controls] == [("Edges", 1.0), ("depth", 2.0)]
-    assert request.warnings == ("control_end_2 without controlnet_2: it guided nothing.",)
+    assert request.warnings == ("control_end_2 without controlnet_2: nothing was guided.",)
 
 
 def test_together_their_images_have_as_many_pixels_as_one_may() -> None:
-    sent = {"prompt": "x", "controlnet": "a", "control_image": file_bytes(IMAGE), "controlnet_2": "a"}
-    sent |= {"control_image_2": file_bytes(IMAGE)}
+    both: dict[str, Any] = {"prompt": "x", "controlnet": "a", "controlnet_2": "a", "control_image_2": file_bytes(IMAGE)}
+    sent = both | {"control_image": file_bytes(IMAGE)}
 
-    def parsed(most: int) -> GenerationRequest:
-        return parse_request("txt2img", sent, HandlerConfig(max_image_pixels=most), ModelDefaults(), controlnets=("a",))
+    def parsed(task: str, fields: dict[str, Any], most: int) -> GenerationRequest:
+        return parse_request(task, fields, HandlerConfig(max_image_pixels=most), ModelDefaults(), controlnets=("a",))
 
-    assert len(parsed(2 * 90 * 60).controls) == 2
-    with pytest.raises(TooLarge, match="control_image_2 has 90 x 60 pixels; this server takes at most 5399 in all"):
-        parsed(2 * 90 * 60 - 1)
+    assert len(parsed("txt2img", sent, 2 * 90 * 60).controls) == 2
+    with pytest.raises(TooManyPixels, match="images have more than 10799 pixels together: send smaller ones") as told:
+        parsed("txt2img", sent, 2 * 90 * 60 - 1)
+    assert told.value.pixels == 2 * 90 * 60
+    # the init image that guides is none of them, and is there once
+    own = both | {"init_image": file_bytes(IMAGE), "controlnet_3": "a"}
+    first, _, third = parsed("img2img", own, 90 * 60).controls
+    assert first.image is third.image
 
 
 @pytest.mark.parametrize(
