@@ -58,7 +58,7 @@ def read_controls(
     controls: list[Control] = []
     warnings: list[str] = []
     most = left = config.max_image_pixels  # of all the control images that are sent
-    own = document and cache(partial(_guide, document))
+    own = cache(partial(_guide, document)) if document else None
     for number in CONTROL_NUMBERS:
         try:
             control, doubts = _read_control(read, number, replace(config, max_image_pixels=left), names, own)
