@@ -84,7 +84,7 @@ def test_parts_of_the_settings_and_an_unknown_scheduler(page: Page) -> None:
     page.locator("#tab-img2img").click()
     choose_file(page, png("Steps: of a stair, with a cat"), "image/png")
     page.locator("#reuse-file").click()
-    assert page.locator("#prompt").input_value() == "Steps: of a stair, with a cat"
+    expect(page.locator("#prompt")).to_have_value("Steps: of a stair, with a cat")
     page.locator("#other").click()
     expect(page.locator("#note")).to_be_empty()
     choose_file(page, png("a cat\nSteps: 9, Sampler: Restart, CFG scale: 7"), "image/png")
