@@ -15,7 +15,10 @@ from typing import Any
 
 
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """As subprocess.run, for a module with its arguments, which ends with this process; its output is text."""
+    """As subprocess.run, for a module with its arguments, which ends with this process; its output is text.
+
+    An exception here, such as for Ctrl-C, ends that process alone, which is to have no children.
+    """
     pipe, own_end = os.pipe()
     try:
         whole = [sys.executable, __file__, *command]

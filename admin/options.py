@@ -9,6 +9,8 @@ from handlers.config import ENGINES, HandlerConfig
 from handlers.errors import ModelError
 from handlers.pipelines.sources import loras
 
+TRANSFORMERS = (".safetensors", ".gguf")
+
 
 def add_handler_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what an archive serves, and how: the keys of HandlerConfig that users change."""
@@ -64,14 +66,14 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_handler_options` as keys of HandlerConfig, with absolute paths.
 
-    Raises ModelError for a missing LoRA file or folder.
+    Raises ModelError for a file or folder that is not there.
     """
     given = {key.name: getattr(options, key.name) for key in fields(HandlerConfig) if hasattr(options, key.name)}
     return given | {
         "model": _absolute(options.model),
         "inpainting_model": _absolute(options.inpainting_model),
         "vae": _absolute(options.vae),
-        "transformer": _absolute(options.transformer),
+        "transformer": _transformer(options.transformer),
         "lora_dir": _folder(options.lora_dir),
         "embeddings_dir": _folder(options.embeddings_dir),
         "controlnets_dir": _folder(options.controlnets_dir),
@@ -84,6 +86,14 @@ def _absolute(name: str) -> str:
     """An existing path as an absolute one, since the worker runs in another folder. Hub ids stay as they are."""
     there = Path(name).expanduser()
     return str(there.resolve()) if name not in ("", "default") and there.exists() else name
+
+
+def _transformer(name: str) -> str:
+    """Raises ModelError for one that is not there, or of another kind."""
+    there = Path(name).expanduser()
+    if name and (not there.is_file() or there.suffix not in TRANSFORMERS):
+        raise ModelError(f"There is no transformer at {name}: give the path of a {' or '.join(TRANSFORMERS)} file.")
+    return _absolute(name)
 
 
 def _folder(name: str) -> str:

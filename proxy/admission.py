@@ -90,7 +90,7 @@ class _Turn:
 
     Attributes:
         began: when it was admitted, on the monotonic clock.
-        is_usual: whether its seconds tell those of others: no worker was restarted meanwhile.
+        is_usual: whether its seconds tell those of others: it was not sent again.
     """
 
     client: str

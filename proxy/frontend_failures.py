@@ -10,6 +10,7 @@ from http import HTTPStatus
 from handlers.wire import CUSTOM
 from proxy.errors import Failure
 
+STARTING = "TorchServe is starting or has stopped: try again shortly."
 READY = "ready"  # the state of an archive that can serve; any other state says why it cannot
 START_RETRY_S = 5
 BUSY_RETRY_S = 10
@@ -102,7 +103,10 @@ class WorkerDied(Failure):
 
 
 class TorchServeDied(WorkerDied):
-    """For a request whose TorchServe itself ended, which no request of a worker's causes."""
+    """For a request whose TorchServe itself ended or has forgotten its model; no request is to blame for that."""
+
+    def __init__(self) -> None:
+        Failure.__init__(self, 503, STARTING, BUSY_RETRY_S)
 
 
 def died_twice() -> Failure:
@@ -115,7 +119,7 @@ def died_twice() -> Failure:
 
 
 def unreachable() -> WaitedInVain:
-    return WaitedInVain("TorchServe is starting or has stopped: try again shortly.")
+    return WaitedInVain(STARTING)
 
 
 def _reason(body: bytes) -> tuple[str, str]:

@@ -237,19 +237,24 @@ async def _joined(
     makers = [lambda: order, *order.others]
     for done, make in enumerate(makers):
         steps = 0
-        async with aclosing(events_of(make())) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    steps = event.of
-                    of = steps_before + steps * (len(makers) - done)
-                    yield replace(event, step=steps_before + event.step, of=of)
-                elif isinstance(event, Queued):
-                    yield event
-                else:
-                    results.append(event)
-                    size += len(event.body)
-                    if size > MAX_JOINED_BYTES:
-                        raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
+        try:
+            async with aclosing(events_of(make())) as events:
+                async for event in events:
+                    if isinstance(event, Progress):
+                        steps = event.of
+                        of = steps_before + steps * (len(makers) - done)
+                        yield replace(event, step=steps_before + event.step, of=of)
+                    elif isinstance(event, Queued):
+                        yield event
+                    else:
+                        results.append(event)
+                        size += len(event.body)
+        except Failure as failure:
+            if failure.status in (400, 413):
+                failure.message += f" That was number {done + 1} of {len(makers)} images."
+            raise
+        if size > MAX_JOINED_BYTES:
+            raise Failure(413, "The images are too large for one answer: send fewer of them at a time.")
         steps_before += steps
     yield await anyio.to_thread.run_sync(Result.joined, results)  # parsing large ones takes its time
 

@@ -87,8 +87,11 @@ class Loading:
         await self._prepared(archive)
         since = self._clock()
         if archive.startswith(CUSTOM) and not await self._upstream.has(archive):
-            self._residents.lost(archive, since)  # by a TorchServe that was started again
-        await self._look(archive)
+            # by a TorchServe that was started again; what else it has is known before anything is loaded
+            await self._look()
+            self._residents.lost(archive, since)
+        else:
+            await self._look(archive)
         return held.enter_context(self._residents.use(archive))
 
     async def states(self) -> dict[str, str]:
@@ -181,4 +184,6 @@ class Loading:
     async def _unload(self, archive: str) -> None:
         with suppress(Failure):
             self._described[archive] = await self._upstream.describe(archive)
-        await self._upstream.unload(archive)
+        since = self._clock()
+        if not await self._upstream.unload(archive):  # by a TorchServe that was started again, which has others
+            self._residents.found(await self._upstream.loaded(), since)

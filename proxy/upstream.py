@@ -5,14 +5,15 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import httpx
 
-from handlers.wire import DESCRIBE, WITHOUT_MODEL, Failed, Progress, RequestHead, Result, read_line
+from handlers.wire import DESCRIBE, WITHOUT_MODEL, Progress, RequestHead, Result
+from proxy.answers import lines, message
 from proxy.errors import Failure
 from proxy.frontend_failures import (
     READY,
@@ -142,7 +143,8 @@ class Upstream:
         try:
             if workers is not None:
                 try:
-                    await self._scale(archive, 1)
+                    if not await self._scale(archive, 1):
+                        raise TorchServeDied
                 except NotLoaded:
                     await self._scale(archive, 0)  # TorchServe would start it again and again, beside others
                     raise
@@ -157,10 +159,13 @@ class Upstream:
         except httpx.TransportError:
             raise TorchServeDied from None
 
-    async def unload(self, archive: str) -> None:
-        """Ends an archive's worker, with all its memory. A request that runs there would hang. Raises Failure."""
+    async def unload(self, archive: str) -> bool:
+        """Ends an archive's worker, with all its memory. A request that runs there would hang. Raises Failure.
+
+        Returns whether TorchServe knew it: one that was started again does not.
+        """
         try:
-            await self._scale(archive, 0)
+            return await self._scale(archive, 0)
         except httpx.TransportError:
             raise TorchServeDied from None
 
@@ -171,17 +176,21 @@ class Upstream:
             answer = await _connect(ask, self._restart_s, httpx.TransportError)
         except httpx.TransportError:
             raise unreachable() from None
-        if answer.status_code != 200:
+        if answer.status_code == 404:
             return None
+        if answer.is_error:
+            raise unreachable()
         workers: list[Any] = answer.json()[0]["workers"]
         return workers
 
-    async def _scale(self, archive: str, workers: int) -> None:
+    async def _scale(self, archive: str, workers: int) -> bool:
+        """Returns whether TorchServe knows the archive."""
         query = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "true"}
         answer = await self._client.put(f"{self._management_url}/models/{archive}", params=query)
-        if answer.is_error:
+        if answer.is_error and answer.status_code != 404:
             logger.warning("TorchServe does not scale %s to %d: %s", archive, workers, answer.text[:300])
             raise NotLoaded
+        return answer.status_code != 404
 
     async def generate(self, archive: str, head: RequestHead, body: bytes) -> AsyncGenerator[Progress | Result, None]:
         """Runs one request on an archive: yields a Progress a step, then the Result.
@@ -206,8 +215,8 @@ class Upstream:
                     body = await answer.aread()
                     logger.warning("TorchServe answered %s with status %d: %s", archive, answer.status_code, body[:300])
                     raise failure_of(answer.status_code, body, archive, await self.state(archive))
-                async for line in _lines(answer):
-                    event = _event(line)
+                async for line in lines(answer):
+                    event = message(line)
                     if isinstance(event, Progress):
                         yield event
                     else:  # the answer is read to its end, so that the connection can be used again
@@ -275,26 +284,3 @@ def _close(sending: asyncio.Task[httpx.Response]) -> None:
     """Closes the connection of an abandoned request, even if its answer came at that moment."""
     if not sending.cancelled() and sending.exception() is None:
         asyncio.get_running_loop().create_task(sending.result().aclose())
-
-
-async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The answer's lines without their ends; a large last line is joined only once."""
-    parts: list[bytes] = []
-    async for chunk in answer.aiter_raw():
-        *complete, rest = chunk.split(b"\n")
-        for line in complete:
-            yield b"".join([*parts, line])
-            parts.clear()
-        if rest:
-            parts.append(rest)
-
-
-def _event(line: bytes) -> Progress | Result | None:
-    """The message of a line. Raises Failure for an error, and for a line that no handler wrote."""
-    try:
-        event = read_line(line)
-    except ValueError:
-        raise WorkerDied from None
-    if isinstance(event, Failed):
-        raise Failure(event.status, event.message)
-    return event

@@ -11,7 +11,7 @@ from handlers.imaging.documents import fill_masked, model_image
 from handlers.imaging.masks import pipeline_mask
 from handlers.imaging.regions import Crop
 from handlers.pipelines.embeddings import ENCODERS
-from handlers.pipelines.families import denoiser_name, has_embedded_guidance, has_true_guidance
+from handlers.pipelines.families import denoiser_name, has_embedded_guidance, has_true_guidance, longest_side
 from handlers.request.fields import GenerationRequest
 
 
@@ -28,8 +28,11 @@ def pipeline_arguments(
     Args:
         guides: the image of each of the request's ControlNets, for this crop.
 
-    Raises InvalidRequest for a clip_skip that the model's text encoders have too few layers for.
+    Raises InvalidRequest for a clip_skip that the model's text encoders have too few layers for, or too large a size.
     """
+    most = longest_side(pipeline)
+    if most and max(crop.size) > most:
+        raise InvalidRequest(f"width and height must be at most {most} for this model.")
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,

@@ -49,6 +49,13 @@ def size_multiple(pipeline: Any) -> int:
     return int(pipeline.vae_scale_factor) * (1 if denoiser_name(pipeline) == "unet" else 2)
 
 
+def longest_side(pipeline: Any) -> int | None:
+    """The pixels up to which a transformer knows where its tokens are; None without a bound."""
+    config = denoiser(pipeline).config
+    most = config.get("pos_embed_max_size")
+    return int(most * config.patch_size * pipeline.vae_scale_factor) if most else None
+
+
 def has_true_guidance(pipeline: Any) -> bool:
     """Whether the guidance scale is `true_cfg_scale`: of a pipeline that knows both, if the model was not distilled."""
     takes = "true_cfg_scale" in signature(pipeline.__call__).parameters

@@ -262,7 +262,7 @@ def _add_lora(pipeline: Any, file: Path, scale: float) -> None:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
         pipeline.fuse_lora(lora_scale=scale)
     except Exception as error:  # made for another model, or no LoRA at all
-        raise ModelError(f"The LoRA {file.name} does not fit this model: {error}") from error
+        raise ModelError(f"The LoRA {file.name} is damaged, or was made for another model: {error}") from error
     pipeline.unload_lora_weights()
 
 

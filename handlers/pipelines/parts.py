@@ -57,4 +57,7 @@ def load_transformer(file: Path, model: Path, kind: str, dtype: torch.dtype) -> 
             str(file), config=str(model), subfolder="transformer", dtype=dtype, local_files_only=True, **options
         )
     except Exception as error:  # not a transformer, or of another model; for GGUF a package is missing
-        raise ModelError(f"The transformer {file} cannot be loaded as a {kind}: {error}") from error
+        raise ModelError(
+            f"The transformer {file} cannot be loaded as a {kind}: it is damaged, not complete, or of another model "
+            f"({error})."
+        ) from error

@@ -95,8 +95,9 @@ class Reader:
             return text
         found = next((one for one in names if one.lower() == text.lower()), None)
         if text and found is None:
-            rule = f"must be one of {', '.join(names)}" if names else "cannot be used, since there is none here"
-            raise InvalidRequest(f"{name} {rule}, not {forms.shown(text)}.")
+            if not names:
+                raise InvalidRequest(f"{name} cannot be {forms.shown(text)}: none is installed on this server.")
+            raise InvalidRequest(f"{name} must be one of {', '.join(names)}, not {forms.shown(text)}.")
         return found
 
     def flag(self, name: str) -> bool:

@@ -53,6 +53,7 @@ class _Named:
     Attributes:
         schedule: the one that the name means without a schedule's name behind it.
         is_exact: whether diffusers has it; otherwise `kind` is the nearest that it has.
+        flow: the class for models of flow matching.
     """
 
     kind: str
@@ -60,11 +61,16 @@ class _Named:
     options: Mapping[str, Any] = field(default_factory=dict)
     schedule: str = AUTOMATIC
     is_exact: bool = True
+    flow: str = ""
+
+    def of(self, kinds: Collection[str]) -> str:
+        """Its class, of those that fit a model; "" if none does."""
+        return next((kind for kind in (self.kind, self.flow) if kind in kinds), "")
 
 
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 NAMES = {
-    "Euler": _Named("EulerDiscreteScheduler"),
+    "Euler": _Named("EulerDiscreteScheduler", flow="FlowMatchEulerDiscreteScheduler"),
     "Euler a": _Named("EulerAncestralDiscreteScheduler", ("euler ancestral",)),
     "DPM++ 2M": _Named("DPMSolverMultistepScheduler", ("dpm++2mv2",), {"algorithm_type": "dpmsolver++"}, "Karras"),
     "DPM++ 2M SDE": _Named("DPMSolverMultistepScheduler", (), _SDE, "Exponential"),
@@ -102,12 +108,12 @@ _SCHEDULE_BY_KEY = {_key(name): name for name in SCHEDULES} | {"automatic": AUTO
 
 def names_for(kinds: Collection[str]) -> list[str]:
     """The names that mean one of these classes of diffusers'."""
-    return [name for name, one in NAMES.items() if one.kind in kinds and one.is_exact]
+    return [name for name, one in NAMES.items() if one.of(kinds) and one.is_exact]
 
 
 def name_of(kind: str) -> str:
     """The name of a class of diffusers': AUTOMATIC1111's, or its own."""
-    return next((name for name, one in NAMES.items() if one.kind == kind and one.is_exact), kind)
+    return next((name for name, one in NAMES.items() if one.of((kind,)) and one.is_exact), kind)
 
 
 def find_sampler(
@@ -130,8 +136,8 @@ def find_sampler(
     # the longest name first: "ddim trailing" begins as DDIM does
     for known in sorted(_BY_KEY, key=len, reverse=True):
         name, rest = _BY_KEY[known], key.removeprefix(known)
-        if key.startswith(known) and rest in _SCHEDULE_BY_KEY and NAMES[name].kind in kinds:
-            return _sampler(name, _SCHEDULE_BY_KEY[rest], kinds[NAMES[name].kind], zero_snr, field)
+        if key.startswith(known) and rest in _SCHEDULE_BY_KEY and (kind := NAMES[name].of(kinds)):
+            return _sampler(name, kind, _SCHEDULE_BY_KEY[rest], kinds[kind], zero_snr, field)
     offered = [*names_for(kinds), *kinds]
     near = difflib.get_close_matches(text.lower(), [each.lower() for each in offered], 3)
     nearest = [each for each in offered if each.lower() in near] or offered
@@ -141,7 +147,9 @@ def find_sampler(
     )
 
 
-def _sampler(name: str, schedule: str, takes: Collection[str], zero_snr: bool, field: str) -> tuple[Sampler, list[str]]:
+def _sampler(
+    name: str, kind: str, schedule: str, takes: Collection[str], zero_snr: bool, field: str
+) -> tuple[Sampler, list[str]]:
     one = NAMES[name]
     doubts = []
     if not SCHEDULES.get(schedule, {}).keys() <= set(takes):
@@ -152,6 +160,6 @@ def _sampler(name: str, schedule: str, takes: Collection[str], zero_snr: bool, f
     plain = dict.fromkeys(SIGMAS, False) | dict(one.options)
     options = {option: value for option, value in plain.items() if option in takes} | SCHEDULES.get(schedule, {})
     if one.is_exact:
-        return Sampler(one.kind, options, name, schedule), doubts
-    doubts.append(f"The scheduler {name} is not in diffusers: {name_of(one.kind)} was used, the nearest.")
-    return Sampler(one.kind, options, name_of(one.kind), schedule), doubts
+        return Sampler(kind, options, name, schedule), doubts
+    doubts.append(f"The scheduler {name} is not in diffusers: {name_of(kind)} was used, the nearest.")
+    return Sampler(kind, options, name_of(kind), schedule), doubts

@@ -54,7 +54,7 @@ class A1111Answer(NativeAnswer):
 
     def refusal(self, failure: Failure) -> Response:
         if isinstance(failure, Cancelled):  # there, an interrupted request is answered with what it has
-            return self._response([], [*self.warnings, "The request was interrupted before it had an image."])
+            return self._response([], [*self.warnings, "The request was interrupted before it had all images."])
         return refusal(failure, self.names)
 
     def _response(self, images: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> Response:

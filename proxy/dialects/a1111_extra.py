@@ -54,7 +54,7 @@ class Enlarged(NativeAnswer):
 
     def refusal(self, failure: Failure) -> Response:
         if isinstance(failure, Cancelled):
-            return self._response([], ["It was interrupted before it had all images."])
+            return self._response([], ["The request was interrupted before it had all images."])
         return refusal(failure, self.names)
 
     def _response(self, images: Sequence[str], sentences: Sequence[str]) -> Response:

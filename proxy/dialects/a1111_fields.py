@@ -140,7 +140,9 @@ def read_seed(fields: Translation) -> None:
 
 def read_sampler(fields: Translation) -> str:
     """The sampler with its schedule, which may be a field of its own, which is returned, or the end of the name."""
-    by_index, by_name = fields.text("sampler_index"), fields.text("sampler_name")
+    by_index, by_name = (
+        "" if text.lower() in NONE else text for text in map(fields.text, ("sampler_index", "sampler_name"))
+    )
     schedule = fields.text("scheduler")
     sampler = with_schedule(by_name or by_index or str(COMMON["sampler_index"]), schedule)
     fields.put("scheduler", "sampler_name" if by_name or not by_index else "sampler_index", sampler)

@@ -83,7 +83,7 @@ def test_tokens_are_counted_without_chunks(handler: CombinedHandler) -> None:
 
 def test_other_schedulers_are_refused(frontend: Frontend) -> None:
     *_, refused = answered(frontend, scheduler="DPM++ 2M")
-    assert "these are there: FlowMatchEulerDiscreteScheduler" in str(refused)
+    assert "these are there: Euler, FlowMatchEulerDiscreteScheduler" in str(refused)
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,17 @@ async def test_their_steps_count_on() -> None:
 async def test_too_much_for_one_answer_is_refused() -> None:
     with pytest.raises(Failure, match="too large for one answer"):
         await told(1, 1, 1, body=b"x" * 60_000_000)
+
+
+async def test_a_refusal_says_which_image_it_was() -> None:
+    made = []
+
+    async def events(order: Order) -> AsyncGenerator[Queued | Progress | Result, None]:
+        made.append(order)
+        if len(made) == 3:
+            raise Failure(400, "init_image is damaged: send it again.")
+        yield Result.of_images([b"{}"], [])
+
+    with pytest.raises(Failure) as told:
+        _ = [event async for event in _joined(Order("img2img", "x", b"", "", others=TWO), events)]
+    assert told.value.message == "init_image is damaged: send it again. That was number 3 of 3 images."

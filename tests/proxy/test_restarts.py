@@ -124,6 +124,51 @@ async def test_after_the_death_of_torchserve_all_are_sent_again_at_once() -> Non
     assert {answer.status_code for answer in answers.values()} == {200} and sent == 8
 
 
+async def test_a_request_outlives_two_deaths_of_torchserve_and_no_third() -> None:
+    sent = 0
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal sent
+        if request.url.port == 8081:
+            if sent and request.url.path == "/models":
+                raise httpx.ConnectError("refused")
+            return management(request)
+        sent += 1
+        return httpx.Response(200, content=cut())
+
+    async def cut() -> AsyncIterator[bytes]:
+        yield STEP
+        raise httpx.ReadError("cut")
+
+    async with client(respond) as http:
+        (answer,) = (await ask(http, ["a"])).values()
+    assert (answer.status_code, sent) == (503, 3)
+    assert answer.json()["message"] == "TorchServe is starting or has stopped: try again shortly."
+
+
+async def test_the_deaths_of_a_worker_and_of_torchserve_do_not_add_up() -> None:
+    sent = 0
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal sent
+        if request.url.port == 8081:
+            if sent == 2 and request.url.path == "/models":
+                raise httpx.ConnectError("refused")
+            return management(request)
+        sent += 1
+        return httpx.Response(200, content=answer(sent))
+
+    async def answer(time: int) -> AsyncIterator[bytes]:
+        yield STEP
+        if time < 3:
+            raise httpx.ReadError("cut")
+        yield RESULT
+
+    async with client(respond) as http:
+        (told,) = (await ask(http, ["a"])).values()
+    assert (told.status_code, sent) == (200, 3)
+
+
 async def test_a_request_that_kills_its_worker_does_so_twice_and_fails_alone() -> None:
     served = Mortal(together=4, deaths=10)
     async with client(served) as http:

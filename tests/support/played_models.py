@@ -51,6 +51,8 @@ class TorchServe:
             self.workers.pop(name)
             return httpx.Response(200)
         query = dict(request.url.params)
+        if request.method == "PUT" and name not in self.workers:
+            return httpx.Response(404, json={})
         name = query.get("model_name", name)
         self.workers[name] = int(query.get("initial_workers") or query["min_worker"])
         self.most = max(self.most, sum(self.workers.values()))

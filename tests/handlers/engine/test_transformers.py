@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from handlers.engine.pipeline_job import PipelineJob
-from handlers.errors import ModelError
+from handlers.errors import InvalidRequest, ModelError
 from handlers.forward.calls import DenoiserCall
 from handlers.forward.merging import forward
 from handlers.forward.signature import CallSignature
@@ -179,6 +179,15 @@ def test_what_a_family_does_not_know_is_named(family: Family) -> None:
     lost = {"sd3": "eta", "flux_dev": "negative_prompt, clip_skip, eta"}
     expected = lost.get(family.name, "clip_skip, eta")
     assert without_effect(request, family.pipelines["txt2img"]) == [f"{expected}: without effect on this model."]
+
+
+def test_a_size_beyond_a_models_own_is_refused(family: Family) -> None:
+    request = sized(a_request("txt2img", "a house", 1, 3, 4.0), 320, 64)
+    if family.name == "sd3":
+        with pytest.raises(InvalidRequest, match="width and height must be at most 256 for this model"):
+            family.job(request)
+    else:
+        family.job(request)
 
 
 def test_a_transformer_from_a_file(family: Family, tmp_path: Path) -> None:

@@ -52,6 +52,13 @@ def test_they_come_and_go_in_low_memory_mode(tmp_path: Path) -> None:
     assert linear.weight.dtype == torch.float8_e4m3fn
 
 
+def test_where_clip_reads_the_prompts_the_log_says_that_it_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = tiny_transformers.make("sd3_without_t5")
+    store_in_float8(pipeline, CPU)
+    assert pipeline.text_encoder.text_model.encoder.layers[0].mlp.fc1.weight.dtype == torch.float32
+    assert "has no effect on this model" in caplog.text
+
+
 def test_a_macs_gpu_has_no_float8(tmp_path: Path) -> None:
     pipeline = tiny_transformers.make("sd3")
     with pytest.raises(ModelError, match="Leave it out"):

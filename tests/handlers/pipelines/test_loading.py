@@ -142,7 +142,7 @@ def _kohya_name(name: str) -> str:
 def test_a_lora_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     base = tiny_models.save("sd1", tmp_path / "base")
     (tmp_path / "other.safetensors").write_bytes((base / "vae" / "diffusion_pytorch_model.safetensors").read_bytes())
-    with pytest.raises(ModelError, match=r"LoRA other.safetensors does not fit"):
+    with pytest.raises(ModelError, match=r"LoRA other.safetensors is damaged, or was made for another model"):
         load(base, "txt2img", lora=str(tmp_path / "other.safetensors"))
     with pytest.raises(ModelError, match="no LoRA file at"):
         loras(str(tmp_path / "nothing.safetensors"))

@@ -9,7 +9,7 @@ import torch
 
 from handlers.errors import InvalidRequest
 from handlers.pipelines.schedulers import options, scheduler, schedulers, without_waiting
-from handlers.request.samplers import SCHEDULES, SIGMAS, find_sampler, names_for
+from handlers.request.samplers import SCHEDULES, SIGMAS, find_sampler, name_of, names_for
 from tests.support import tiny_models
 
 # diffusers passes a tensor to NumPy, which will want another signature of it
@@ -118,3 +118,14 @@ def test_an_unknown_name_is_refused_with_the_nearest(
     with pytest.raises(InvalidRequest) as refused:
         find_sampler(text, kinds)
     assert sentence in str(refused.value)
+
+
+def test_a_model_of_flow_matching_has_euler_with_its_schedules() -> None:
+    flow: dict[str, set[str]] = {"FlowMatchEulerDiscreteScheduler": {"use_karras_sigmas", "use_beta_sigmas", "shift"}}
+    assert names_for(flow) == ["Euler"] and name_of("FlowMatchEulerDiscreteScheduler") == "Euler"
+    sampler, doubts = find_sampler("euler", flow)
+    assert (sampler.kind, sampler.name, doubts) == ("FlowMatchEulerDiscreteScheduler", "Euler", [])
+    sampler, _ = find_sampler("Euler Karras", flow)
+    assert sampler.options["use_karras_sigmas"]
+    with pytest.raises(InvalidRequest, match="the nearest are Euler"):
+        find_sampler("Euler a", flow)

@@ -54,6 +54,7 @@ async def test_a_prompt_becomes_an_image() -> None:
         ({"seed": "42"}, {"seed": "42"}), ({"seed": 42.0}, {"seed": "42"}), ({"seed": 0}, {"seed": "4294967296"}),
         ({"seed": -1}, {}), ({"seed": None}, {}), ({"seed": ""}, {}), ({"seed": "random"}, {}), ({"seed": -7}, {}),
         ({"sampler_index": "k_euler_a"}, {"scheduler": "k_euler_a"}),
+        ({"sampler_name": "Automatic"}, {"scheduler": "Euler"}),
         ({"sampler_name": "DPM++ 2M Karras", "sampler_index": "Euler"}, {"scheduler": "DPM++ 2M Karras"}),
         ({"sampler_name": "DPM++ 2M", "scheduler": "automatic"}, {"scheduler": "DPM++ 2M"}),
         ({"sampler_name": "DPM++ 2M", "scheduler": "sgm_uniform"}, {"scheduler": "DPM++ 2M sgm_uniform"}),
