@@ -51,6 +51,8 @@ def size_multiple(pipeline: Any) -> int:
 
 def longest_side(pipeline: Any) -> int | None:
     """The pixels up to which a transformer knows where its tokens are; None without a bound."""
+    if denoiser_name(pipeline) != "transformer":
+        return None
     config = denoiser(pipeline).config
     most = config.get("pos_embed_max_size")
     return int(most * config.patch_size * pipeline.vae_scale_factor) if most else None
