@@ -118,6 +118,7 @@ class Request:
     Attributes:
         may_fail: the statuses that it may end with.
         lines: the last lines that it was given; more than one is a fault.
+        engine: that has it; its jobs live in that engine's thread.
     """
 
     fields: dict[str, Any]
@@ -126,6 +127,7 @@ class Request:
     may_fail: set[int] = field(default_factory=set)
     lines: list[bytes] = field(default_factory=list)
     cancelled: bool = False
+    engine: Any = None
 
     @property
     def is_open(self) -> bool:
@@ -173,7 +175,8 @@ class EngineStates(RuleBasedStateMachine):
     def _open(self, request: Request) -> None:
         """As TorchServe hands it over, or the proxy again."""
         request.generation = self.bench.make(Pipeline(), request.deadline, **request.fields)
-        self.engines[-1][0].open(request.generation)
+        request.engine = self.engines[-1][0]
+        request.engine.open(request.generation)
 
     @rule(
         steps=st.integers(1, 4),
@@ -211,8 +214,7 @@ class EngineStates(RuleBasedStateMachine):
     def a_client_disconnects(self, index: int) -> None:
         request = self._pick(index)
         request.cancelled = True
-        for engine, _ in self.engines:
-            engine.cancel(request.generation)
+        request.engine.cancel(request.generation)
 
     @rule()
     def memory_is_short_for_a_step(self) -> None:
