@@ -103,7 +103,8 @@ def test_it_starts_in_order_and_finishes_what_it_generates(containers: Container
     assert containers.passes(containers.torchserve["livenessProbe"])
 
     (tmp_path / "keys").write_text("secret\n")
-    proxy = containers.start(containers.proxy, SD_API_KEY_FILE=str(tmp_path / "keys"))
+    # longer than a busy machine needs to see that it is not ready
+    proxy = containers.start(containers.proxy, SD_API_KEY_FILE=str(tmp_path / "keys"), SD_LEAVE_S="20")
     wait_for(lambda: containers.passes(containers.proxy["readinessProbe"]) or proxy.poll() is not None)
     assert proxy.poll() is None, (tmp_path / "proxy.out").read_text()
     assert containers.passes(containers.proxy["livenessProbe"])
