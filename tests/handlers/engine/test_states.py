@@ -1,7 +1,7 @@
 """The engine under any order of what can happen to it, against a model of what must hold (hypothesis).
 
 The engine's thread is real, and stands still between two passes. Requests are real generations, whose pipeline calls a
-UNet of arithmetic that rounds alike in any batch: so an image of a merged forward must be that of its request alone.
+UNet of arithmetic (tests/support/arithmetic.py): an image of a merged forward must be that of its request alone.
 """
 
 import math
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -20,7 +21,6 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from PIL import Image
 
 from handlers.engine.decoder import Decoder
 from handlers.engine.generation import Generation
@@ -33,48 +33,12 @@ from handlers.forward.side_stream import NoSideStream
 from handlers.pipelines.noise import generator
 from handlers.wire import Failed, Result
 from tests.support import generations
+from tests.support.arithmetic import Pipeline
 from tests.support.engines import SOON_S
 from tests.support.generations import images_of, message
 from tests.support.samples import decode
 
 ROWS, AREA = 4, 64  # the limit of a forward, in rows of a native area
-
-
-class AutoencoderKL:
-    """By its name, one whose calls merge."""
-
-    dtype = torch.float32
-    encode = None
-
-    def decode(self, latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
-        return (latents - latents * latents * 0.125,)
-
-
-class UNet(torch.nn.Module):
-    def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, return_dict: bool) -> tuple[Any]:
-        steps = torch.as_tensor(timestep).expand(sample.shape[0])[:, None, None, None]
-        return (sample * 0.75 + encoder_hidden_states[:, :, None, None] * 0.01 + steps * 0.125,)
-
-
-class Pipeline:
-    """Each image depends on its prompt, its seed, its size and all of its steps. The prompt is a number."""
-
-    vae_scale_factor = 8
-    num_timesteps = 0
-    unet, vae = UNet(), AutoencoderKL()  # of all pipelines, so that their calls merge
-
-    def __init__(self) -> None:
-        self.scheduler = SimpleNamespace(set_timesteps=lambda *_, **__: None)
-
-    def __call__(self, prompt: str, num_inference_steps: int, width: int, height: int, generator: Any) -> Any:
-        self.num_timesteps = num_inference_steps
-        latents = torch.randn(1, 4, height // 8, width // 8, generator=generator)
-        for step in range(num_inference_steps):
-            (latents,) = self.unet(latents, step, torch.full((1, 4), float(prompt)), return_dict=False)
-        colours = self.vae.decode(latents, return_dict=False)[0][0, :3].permute(1, 2, 0)
-        pixels = (colours * 50 + 128).clamp(0, 255).byte().numpy()
-        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        return SimpleNamespace(images=[image], nsfw_content_detected=[False])
 
 
 class ParkedPacing(Pacing):
@@ -104,11 +68,11 @@ class ParkedPacing(Pacing):
         self._go.release()
         assert self._parked.wait(SOON_S)
 
-    def end(self, exits: threading.Semaphore) -> None:
+    def end(self, exits: SimpleQueue[threading.Thread]) -> None:
         """The thread ends as that of a process that dies."""
         self.engine.call(sys.exit)
         self._go.release()
-        assert exits.acquire(timeout=SOON_S)
+        exits.get(timeout=SOON_S).join(SOON_S)  # so that what it ends with belongs to this test
 
 
 @dataclass(eq=False)
@@ -137,11 +101,11 @@ class Request:
 class EngineStates(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
-        self.exits = threading.Semaphore(0)  # of the engines' threads
+        self.exits: SimpleQueue[threading.Thread] = SimpleQueue()  # the engines' threads that have ended
         self.patches = ExitStack()
         self.patches.enter_context(mock.patch("handlers.engine.loop.Cores", return_value=mock.Mock()))
         self.patches.enter_context(mock.patch("handlers.engine.loop.logger"))
-        self.patches.enter_context(mock.patch("handlers.engine.loop.os._exit", lambda _: self.exits.release()))
+        self.patches.enter_context(mock.patch("handlers.engine.loop.os._exit", self._has_ended))
         self.bench = generations.Bench()
         self.requests: list[Request] = []
         self.engines: list[tuple[Engine[Any], ParkedPacing]] = []
@@ -156,6 +120,9 @@ class EngineStates(RuleBasedStateMachine):
             for _, pacing in self.engines:
                 pacing.end(self.exits)
             self.patches.close()
+
+    def _has_ended(self, _: int) -> None:
+        self.exits.put(threading.current_thread())
 
     def _start_engine(self) -> None:
         batcher = StepBatcher(RowLimit(1.0, learns=False, fixed=ROWS), self.bench.memory, self._forward)
