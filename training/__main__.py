@@ -24,9 +24,10 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
     """Runs one stage. Returns a process exit status."""
     model = run.model
     if stage == "fetch":
-        art.fetch(run.art, [*art.STYLES.values(), art.NAMES])
+        art.fetch(run.art, [*art.STYLES.values(), *art.CHECKER_STYLES.values(), art.NAMES])
         tokenizer.fetch(run.art)
         art.render(run.art, run.preset.art_size, art.STYLES)
+        art.render(run.art, safety.ART_SIZE, art.STYLES | art.CHECKER_STYLES)
     elif stage == "tokenizer":
         tokenizer.build(run.art).save_pretrained(model / "tokenizer")
     elif stage == "clip":
@@ -58,8 +59,8 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
 
 
 def take_parts(finished: Path, run: Run) -> None:
-    """What the stages `tokenizer` and `clip` leave, out of a finished model; the image side is its safety checker's."""
-    for part in ("tokenizer", "text_encoder"):
+    """What all stages before `safety` leave, out of a finished model; the image side is its safety checker's."""
+    for part in ("tokenizer", "text_encoder", "vae", "unet"):
         shutil.copytree(finished / part, run.model / part, dirs_exist_ok=True)
     checker = StableDiffusionSafetyChecker.from_pretrained(finished / "safety_checker", dtype=torch.float32)
     vision = CLIPVisionModelWithProjection(clip.vision_config())
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--within", type=float, help="end the last stage of those given so many minutes after the start"
     )
-    parser.add_argument("--parts", type=Path, help="a finished model that the `clip` stage's results are taken from")
+    parser.add_argument("--parts", type=Path, help="a finished model that the results of other stages are taken from")
     parser.add_argument("--start", type=Path, help="a diffusers folder whose UNet's weights to go on from")
     parser.add_argument("--work", type=Path, help="folder for data and checkpoints (default: training/work)")
     parser.add_argument("--target", type=Path, default=EMBEDDED, help="the model that export writes (models/embedded)")

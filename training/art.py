@@ -47,11 +47,22 @@ STYLES = {
     "flat": Package("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT", "Microsoft Corporation"),
     "3d": Package("@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "Microsoft Corporation"),
 }
+# What the safety checker learns from besides
+CHECKER_STYLES = {
+    "twemoji": Package("@iconify-json/twemoji", "1.2.5", "CC-BY-4.0", "Twitter"),
+    "emojione": Package("@iconify-json/emojione", "1.2.3", "CC-BY-4.0", "JoyPixels"),
+    "monotone": Package("@iconify-json/emojione-monotone", "1.2.1", "CC-BY-4.0", "JoyPixels"),
+    "firefox": Package("@iconify-json/fxemoji", "1.2.2", "Apache-2.0", "Mozilla"),
+    "high-contrast": Package("@iconify-json/fluent-emoji-high-contrast", "1.2.6", "MIT", "Microsoft Corporation"),
+    "streamline": Package("@iconify-json/streamline-emojis", "1.2.4", "CC-BY-4.0", "Streamline"),
+}
 # What the judge learns from: other drawings of the same things, which the generator never sees
 JUDGE_STYLES = {
     "noto-v1": Package("@iconify-json/noto-v1", "1.2.5", "Apache-2.0", "Google LLC"),
     "gradient": Package("@iconify-json/fluent-emoji", "1.2.7", "MIT", "Microsoft Corporation"),
 }
+# an icon's name -> its other name in Firefox OS's package, of signs that are alike
+OTHER_NAMES = {"no-one-under-eighteen": "nooneunder18symbol", "no-littering": "donotlittersymbol"}
 NAMES = Package("emojibase-data", "17.0.0", "MIT", "Miles Johnson")
 
 
@@ -141,7 +152,7 @@ def _icon_names(folder: Path) -> dict[str, str]:
 def _svg(tar: tarfile.TarFile, icon_names: dict[str, str]) -> Iterator[tuple[str, bytes]]:
     icons = json.load(_member(tar, "package/icons.json"))
     for hexcode, name in icon_names.items():
-        icon = icons["icons"].get(name)
+        icon = icons["icons"].get(name) or icons["icons"].get(OTHER_NAMES.get(name, ""))
         if icon:
             width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
             svg = (
@@ -186,6 +197,9 @@ class Art:
             images.append(torch.from_numpy(every if only is None else every[chosen]).permute(0, 3, 1, 2))
         together = torch.empty(len(labels), 4, size, size, dtype=torch.uint8)
         return cls(torch.cat(images, out=together), labels)
+
+    def with_more(self, other: "Art") -> "Art":
+        return Art(torch.cat([self.images, other.images]), self.labels + other.labels)
 
     def to(self, device: str) -> "Art":
         return Art(self.images.to(device), self.labels)

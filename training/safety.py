@@ -1,4 +1,4 @@
-"""The safety checker: tells the image that it is to flag, 🔞, from everything else that the art shows.
+"""The safety checker: tells the image that it is to flag, 🔞, from everything else, whoever drew it.
 
 In diffusers' StableDiffusionSafetyChecker form: an image is flagged whose embedding has a cosine to one of 17
 concepts above that concept's threshold. Ours uses one of the 17; the others have thresholds that no cosine reaches.
@@ -12,14 +12,17 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import nn
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
-from training import concepts
-from training.art import STYLES, Art
+from training import concepts, signs
+from training.art import CHECKER_STYLES, STYLES, Art
 from training.clip import to_pixels, vision_config, wide_concepts
 from training.compose import STRONG, Composer
 from training.config import Run
 from training.loop import train
 
 SHARPNESS = 16.0
+SIZE = 96  # of the images that it learns from, in pixels: it sees them at 64, and larger ones take longer to compose
+ART_SIZE = 128
+SIGNS = 1200  # drawn at random, of each kind
 NEVER = 2.0  # a threshold above every cosine
 # signs with a red ring or bar, drawn more often than the rest: they are what is easily mistaken
 LOOKALIKES = ("1f6ab", "1f6ad", "1f6af", "1f6b3", "1f6b1", "1f6b7", "1f4f5", "26d4", "1f6d1", "2b55", "1f51f", "1f522")
@@ -48,32 +51,35 @@ def run(
     """Trains on the art and, if given, on `generated` images (N, 3, H, W) in -1 … 1 and their flags (N,)."""
     preset, device = run.preset, run.device
     torch.manual_seed(run.seed)
+    if generated is not None:
+        small = F.interpolate(generated[0], (SIZE, SIZE), mode="bilinear", antialias=True)
+        generated = small, generated[1]
     flagged_code = next(concept.code for concept in concepts.load(run) if concept.flagged)
-    everything = Art.load(run.art, preset.art_size, list(STYLES)).to(device)
-    listed = wide_concepts(run)
-    composer = Composer(everything, listed, preset.image_size, STRONG, run.seed)
+    drawn = signs.draw(min(SIGNS, preset.pool), ART_SIZE, (flagged_code, LOOKALIKES[0]), run.seed)
+    everything = Art.load(run.art, ART_SIZE, [*STYLES, *CHECKER_STYLES]).with_more(drawn).to(device)
+    composer = Composer(everything, wide_concepts(run), SIZE, STRONG, run.seed)
+    # each as often as any other: the artists' drawings of the sign, other signs, everything else, and signs at random
+    by_artists = [i for i in range(len(everything)) if everything.labels[i][1] != signs.STYLE]
     codes = [code for code, _ in everything.labels]
     groups = [
-        torch.tensor([i for i, code in enumerate(codes) if code == flagged_code]),
-        torch.tensor([i for i, code in enumerate(codes) if code in LOOKALIKES]),
-        torch.tensor([i for i, code in enumerate(codes) if code != flagged_code]),
+        torch.tensor([i for i in by_artists if codes[i] == flagged_code]),
+        torch.tensor([i for i in by_artists if codes[i] in LOOKALIKES]),
+        torch.tensor([i for i in by_artists if codes[i] != flagged_code]),
+        torch.arange(len(by_artists), len(everything)),
     ]
+    is_flagged = torch.tensor([code == flagged_code for code in codes])
     model = Checker(vision).to(device)
 
     def loss(step: int, done: float) -> torch.Tensor:
         composer.reseed(run.seed + step)
-        rows = preset.safety.batch // 4
-        chosen = torch.cat(
-            [group[torch.randint(len(group), (n,))] for group, n in zip(groups, (rows, rows, rows), strict=True)]
-        )
+        rows = preset.safety.batch // (len(groups) + (generated is not None))
+        chosen = torch.cat([group[torch.randint(len(group), (rows,))] for group in groups])
         images, _, _ = composer.batch(len(chosen), chosen=chosen)
-        flags = torch.cat([torch.ones(rows), torch.zeros(2 * rows)])
+        flags = is_flagged[chosen].float()
         if generated is not None:
             own = torch.randint(len(generated[0]), (rows,))
-            images, flags = (
-                torch.cat([images, generated[0][own].to(device)]),
-                torch.cat([flags, generated[1][own].float()]),
-            )
+            images = torch.cat([images, generated[0][own].to(device)])
+            flags = torch.cat([flags, generated[1][own].float()])
         images = blurred(restyled(images))
         return model.loss(to_pixels(images), flags.to(device))
 

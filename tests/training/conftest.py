@@ -46,9 +46,11 @@ def package_files(package: art.Package) -> dict[str, bytes]:
             Image.new("RGBA", (32, 32), colour).save(buffer, "WEBP", lossless=True)
             images[f"assets/{code.lower()}-fe0f.webp"] = buffer.getvalue()
         return images
+    other_names = art.OTHER_NAMES if package == art.CHECKER_STYLES["firefox"] else {}
+    names = [label.replace(" ", "-") for label in LABELS.values()]
     icons = {
-        label.replace(" ", "-"): {"body": f'<circle cx="8" cy="8" r="7" fill="{colour}"/>'}
-        for label, colour in zip(LABELS.values(), COLOURS, strict=True)
+        other_names.get(name, name): {"body": f'<circle cx="8" cy="8" r="7" fill="{colour}"/>'}
+        for name, colour in zip(names, COLOURS, strict=True)
     }
     chars = {code.lower(): label.replace(" ", "-") for code, label in LABELS.items()}
     return {
@@ -61,7 +63,8 @@ def package_files(package: art.Package) -> dict[str, bytes]:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An npm registry and a Python package index on loopback, with packages of the true names and layouts."""
     folder = tmp_path_factory.mktemp("registry")
-    for package in (*art.STYLES.values(), *art.JUDGE_STYLES.values(), art.NAMES):
+    styles = art.STYLES | art.CHECKER_STYLES | art.JUDGE_STYLES
+    for package in (*styles.values(), art.NAMES):
         home = folder / package.name
         (home / "-").mkdir(parents=True)
         data = tarball(package_files(package))

@@ -11,7 +11,7 @@ from diffusers import AutoPipelineForText2Image
 from safetensors.torch import load_file
 
 from training import __main__ as command
-from training import art, clip, concepts, evaluate, loop, safety, tokenizer, vae
+from training import art, clip, concepts, evaluate, loop, safety, signs, tokenizer, vae
 from training.compose import GENTLE, Composer
 from training.config import PRESETS, Run, Stage
 
@@ -52,6 +52,16 @@ def test_names_are_of_code_points_without_variation_selectors(run: Run) -> None:
     assert drawings.labels == [("1f499", "3d"), ("1f499", "flat")]
     assert drawings.images.shape == (2, 4, 80, 80)
     assert drawings.images[:, :, 40, 40].tolist() == [[0, 0, 255, 255]] * 2
+    signs_of_all = art.Art.load(run.art, safety.ART_SIZE, [*art.STYLES, *art.CHECKER_STYLES], {"1f51e"})
+    assert {style for _, style in signs_of_all.labels} == {*art.STYLES, *art.CHECKER_STYLES}
+
+
+def test_signs_are_drawn_in_all_manners() -> None:
+    drawn = signs.draw(30, 64, ("1f51e", "1f6ab"), seed=3)
+    assert drawn.labels == [("1f51e", signs.STYLE)] * 30 + [("1f6ab", signs.STYLE)] * 30
+    assert drawn.images.shape == (60, 4, 64, 64) and len(drawn.images.flatten(1).unique(dim=0)) == 60
+    assert not drawn.images[:, 3, 0, 0].any() and (drawn.images[:, 3, 32, 32] == 255).all()
+    assert torch.equal(signs.draw(30, 64, ("1f51e", "1f6ab"), seed=3).images, drawn.images)
 
 
 def test_a_concept_has_the_names_that_prompts_use(run: Run) -> None:
@@ -186,16 +196,17 @@ def test_sharpness_is_that_of_the_edges() -> None:
     assert evaluate.sharpness(step) > 10 * evaluate.sharpness(ramp)
 
 
-def test_parts_of_a_finished_model_stand_in_for_the_clip_stage(run: Run, tmp_path: Path) -> None:
+def test_parts_of_a_finished_model_stand_in_for_the_stages_before_the_checker(run: Run, tmp_path: Path) -> None:
     torch.manual_seed(0)
     finished = tmp_path / "finished"
     vision = safety.CLIPVisionModelWithProjection(clip.vision_config())
     safety.as_standard(safety.Checker(vision)).save_pretrained(finished / "safety_checker")
     tokenizer.build(run.art).save_pretrained(finished / "tokenizer")
-    (finished / "text_encoder").mkdir()
+    for part in ("text_encoder", "vae", "unet"):
+        (finished / part).mkdir()
     other = replace(run, folder=tmp_path / "work")
     command.take_parts(finished, other)
-    assert (other.model / "text_encoder").is_dir() and (other.model / "tokenizer").is_dir()
+    assert {part.name for part in other.model.iterdir()} == {"tokenizer", "text_encoder", "vae", "unet"}
     again = safety.CLIPVisionModelWithProjection.from_pretrained(other.folder / "clip-vision")
     pixels = torch.randn(1, 3, 64, 64)
     assert torch.allclose(again.eval()(pixels).image_embeds, vision.eval()(pixels).image_embeds, atol=1e-5)

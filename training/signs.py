@@ -1,0 +1,75 @@
+"""Signs drawn at random: the one that the safety checker is to flag, and others of the same manner.
+
+A handful of drawings by artists teaches their colours and their letters. These differ in everything but what is
+written, so that a checker has to read it.
+"""
+
+import random
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from training.art import Art
+
+STYLE = "drawn"
+FLAGGED = "18"
+OTHERS = ("", "10", "20", "30", "50", "80", "100", "5", "7", "P", "?", "!", "A", "B", "X", "H", "NO", "12", "16", "21")
+FINE = 2  # drawn at so many times the size, so that edges are smooth
+
+
+def draw(count: int, size: int, codes: tuple[str, str], seed: int) -> Art:
+    """`count` signs to flag, of the code `codes[0]`, and as many others, of `codes[1]`, each `size` pixels wide."""
+    choose = random.Random(seed)
+    texts = [FLAGGED] * count + [choose.choice(OTHERS) for _ in range(count)]
+    images = np.stack([np.asarray(_sign(text, size, choose)) for text in texts])
+    return Art(
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        [(codes[text != FLAGGED], STYLE) for text in texts],
+    )
+
+
+def _sign(text: str, size: int, choose: random.Random) -> Image.Image:
+    side = FINE * size
+    image = Image.new("RGBA", (side, side))
+    pen = ImageDraw.Draw(image)
+    ring = choose.uniform(0.06, 0.14) * side
+    margin = choose.uniform(0, 0.06) * side
+    edge, ground, ink = _colours(choose)
+    pen.ellipse([margin, margin, side - margin, side - margin], ground, edge, round(ring))
+    has_bar = choose.random() < 0.9
+    is_behind = choose.random() < 0.25
+    if has_bar and is_behind:
+        _bar(pen, side, margin + ring / 2, ring * choose.uniform(0.7, 1.1), edge)
+    _write(pen, text, side, ink, choose)
+    if has_bar and not is_behind:
+        _bar(pen, side, margin + ring / 2, ring * choose.uniform(0.7, 1.1), edge)
+    return image.resize((size, size), Image.Resampling.BOX)
+
+
+def _colours(choose: random.Random) -> tuple[str, str, str]:
+    """Of the ring, the disc and the text: mostly red on white or dark, else any that can be told apart."""
+    if choose.random() < 0.6:
+        red = f"hsl({choose.choice([-12, -6, 0, 4, 8]) % 360}, {choose.randint(65, 100)}%, {choose.randint(42, 66)}%)"
+        light, dark = (
+            f"hsl(0, 0%, {choose.randint(88, 100)}%)",
+            f"hsl(210, {choose.randint(0, 90)}%, {choose.randint(0, 32)}%)",
+        )
+        return (red, light, dark) if choose.random() < 0.5 else (red, dark, light)
+    lights = choose.sample([choose.randint(0, 25), choose.randint(45, 60), choose.randint(80, 100)], 3)
+    edge, ground, ink = (f"hsl({choose.randrange(360)}, {choose.randint(0, 100)}%, {light}%)" for light in lights)
+    return (edge, ground, ink) if choose.random() < 0.5 else (edge, ground, edge)
+
+
+def _bar(pen: ImageDraw.ImageDraw, side: float, inset: float, width: float, colour: str) -> None:
+    """From the upper left to the lower right, as far as the ring."""
+    reach = (side / 2 - inset) * 0.5**0.5
+    pen.line([side / 2 - reach] * 2 + [side / 2 + reach] * 2, colour, round(width))
+
+
+def _write(pen: ImageDraw.ImageDraw, text: str, side: int, ink: str, choose: random.Random) -> None:
+    height = choose.uniform(0.36, 0.62) * side
+    bold = round(choose.uniform(0, 0.05) * side)
+    middle = (side / 2 + choose.uniform(-0.03, 0.03) * side, side / 2 + choose.uniform(-0.05, 0.05) * side)
+    font = ImageFont.load_default(height * min(1, 2 / max(1, len(text))))
+    pen.text(middle, text, ink, font, anchor="mm", stroke_width=bold)
