@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
 from training import concepts, signs
 from training.art import CHECKER_STYLES, STYLES, Art
-from training.clip import to_pixels, vision_config, wide_concepts
+from training.clip import IMAGE_SIZE, to_pixels, vision_config, wide_concepts
 from training.compose import STRONG, Composer
 from training.config import Run
 from training.loop import train
@@ -58,7 +58,7 @@ def run(
     drawn = signs.draw(min(SIGNS, preset.pool), ART_SIZE, (flagged_code, LOOKALIKES[0]), run.seed)
     everything = Art.load(run.art, ART_SIZE, [*STYLES, *CHECKER_STYLES]).with_more(drawn).to(device)
     composer = Composer(everything, wide_concepts(run), SIZE, STRONG, run.seed)
-    # each as often as any other: the artists' drawings of the sign, other signs, everything else, and signs at random
+    # the artists' drawings of the sign, other signs, everything else, and signs at random
     by_artists = [i for i in range(len(everything)) if everything.labels[i][1] != signs.STYLE]
     codes = [code for code, _ in everything.labels]
     groups = [
@@ -67,13 +67,15 @@ def run(
         torch.tensor([i for i in by_artists if codes[i] != flagged_code]),
         torch.arange(len(by_artists), len(everything)),
     ]
+    shares = [1, 1, 2, 1]  # of a batch, in which generated images have one, too
     is_flagged = torch.tensor([code == flagged_code for code in codes])
     model = Checker(vision).to(device)
 
     def loss(step: int, done: float) -> torch.Tensor:
         composer.reseed(run.seed + step)
-        rows = preset.safety.batch // (len(groups) + (generated is not None))
-        chosen = torch.cat([group[torch.randint(len(group), (rows,))] for group in groups])
+        rows = preset.safety.batch // (sum(shares) + (generated is not None))
+        counts = [share * rows for share in shares]
+        chosen = torch.cat([group[torch.randint(len(group), (n,))] for group, n in zip(groups, counts, strict=True)])
         images, _, _ = composer.batch(len(chosen), chosen=chosen)
         flags = is_flagged[chosen].float()
         if generated is not None:
@@ -124,7 +126,8 @@ def restyled(images: torch.Tensor) -> torch.Tensor:
 
 def blurred(images: torch.Tensor) -> torch.Tensor:
     """Every second image a little unsharp and noisy, as generated ones are."""
-    soft = F.interpolate(F.avg_pool2d(images[::2], 2), images.shape[-2:], mode="bilinear")
+    small = F.interpolate(images[::2], (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+    soft = F.interpolate(small, images.shape[-2:], mode="bilinear")
     images = images.clone()
     images[::2] = soft + 0.06 * torch.randn_like(soft)
     return images

@@ -14,7 +14,7 @@ from training.art import Art
 
 STYLE = "drawn"
 FLAGGED = "18"
-OTHERS = ("", "10", "20", "30", "50", "80", "100", "5", "7", "P", "?", "!", "A", "B", "X", "H", "NO", "12", "16", "21")
+OTHERS = ("", "20", "50", "100", "7", "P", "?", "!", "A", "X", "H", "NO")
 FINE = 2  # drawn at so many times the size, so that edges are smooth
 
 
@@ -53,7 +53,7 @@ def _colours(choose: random.Random) -> tuple[str, str, str]:
         red = f"hsl({choose.choice([-12, -6, 0, 4, 8]) % 360}, {choose.randint(65, 100)}%, {choose.randint(42, 66)}%)"
         light, dark = (
             f"hsl(0, 0%, {choose.randint(88, 100)}%)",
-            f"hsl(210, {choose.randint(0, 90)}%, {choose.randint(0, 32)}%)",
+            f"hsl({choose.randrange(360)}, {choose.randint(0, 100)}%, {choose.randint(0, 42)}%)",
         )
         return (red, light, dark) if choose.random() < 0.5 else (red, dark, light)
     lights = choose.sample([choose.randint(0, 25), choose.randint(45, 60), choose.randint(80, 100)], 3)
@@ -68,8 +68,8 @@ def _bar(pen: ImageDraw.ImageDraw, side: float, inset: float, width: float, colo
 
 
 def _write(pen: ImageDraw.ImageDraw, text: str, side: int, ink: str, choose: random.Random) -> None:
-    height = choose.uniform(0.36, 0.62) * side
-    bold = round(choose.uniform(0, 0.05) * side)
+    height = choose.uniform(0.42, 0.64) * side
+    bold = round(choose.uniform(0.01, 0.05) * side)
     middle = (side / 2 + choose.uniform(-0.03, 0.03) * side, side / 2 + choose.uniform(-0.05, 0.05) * side)
     font = ImageFont.load_default(height * min(1, 2 / max(1, len(text))))
     pen.text(middle, text, ink, font, anchor="mm", stroke_width=bold)
