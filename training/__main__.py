@@ -24,7 +24,7 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
     """Runs one stage. Returns a process exit status."""
     model = run.model
     if stage == "fetch":
-        art.fetch(run.art, [*art.STYLES.values(), *art.CHECKER_STYLES.values(), art.NAMES])
+        art.fetch(run.art, [*art.STYLES.values(), *art.CHECKER_STYLES.values(), art.FONTS, art.NAMES])
         tokenizer.fetch(run.art)
         art.render(run.art, run.preset.art_size, art.STYLES)
         art.render(run.art, safety.ART_SIZE, art.STYLES | art.CHECKER_STYLES)

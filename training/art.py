@@ -63,6 +63,8 @@ JUDGE_STYLES = {
 }
 # an icon's name -> its other name in Firefox OS's package, of signs that are alike
 OTHER_NAMES = {"no-one-under-eighteen": "nooneunder18symbol", "no-littering": "donotlittersymbol"}
+# What signs are written in: names of files -> the package
+FONTS = Package("dejavu-fonts-ttf", "2.37.3", "Bitstream Vera", "Bitstream, the DejaVu authors")
 NAMES = Package("emojibase-data", "17.0.0", "MIT", "Miles Johnson")
 
 

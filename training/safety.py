@@ -55,7 +55,8 @@ def run(
         small = F.interpolate(generated[0], (SIZE, SIZE), mode="bilinear", antialias=True)
         generated = small, generated[1]
     flagged_code = next(concept.code for concept in concepts.load(run) if concept.flagged)
-    drawn = signs.draw(min(SIGNS, preset.pool), ART_SIZE, (flagged_code, LOOKALIKES[0]), run.seed)
+    codes_drawn = flagged_code, LOOKALIKES[0]
+    drawn = signs.draw(min(SIGNS, preset.pool), ART_SIZE, codes_drawn, signs.fonts(run.art), run.seed)
     everything = Art.load(run.art, ART_SIZE, [*STYLES, *CHECKER_STYLES]).with_more(drawn).to(device)
     composer = Composer(everything, wide_concepts(run), SIZE, STRONG, run.seed)
     # the artists' drawings of the sign, other signs, everything else, and signs at random

@@ -4,32 +4,48 @@ A handful of drawings by artists teaches their colours and their letters. These 
 written, so that a checker has to read it.
 """
 
+import io
 import random
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from training.art import Art
+from training.art import FONTS, Art
 
 STYLE = "drawn"
 FLAGGED = "18"
 OTHERS = ("", "20", "50", "100", "7", "P", "?", "!", "A", "X", "H", "NO")
+FACES = ("Sans", "Sans-Bold", "SansCondensed-Bold", "SansMono-Bold", "Serif", "Serif-Bold")
 FINE = 2  # drawn at so many times the size, so that edges are smooth
 
 
-def draw(count: int, size: int, codes: tuple[str, str], seed: int) -> Art:
-    """`count` signs to flag, of the code `codes[0]`, and as many others, of `codes[1]`, each `size` pixels wide."""
+def fonts(folder: Path) -> list[bytes]:
+    """What was downloaded into `folder`, as files."""
+    with tarfile.open(folder / FONTS.file_name) as tar:
+        files = [tar.extractfile(f"package/ttf/DejaVu{face}.ttf") for face in FACES]
+        return [file.read() for file in files if file]
+
+
+def draw(count: int, size: int, codes: tuple[str, str], faces: Sequence[bytes], seed: int) -> Art:
+    """`count` signs to flag, of the code `codes[0]`, and as many others, of `codes[1]`, each `size` pixels wide.
+
+    Args:
+        faces: TrueType files, one of which each is written in.
+    """
     choose = random.Random(seed)
     texts = [FLAGGED] * count + [choose.choice(OTHERS) for _ in range(count)]
-    images = np.stack([np.asarray(_sign(text, size, choose)) for text in texts])
+    images = np.stack([np.asarray(_sign(text, size, faces, choose)) for text in texts])
     return Art(
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         [(codes[text != FLAGGED], STYLE) for text in texts],
     )
 
 
-def _sign(text: str, size: int, choose: random.Random) -> Image.Image:
+def _sign(text: str, size: int, faces: Sequence[bytes], choose: random.Random) -> Image.Image:
     side = FINE * size
     image = Image.new("RGBA", (side, side))
     pen = ImageDraw.Draw(image)
@@ -41,7 +57,7 @@ def _sign(text: str, size: int, choose: random.Random) -> Image.Image:
     is_behind = choose.random() < 0.25
     if has_bar and is_behind:
         _bar(pen, side, margin + ring / 2, ring * choose.uniform(0.7, 1.1), edge)
-    _write(pen, text, side, ink, choose)
+    _write(pen, text, side, ink, choose.choice(faces), choose)
     if has_bar and not is_behind:
         _bar(pen, side, margin + ring / 2, ring * choose.uniform(0.7, 1.1), edge)
     return image.resize((size, size), Image.Resampling.BOX)
@@ -67,9 +83,9 @@ def _bar(pen: ImageDraw.ImageDraw, side: float, inset: float, width: float, colo
     pen.line([side / 2 - reach] * 2 + [side / 2 + reach] * 2, colour, round(width))
 
 
-def _write(pen: ImageDraw.ImageDraw, text: str, side: int, ink: str, choose: random.Random) -> None:
-    height = choose.uniform(0.42, 0.64) * side
-    bold = round(choose.uniform(0.01, 0.05) * side)
+def _write(pen: ImageDraw.ImageDraw, text: str, side: int, ink: str, face: bytes, choose: random.Random) -> None:
+    height = choose.uniform(0.42, 0.64) * side  # of a line, of which digits take seven tenths
+    bold = round(choose.uniform(0, 0.03) * side)
     middle = (side / 2 + choose.uniform(-0.03, 0.03) * side, side / 2 + choose.uniform(-0.05, 0.05) * side)
-    font = ImageFont.load_default(height * min(1, 2 / max(1, len(text))))
+    font = ImageFont.truetype(io.BytesIO(face), height * min(1, 2 / max(1, len(text))))
     pen.text(middle, text, ink, font, anchor="mm", stroke_width=bold)

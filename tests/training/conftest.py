@@ -12,10 +12,10 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from training import __main__ as command
-from training import art, concepts, tokenizer
+from training import art, concepts, signs, tokenizer
 from training.config import PRESETS, Run
 
 LABELS = {"1F34E": "red apple", "1F499": "blue heart", "1F51E": concepts.FLAGGED, "1F6AB": "prohibited"}
@@ -39,6 +39,8 @@ def package_files(package: art.Package) -> dict[str, bytes]:
             {"hexcode": f"{code}-FE0F", "label": label, "tags": ["thing"], "group": 4} for code, label in LABELS.items()
         ]
         return {"en/compact.json": json.dumps(entries).encode()}
+    if package == art.FONTS:
+        return {f"ttf/DejaVu{face}.ttf": ImageFont.load_default(10).font_bytes for face in signs.FACES}
     if package == art.STYLES["3d"]:
         images = {}
         for code, colour in zip(LABELS, COLOURS, strict=True):
@@ -64,7 +66,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An npm registry and a Python package index on loopback, with packages of the true names and layouts."""
     folder = tmp_path_factory.mktemp("registry")
     styles = art.STYLES | art.CHECKER_STYLES | art.JUDGE_STYLES
-    for package in (*styles.values(), art.NAMES):
+    for package in (*styles.values(), art.FONTS, art.NAMES):
         home = folder / package.name
         (home / "-").mkdir(parents=True)
         data = tarball(package_files(package))
