@@ -1,5 +1,6 @@
 """Starts of server.py that fail, and one that is answered in another way."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -58,7 +59,8 @@ def test_a_download_ends_with_the_server_that_is_killed(tmp_path: Path) -> None:
                 server.wait()
                 wait_for(lambda: has_ended(download), GONE_S)
         finally:
-            server.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server.kill()
 
 
 def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None:
