@@ -21,11 +21,15 @@ def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[s
     """
     pipe, own_end = os.pipe()
     try:
-        whole = [sys.executable, __file__, *command]
-        return subprocess.run(whole, stdin=pipe, text=True, check=False, **own_group(), **options)
+        return subprocess.run(held(command), stdin=pipe, text=True, check=False, **own_group(), **options)
     finally:
         os.close(pipe)
         os.close(own_end)
+
+
+def held(command: Sequence[str]) -> list[str]:
+    """The command line that runs a module with its arguments here."""
+    return [sys.executable, __file__, *command]
 
 
 def own_group() -> dict[str, Any]:

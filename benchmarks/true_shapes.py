@@ -1,7 +1,8 @@
 """Stable Diffusion in its true shapes, with random weights: time and memory beside plain diffusers.
 
 `make bench-true-shapes`; with `ARGS="--device cuda --size 512 --steps 20"` on a GPU, where it also measures the
-combined archive and low-memory mode. Every time is taken side by side with the plain pipeline, in turns.
+combined archive and low-memory mode. Every time is taken side by side with the plain pipeline, in turns. With
+`--engine openvino` it measures the combined archive by itself: SDXL's plain pipeline does not fit beside it into 24 GB.
 """
 
 import argparse
@@ -54,12 +55,45 @@ def make(folder: Path, shape: str, dtype: torch.dtype) -> None:
     getattr(diffusers, index["_class_name"])(**parts).to(dtype=dtype).save_pretrained(folder)
 
 
-class Bench:
+class Server:
+    """Servers of one model; images of one size."""
+
+    def __init__(self, model: Path, size: int, steps: int, rounds: int) -> None:
+        self.model, self.size, self.steps, self.rounds = model, size, steps, rounds
+
+    def served(self, instance: Running, steps: int = 0) -> np.ndarray:
+        fields: dict[str, Any] = {"num_inference_steps": steps or self.steps, "guidance_scale": 7.5, "seed": 1}
+        return decode(instance.images("txt2img", width=self.size, height=self.size, **fields)[0])
+
+    def measure_alone(self, name: str, *options: str) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            begin = time.perf_counter()
+            with running(Path(scratch), "--model", str(self.model), *options) as instance:
+                print(f"| {name}: first start to ready | {time.perf_counter() - begin:.0f} s |", flush=True)
+                whole, one = in_turns(self.rounds, lambda: self.served(instance), lambda: self.served(instance, 1))
+                step = statistics.median(a - b for a, b in zip(whole, one, strict=True)) / (self.steps - 1)
+                print(
+                    f"| {name}: {self.size} px | {step:.1f} s a guided step; {statistics.median(whole):.0f} s for "
+                    f"{self.steps} steps, {statistics.median(one):.0f} s for one |"
+                )
+                print_workers(name, instance)
+
+
+def print_workers(name: str, instance: Running) -> None:
+    memory = [worker.memory_full_info() for worker in instance.workers()]
+    shown = ", ".join(f"{info.pss / 2**20:.0f}" for info in memory)
+    print(
+        f"| {name}: memory of the workers (PSS) | {sum(info.pss for info in memory) / 2**20:.0f} MiB together "
+        f"({shown}); one alone (RSS) {max(info.rss for info in memory) / 2**20:.0f} |"
+    )
+
+
+class Bench(Server):
     """The plain pipeline and a server of the same model, on the same device."""
 
     def __init__(self, model: Path, device: str, dtype: torch.dtype, size: int, steps: int, rounds: int) -> None:
-        self.model, self.device, self.size, self.steps, self.rounds = model, device, size, steps, rounds
-        self.on = ("--device", device, "--dtype", str(dtype).removeprefix("torch."))
+        super().__init__(model, size, steps, rounds)
+        self.device, self.on = device, ("--device", device, "--dtype", str(dtype).removeprefix("torch."))
         begin = time.perf_counter()
         self.pipeline = AutoPipelineForText2Image.from_pretrained(model, dtype=dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -76,10 +110,6 @@ class Bench:
             width=self.size, height=self.size, generator=torch.Generator().manual_seed(1),
         ).images[0]  # fmt: skip
         return np.asarray(image).astype(int)
-
-    def served(self, instance: Running) -> np.ndarray:
-        fields: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": 7.5, "seed": 1}
-        return decode(instance.images("txt2img", width=self.size, height=self.size, **fields)[0])
 
     def measure(self, name: str, *options: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -122,12 +152,7 @@ class Bench:
 
     def _memory(self, name: str, instance: Running, before: int) -> None:
         if self.device == "cpu":
-            memory = [worker.memory_full_info() for worker in instance.workers()]
-            shown = ", ".join(f"{info.pss / 2**20:.0f}" for info in memory)
-            print(
-                f"| {name}: memory of the workers (PSS) | {sum(info.pss for info in memory) / 2**20:.0f} MiB together "
-                f"({shown}); one alone (RSS) {max(info.rss for info in memory) / 2**20:.0f} |"
-            )
+            print_workers(name, instance)
         else:
             print(f"| {name}: memory of the GPU | {(before - self._free()) / 2**30:.2f} GiB |")
 
@@ -137,11 +162,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--shape", default="v1", choices=("v1", "v2", "xl_base"), help="default: %(default)s")
     parser.add_argument("--dtype", default="auto", help="default: %(default)s")
+    parser.add_argument("--engine", default="torch", choices=("torch", "openvino"), help="default: %(default)s")
     parser.add_argument("--size", type=int, default=256, help="pixels (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="pairs (default: %(default)s)")
     options = parser.parse_args()
-    dtype = choose_dtype(options.dtype, torch.device(options.device))
+    alone = options.engine == "openvino"
+    if alone and (options.device != "cpu" or options.steps < 2):
+        parser.error("--engine openvino takes --device cpu, and 2 steps at least.")
+    # OpenVINO computes in what the processor has, whatever the weights are in
+    dtype = torch.float16 if alone else choose_dtype(options.dtype, torch.device(options.device))
     folder = Path(tempfile.mkdtemp(prefix="sd-true-shape-"))
     try:
         print("| what | measured |\n|---|---|", flush=True)
@@ -149,6 +179,10 @@ def main() -> None:
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         cores = psutil.cpu_count()
         print(f"| weights, {options.shape}, {dtype}, {cores} cores | {size / 2**30:.2f} GiB, made in {took:.0f} s |")
+        if alone:
+            server = Server(folder, options.size, options.steps, options.rounds)
+            server.measure_alone("combined archive, OpenVINO", "--device", "cpu", "--engine", "openvino")
+            return
         bench = Bench(folder, options.device, dtype, options.size, options.steps, options.rounds)
         bench.measure("three archives", "--archives", "three")
         if options.device != "cpu":

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +135,7 @@ class Server:
         command, environment, folder = self._commands[name]
         with open(self._logs / f"{name}.out", "ab") as output:
             self._children[name] = psutil.Popen(
-                [sys.executable, leash.__file__, *command],
+                leash.held(command),
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.PIPE,  # which ends with this process: leash.py waits for that

@@ -1,6 +1,7 @@
 """Torch modules as OpenVINO's models, kept in a folder, so that the next start need not convert them again."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -46,6 +47,13 @@ def _load() -> Any:
     return openvino
 
 
+@functools.cache
+def _core() -> Any:
+    # One in a process: each gives the thread that makes it a stack for signals, and takes it away when it ends. With
+    # several that end in another order a stack is left that is none, and the next signal ends the process.
+    return _load().Core()
+
+
 class Converter:
     """Converts torch modules, and keeps the conversions in a folder, so that the next start need not.
 
@@ -62,7 +70,7 @@ class Converter:
 
     def __init__(self, threads: int, dtype: str, folder: Path) -> None:
         self._openvino = _load()
-        self._core = self._openvino.Core()
+        self._core = _core()
         self._folder = folder
         has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if dtype not in ("auto", "float32", *(["bfloat16"] if has_bfloat16 else [])):

@@ -1,6 +1,7 @@
 """Processes that end with the one that started them, however it ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from admin import leash
 from admin.leash import own_group
 from tests.support.parts import has_ended
+from tests.support.paths import HOME
 from tests.support.running import wait_for
 
 KEPT = """
@@ -21,10 +23,10 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, sys.argv, __name__, flush=True)
 time.sleep(600)
 """
-STARTS = f"""
+STARTS = """
 import subprocess, sys, time
-from admin.leash import own_group
-subprocess.Popen([sys.executable, {leash.__file__!r}, "kept", "--option"], stdin=subprocess.PIPE, **own_group())
+from admin.leash import held, own_group
+subprocess.Popen(held(["kept", "--option"]), stdin=subprocess.PIPE, **own_group())
 time.sleep(600)
 """
 RUNS = """
@@ -57,6 +59,15 @@ def test_a_process_and_its_children_end_with_the_one_that_started_it(tmp_path: P
         starter.send_signal(end)
         starter.wait()
         wait_for(lambda: all(has_ended(process) for process in processes))
+
+
+def test_nothing_of_the_server_is_started_without_it() -> None:
+    starts = re.compile(r"subprocess\.(run|call|check_\w+|Popen)\(|psutil\.Popen\(")
+    modules = [file for folder in ("admin", "launch") for file in (HOME / folder).glob("*.py")]
+    found = {str(file.relative_to(HOME)) for file in (*modules, HOME / "server.py") if starts.search(file.read_text())}
+    # Java is asked its version and ends by itself; what runs for long is held
+    assert found == {"admin/leash.py", "launch/processes.py", "launch/doctor.py"}
+    assert "leash.held(command)" in (HOME / "launch" / "processes.py").read_text()
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,7 @@ def test_models_take_turns_while_a_part_dies(kept: Kept, history: History, part:
             wait_for(lambda count=count: history.outcomes(began)["answered"] >= count)
             wait_for(lambda: part in parts(instance))
             inflict(parts(instance)[part], KILL)
+    wait_for(lambda: len(instance.workers()) == 1)  # no more than fit, whatever has died
     outcomes = history.outcomes(began)
     assert outcomes.keys() == {"answered"}, [asked.problem for asked in history.asked if asked.began >= began]
     print(f"| {part} | KILL, {times} times | models take turns | {outcomes['answered']} answered | |")

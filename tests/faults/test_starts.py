@@ -1,5 +1,6 @@
 """Starts of server.py that fail, and one that is answered in another way."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -50,12 +51,16 @@ def test_a_download_ends_with_the_server_that_is_killed(tmp_path: Path) -> None:
         environment |= {"HF_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
         command = [sys.executable, "server.py", "--model", "some/model", "--device", "cpu"]
         server = psutil.Popen([*command, "--port", str(free_ports(1)[0])], cwd=HOME, env=os.environ | environment)
-        with hub.accept()[0]:
-            (download,) = server.children(recursive=True)
-            assert "admin.download" in download.cmdline()
-            server.kill()
-            server.wait()
-            wait_for(lambda: has_ended(download), GONE_S)
+        try:
+            with hub.accept()[0]:
+                (download,) = server.children(recursive=True)
+                assert "admin.download" in download.cmdline()
+                server.kill()
+                server.wait()
+                wait_for(lambda: has_ended(download), GONE_S)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server.kill()
 
 
 def test_it_starts_though_failures_are_answered_with_200(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Requests that name their model, and a bound of models in memory, in front of a played TorchServe."""
 
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -8,7 +7,7 @@ import httpx
 import pytest
 
 from handlers.catalogue import FAILED, PREPARING, Catalogue, CatalogueEntry, Contents
-from tests.support.played_models import ALL, DREAM, INK, TorchServe
+from tests.support.played_models import DREAM, INK, TorchServe
 from tests.support.running import HANG_S
 from tests.support.torchserve import client
 
@@ -23,18 +22,6 @@ def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def torchserve() -> TorchServe:
     return TorchServe()
-
-
-@pytest.fixture
-def catalogue(tmp_path: Path) -> Catalogue:
-    catalogue = Catalogue(tmp_path)
-    catalogue.write(Contents(models=(DREAM, INK)))
-    return catalogue
-
-
-@pytest.fixture
-def bounded(catalogue: Catalogue, tmp_path: Path) -> dict[str, Any]:
-    return {**ALL, "catalogue": str(tmp_path), "max_models": "1", "config": str(tmp_path / "config.json")}
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 """Models in memory within a bound, when the TorchServe that has them dies. It is played."""
 
-from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
-from handlers.catalogue import Catalogue, Contents
-from tests.support.played_models import ALL, DREAM, INK, TorchServe
+from handlers.catalogue import Catalogue
+from tests.support.played_models import TorchServe
+from tests.support.running import HANG_S
 from tests.support.torchserve import client
 
 pytestmark = pytest.mark.anyio
@@ -20,30 +20,15 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.restarts.SETTLE_S", 0)
 
 
-@pytest.fixture
-def catalogue(tmp_path: Path) -> Catalogue:
-    catalogue = Catalogue(tmp_path)
-    catalogue.write(Contents(models=(DREAM, INK)))
-    return catalogue
-
-
-@pytest.fixture
-def bounded(catalogue: Catalogue, tmp_path: Path) -> dict[str, Any]:
-    return {**ALL, "catalogue": str(tmp_path), "max_models": "1", "config": str(tmp_path / "config.json")}
-
-
 class Restarted(TorchServe):
     """It dies with the first request for a model, and comes back with what it has at the start."""
 
     has_died = False
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/predictions/custom-dream":
-            if not self.has_died:
-                self.has_died, self.workers = True, {"all": 1}
-                raise httpx.ReadError("cut")
-            if "custom-dream" not in self.workers:
-                return httpx.Response(404)
+        if request.url.path == "/predictions/custom-dream" and not self.has_died:
+            self.has_died, self.workers = True, {"all": 1}
+            raise httpx.ReadError("cut")
         return await super().__call__(request)
 
 
@@ -78,18 +63,22 @@ async def test_a_model_that_does_not_load_after_a_restart_tells_why(
         assert (await http.post("/txt2img", data={"prompt": "x"})).status_code == 200
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize(
+    ("method", "name", "is_back"),
+    [("POST", "models", False), ("PUT", "all", False), ("PUT", "custom-dream", False), ("PUT", "custom-dream", True)],
+)
 async def test_a_torchserve_that_dies_while_models_come_and_go_costs_no_request(
-    bounded: dict[str, Any], method: str
+    bounded: dict[str, Any], method: str, name: str, is_back: bool
 ) -> None:
     class Dying(TorchServe):
         has_died = False
 
-        def manage(self, request: httpx.Request, name: str) -> httpx.Response:
-            if request.method == method and not self.has_died:
+        def manage(self, request: httpx.Request, asked: str) -> httpx.Response:
+            if (request.method, asked) == (method, name) and not self.has_died:
                 self.has_died, self.workers = True, {"all": 1}
-                raise httpx.ReadError("cut")
-            return super().manage(request, name)
+                if not is_back:  # otherwise it does not know the model any more, and says so
+                    raise httpx.ReadError("cut")
+            return super().manage(request, asked)
 
     dying = Dying()
     async with client(dying, **bounded) as http, anyio.create_task_group() as tasks:
@@ -101,3 +90,59 @@ async def test_a_torchserve_that_dies_while_models_come_and_go_costs_no_request(
         for model in ("dream", "dream", "", "ink"):
             tasks.start_soon(ask, model)
     assert dying.has_died and dying.most == 1
+
+
+async def test_a_torchserve_that_has_forgotten_a_model_twice_costs_no_request(bounded: dict[str, Any]) -> None:
+    class Forgetful(TorchServe):
+        times = 2
+
+        async def __call__(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/predictions/custom-dream" and self.times:
+                self.times -= 1
+                return httpx.Response(404)
+            return await super().__call__(request)
+
+    forgetful = Forgetful()
+    async with client(forgetful, **bounded) as http:
+        answer = await http.post("/custom/dream", data={"prompt": "x"})
+    assert answer.status_code == 200 and not forgetful.times
+
+
+async def test_while_it_is_found_out_what_a_new_torchserve_has_nothing_is_loaded(
+    bounded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests for a model are cut, one after the other, while another model waits for its room."""
+    monkeypatch.setattr("proxy.residents.TURN_S", 0.05)
+    list_asked, waits_for_room = anyio.Event(), anyio.Event()
+
+    prompts: list[bytes] = []  # those that were cut
+
+    class Died(TorchServe):
+        async def __call__(self, request: httpx.Request) -> httpx.Response:
+            if waits_for_room.is_set() and request.url.path == "/models" and "limit" in request.url.params:
+                list_asked.set()
+                await anyio.sleep(0.2)  # in which the second one is cut, and nothing else may happen
+            if request.url.path == "/predictions/custom-dream" and len(prompts) < 2:
+                prompts.append(await request.aread())
+                await (waits_for_room if len(prompts) == 1 else list_asked).wait()
+                self.workers = {"all": 1}
+                raise httpx.ReadError("cut")
+            return await super().__call__(request)
+
+    died = Died()
+    async with client(died, **bounded) as http:
+
+        async def ask(model: str) -> None:
+            answer = await http.post("/txt2img", data={"prompt": "x", "model": model})
+            assert answer.status_code == 200, answer.text
+
+        with anyio.fail_after(HANG_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, "dream")
+                tasks.start_soon(ask, "dream")
+                while len(prompts) < 2:
+                    await anyio.sleep(0.01)
+                tasks.start_soon(ask, "ink")
+                await anyio.sleep(0.1)  # longer than a turn
+                waits_for_room.set()
+    assert died.most == 1

@@ -216,3 +216,12 @@ async def test_what_others_have_loaded_counts() -> None:
     assert (await played.begin("b")).done() and played.told == ["-main", "+b"]
     played.residents.found(["main"], played.clock())
     assert played.residents.is_in("b"), "it is in use, whatever TorchServe says"
+
+
+async def test_a_model_is_lost_only_to_a_look_that_came_after_it() -> None:
+    played = Played()
+    played.residents.found(["a"], 10)
+    played.residents.lost("a", 10)
+    assert played.residents.is_in("a")
+    played.residents.lost("a", 11)
+    assert not played.residents.is_in("a")

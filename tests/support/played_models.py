@@ -27,7 +27,9 @@ class TorchServe:
         name = request.url.path.rpartition("/")[2]
         if request.url.port == 8081:
             return self.manage(request, name)
-        assert self.workers.get(name), "TorchServe would let it wait for ever"
+        if name not in self.workers:
+            return httpx.Response(404)
+        assert self.workers[name], "TorchServe would let it wait for ever"
         if request.headers[TASK_HEADER] == DESCRIBE:
             described = {"model": "main" if name == "all" else name, "tasks": ["txt2img"], "defaults": {}}
             line = json.dumps({"result": {"models": [described]}}).encode() + b"\n"
