@@ -22,6 +22,7 @@ from training.loop import train
 SHARPNESS = 16.0
 SIZE = 96  # of the images that it learns from, in pixels: it sees them at 64, and larger ones take longer to compose
 ART_SIZE = 128
+THRESHOLD = 0.58  # above a half, since signs are far rarer among all images than among those that it learns from
 SIGNS = 1200  # drawn at random, of each kind
 NEVER = 2.0  # a threshold above every cosine
 # signs with a red ring or bar, drawn more often than the rest: they are what is easily mistaken
@@ -134,7 +135,7 @@ def blurred(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def as_standard(model: Checker, threshold: float = 0.5) -> StableDiffusionSafetyChecker:
+def as_standard(model: Checker, threshold: float = THRESHOLD) -> StableDiffusionSafetyChecker:
     """The standard checker of the same weights."""
     vision = vision_config()
     config = CLIPConfig(
