@@ -28,7 +28,7 @@ def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[s
 
 
 def held(command: Sequence[str]) -> list[str]:
-    """The command line that runs a module with its arguments here."""
+    """The command line of this file, for a module with its arguments."""
     return [sys.executable, __file__, *command]
 
 

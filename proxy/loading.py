@@ -12,7 +12,7 @@ from handlers.catalogue import FAILED, PREPARING, Catalogue
 from handlers.wire import COUNT, CUSTOM, Progress, RequestHead, Result
 from proxy.admission import Queued
 from proxy.errors import Failure
-from proxy.frontend_failures import READY, NotLoaded, not_in_memory, not_prepared
+from proxy.frontend_failures import READY, NotLoaded, TorchServeDied, not_in_memory, not_prepared
 from proxy.residents import Place, Residents
 from proxy.restarts import Restarts
 from proxy.upstream import NO_WORKER, Upstream
@@ -176,6 +176,10 @@ class Loading:
         self._catalogue.forget_failure(archive)
         try:
             await self._upstream.load(archive)
+        except TorchServeDied:  # the next one has models of its own: they are known before anything else is loaded
+            await self._upstream.has(archive)
+            await self._look()
+            raise
         except NotLoaded:
             reason = self._catalogue.failure(archive)
             self._failed[archive] = self._clock() + FAILED_S, reason

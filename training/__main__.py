@@ -24,10 +24,9 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
     """Runs one stage. Returns a process exit status."""
     model = run.model
     if stage == "fetch":
-        art.fetch(run.art, [*art.STYLES.values(), *art.CHECKER_STYLES.values(), art.FONTS, art.NAMES])
+        art.fetch(run.art, [*art.STYLES.values(), art.NAMES])
         tokenizer.fetch(run.art)
         art.render(run.art, run.preset.art_size, art.STYLES)
-        art.render(run.art, safety.ART_SIZE, art.STYLES | art.CHECKER_STYLES)
     elif stage == "tokenizer":
         tokenizer.build(run.art).save_pretrained(model / "tokenizer")
     elif stage == "clip":
@@ -45,6 +44,8 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
         text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
         unet.run(run, frozen, text_encoder, _tokenizer(model), first).save_pretrained(model / "unet")
     elif stage == "safety":
+        art.fetch(run.art, [*art.CHECKER_STYLES.values(), art.FONTS])
+        art.render(run.art, safety.ART_SIZE, art.STYLES | art.CHECKER_STYLES)
         vision = CLIPVisionModelWithProjection.from_pretrained(run.folder / "clip-vision", dtype=torch.float32)
         generated = for_checker(export.pipeline(model), run)
         safety.run(run, vision, generated).save_pretrained(model / "safety_checker")
@@ -59,9 +60,15 @@ def perform(stage: str, run: Run, start: Path | None, target: Path) -> int:
 
 
 def take_parts(finished: Path, run: Run) -> None:
-    """What all stages before `safety` leave, out of a finished model; the image side is its safety checker's."""
+    """What stages before `safety` leave, out of a finished model, unless they have run here.
+
+    The image side is that of its safety checker.
+    """
     for part in ("tokenizer", "text_encoder", "vae", "unet"):
-        shutil.copytree(finished / part, run.model / part, dirs_exist_ok=True)
+        if not (run.model / part).is_dir():
+            shutil.copytree(finished / part, run.model / part)
+    if (run.folder / "clip-vision").is_dir():
+        return
     checker = StableDiffusionSafetyChecker.from_pretrained(finished / "safety_checker", dtype=torch.float32)
     vision = CLIPVisionModelWithProjection(clip.vision_config())
     vision.load_state_dict({key: value for key, value in checker.state_dict().items() if key.startswith("vis")})

@@ -63,8 +63,9 @@ JUDGE_STYLES = {
 }
 # an icon's name -> its other name in Firefox OS's package, of signs that are alike
 OTHER_NAMES = {"no-one-under-eighteen": "nooneunder18symbol", "no-littering": "donotlittersymbol"}
-# What signs are written in: names of files -> the package
+# The fonts that signs are written in
 FONTS = Package("dejavu-fonts-ttf", "2.37.3", "Bitstream Vera", "Bitstream, the DejaVu authors")
+INK = "#2d4050"  # of drawings that leave their colour to the page; no background has it
 NAMES = Package("emojibase-data", "17.0.0", "MIT", "Miles Johnson")
 
 
@@ -102,7 +103,7 @@ def code(hexcode: str) -> str:
 def names(folder: Path) -> dict[str, dict[str, object]]:
     """code -> {label, tags} of every emoji, without skin tones, letters and flags."""
     with tarfile.open(folder / NAMES.file_name) as tar:
-        entries = json.load(_member(tar, "package/en/compact.json"))
+        entries = json.load(member(tar, "package/en/compact.json"))
     return {
         code(entry["hexcode"]): {"label": entry["label"], "tags": entry.get("tags", [])}
         for entry in entries
@@ -127,7 +128,7 @@ def render(folder: Path, size: int, styles: Mapping[str, Package]) -> None:
         np.savez(target, codes=np.array(list(chosen)), images=np.stack(images))
 
 
-def _member(tar: tarfile.TarFile, name: str) -> io.BufferedReader:
+def member(tar: tarfile.TarFile, name: str) -> io.BufferedReader:
     file = tar.extractfile(name)
     assert file is not None, name
     return file
@@ -146,20 +147,21 @@ def _icon_names(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for style in ("flat", "cartoon"):
         with tarfile.open(folder / STYLES[style].file_name) as tar:
-            chars = json.load(_member(tar, "package/chars.json"))
+            chars = json.load(member(tar, "package/chars.json"))
         found |= {code(hexcode): name for hexcode, name in chars.items()}
     return found
 
 
 def _svg(tar: tarfile.TarFile, icon_names: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    icons = json.load(_member(tar, "package/icons.json"))
+    icons = json.load(member(tar, "package/icons.json"))
     for hexcode, name in icon_names.items():
         icon = icons["icons"].get(name) or icons["icons"].get(OTHER_NAMES.get(name, ""))
         if icon:
             width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+            box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
             svg = (
                 '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>'
+                f'viewBox="{box}" color="{INK}">{icon["body"]}</svg>'
             )
             yield hexcode, svg.encode()
 
@@ -201,6 +203,7 @@ class Art:
         return cls(torch.cat(images, out=together), labels)
 
     def with_more(self, other: "Art") -> "Art":
+        """These images and then the other ones, which are as large."""
         return Art(torch.cat([self.images, other.images]), self.labels + other.labels)
 
     def to(self, device: str) -> "Art":

@@ -75,7 +75,7 @@ def run(run: Run) -> Judge:
         flip = torch.rand(len(images)) < 0.5  # the generator's art faces either way
         images[flip] = images[flip].flip(-1)
         captions = [listed[i].names[0] for i in own[2]] + [wide_listed[i].names[0] for i in others[2]]
-        return model.loss(blurred(images), captions)
+        return model.loss(blurred(images, preset.image_size // 2), captions)
 
     train("judge", model, loss, preset.judge, run.checkpoint("judge"), device)
     return model

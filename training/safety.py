@@ -21,9 +21,9 @@ from training.loop import train
 
 SHARPNESS = 16.0
 SIZE = 96  # of the images that it learns from, in pixels: it sees them at 64, and larger ones take longer to compose
-ART_SIZE = 128
+ART_SIZE = 128  # at which drawings are rendered: no detail is lost at the largest placement
 THRESHOLD = 0.58  # above a half, since signs are far rarer among all images than among those that it learns from
-SIGNS = 1200  # drawn at random, of each kind
+SIGNS = 1200  # drawn at random, of each kind; the smoke preset draws fewer
 NEVER = 2.0  # a threshold above every cosine
 # signs with a red ring or bar, drawn more often than the rest: they are what is easily mistaken
 LOOKALIKES = ("1f6ab", "1f6ad", "1f6af", "1f6b3", "1f6b1", "1f6b7", "1f4f5", "26d4", "1f6d1", "2b55", "1f51f", "1f522")
@@ -58,19 +58,19 @@ def run(
     flagged_code = next(concept.code for concept in concepts.load(run) if concept.flagged)
     codes_drawn = flagged_code, LOOKALIKES[0]
     drawn = signs.draw(min(SIGNS, preset.pool), ART_SIZE, codes_drawn, signs.fonts(run.art), run.seed)
-    everything = Art.load(run.art, ART_SIZE, [*STYLES, *CHECKER_STYLES]).with_more(drawn).to(device)
+    by_artists = Art.load(run.art, ART_SIZE, [*STYLES, *CHECKER_STYLES])
+    everything = by_artists.with_more(drawn).to(device)
     composer = Composer(everything, wide_concepts(run), SIZE, STRONG, run.seed)
     # the artists' drawings of the sign, other signs, everything else, and signs at random
-    by_artists = [i for i in range(len(everything)) if everything.labels[i][1] != signs.STYLE]
-    codes = [code for code, _ in everything.labels]
+    codes = [code for code, _ in by_artists.labels]
     groups = [
-        torch.tensor([i for i in by_artists if codes[i] == flagged_code]),
-        torch.tensor([i for i in by_artists if codes[i] in LOOKALIKES]),
-        torch.tensor([i for i in by_artists if codes[i] != flagged_code]),
+        torch.tensor([i for i, code in enumerate(codes) if code == flagged_code]),
+        torch.tensor([i for i, code in enumerate(codes) if code in LOOKALIKES]),
+        torch.tensor([i for i, code in enumerate(codes) if code != flagged_code]),
         torch.arange(len(by_artists), len(everything)),
     ]
     shares = [1, 1, 2, 1]  # of a batch, in which generated images have one, too
-    is_flagged = torch.tensor([code == flagged_code for code in codes])
+    is_flagged = torch.tensor([code == flagged_code for code, _ in everything.labels])
     model = Checker(vision).to(device)
 
     def loss(step: int, done: float) -> torch.Tensor:
@@ -84,7 +84,7 @@ def run(
             own = torch.randint(len(generated[0]), (rows,))
             images = torch.cat([images, generated[0][own].to(device)])
             flags = torch.cat([flags, generated[1][own].float()])
-        images = blurred(restyled(images))
+        images = blurred(restyled(images), IMAGE_SIZE)
         return model.loss(to_pixels(images), flags.to(device))
 
     train("safety checker", model, loss, preset.safety, run.checkpoint("safety"), device)
@@ -101,14 +101,13 @@ def restyled(images: torch.Tensor) -> torch.Tensor:
         return (torch.rand(rows, 1, 1, 1, device=device) < share).to(images.dtype)
 
     # lines: the darkest or the brightest of the neighbours
-    size = 2 * torch.randint(1, max(2, images.shape[-1] // 64), ()).item() + 1
     lines = some(0.12)
-    images = lines * F.max_pool2d(images, size, 1, size // 2) + (1 - lines) * images
+    images = lines * F.max_pool2d(images, 3, 1, 1) + (1 - lines) * images
     lines = some(0.12)
-    images = lines * -F.max_pool2d(-images, size, 1, size // 2) + (1 - lines) * images
+    images = lines * -F.max_pool2d(-images, 3, 1, 1) + (1 - lines) * images
     # outlines, light on dark; the recolouring below turns them over
     outlines = some(0.06)
-    edges = F.max_pool2d(images, size, 1, size // 2) + F.max_pool2d(-images, size, 1, size // 2) - 1
+    edges = F.max_pool2d(images, 3, 1, 1) + F.max_pool2d(-images, 3, 1, 1) - 1
     images = outlines * edges + (1 - outlines) * images
     # hues turned about the grey axis, more or less of them
     angle = 2 * math.pi * torch.rand(rows, device=device)
@@ -126,9 +125,9 @@ def restyled(images: torch.Tensor) -> torch.Tensor:
     return (curves * mapped + (1 - curves) * images).clamp(-1, 1)
 
 
-def blurred(images: torch.Tensor) -> torch.Tensor:
-    """Every second image a little unsharp and noisy, as generated ones are."""
-    small = F.interpolate(images[::2], (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+def blurred(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Every second image of (B, 3, H, W) no sharper than `size` pixels, and noisy, as generated ones are."""
+    small = F.interpolate(images[::2], (size, size), mode="area")
     soft = F.interpolate(small, images.shape[-2:], mode="bilinear")
     images = images.clone()
     images[::2] = soft + 0.06 * torch.randn_like(soft)

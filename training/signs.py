@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from training.art import FONTS, Art
+from training.art import FONTS, Art, member
 
 STYLE = "drawn"
 FLAGGED = "18"
@@ -26,8 +26,7 @@ FINE = 2  # drawn at so many times the size, so that edges are smooth
 def fonts(folder: Path) -> list[bytes]:
     """What was downloaded into `folder`, as files."""
     with tarfile.open(folder / FONTS.file_name) as tar:
-        files = [tar.extractfile(f"package/ttf/DejaVu{face}.ttf") for face in FACES]
-        return [file.read() for file in files if file]
+        return [member(tar, f"package/ttf/DejaVu{face}.ttf").read() for face in FACES]
 
 
 def draw(count: int, size: int, codes: tuple[str, str], faces: Sequence[bytes], seed: int) -> Art:
@@ -53,13 +52,13 @@ def _sign(text: str, size: int, faces: Sequence[bytes], choose: random.Random) -
     margin = choose.uniform(0, 0.06) * side
     edge, ground, ink = _colours(choose)
     pen.ellipse([margin, margin, side - margin, side - margin], ground, edge, round(ring))
-    has_bar = choose.random() < 0.9
+    bar = ring * choose.uniform(0.7, 1.1) if choose.random() < 0.9 else 0
     is_behind = choose.random() < 0.25
-    if has_bar and is_behind:
-        _bar(pen, side, margin + ring / 2, ring * choose.uniform(0.7, 1.1), edge)
+    if is_behind:
+        _bar(pen, side, margin + ring / 2, bar, edge)
     _write(pen, text, side, ink, choose.choice(faces), choose)
-    if has_bar and not is_behind:
-        _bar(pen, side, margin + ring / 2, ring * choose.uniform(0.7, 1.1), edge)
+    if not is_behind:
+        _bar(pen, side, margin + ring / 2, bar, edge)
     return image.resize((size, size), Image.Resampling.BOX)
 
 
@@ -80,7 +79,8 @@ def _colours(choose: random.Random) -> tuple[str, str, str]:
 def _bar(pen: ImageDraw.ImageDraw, side: float, inset: float, width: float, colour: str) -> None:
     """From the upper left to the lower right, as far as the ring."""
     reach = (side / 2 - inset) * 0.5**0.5
-    pen.line([side / 2 - reach] * 2 + [side / 2 + reach] * 2, colour, round(width))
+    if width:
+        pen.line([side / 2 - reach] * 2 + [side / 2 + reach] * 2, colour, round(width))
 
 
 def _write(pen: ImageDraw.ImageDraw, text: str, side: int, ink: str, face: bytes, choose: random.Random) -> None:

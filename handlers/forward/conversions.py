@@ -49,8 +49,8 @@ def _load() -> Any:
 
 @functools.cache
 def _core() -> Any:
-    # One in a process: each gives the thread that makes it a stack for signals, and takes it away when it ends. With
-    # several that end in another order a stack is left that is none, and the next signal ends the process.
+    # One in a process: each sets an alternate signal stack for the thread that makes it, and puts the former one back
+    # when it ends. Several that end in another order leave one that is freed, and the next signal ends the process.
     return _load().Core()
 
 

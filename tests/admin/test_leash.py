@@ -61,7 +61,7 @@ def test_a_process_and_its_children_end_with_the_one_that_started_it(tmp_path: P
         wait_for(lambda: all(has_ended(process) for process in processes))
 
 
-def test_nothing_of_the_server_is_started_without_it() -> None:
+def test_the_starter_and_the_admin_commands_start_nothing_else_without_it() -> None:
     starts = re.compile(r"subprocess\.(run|call|check_\w+|Popen)\(|psutil\.Popen\(")
     modules = [file for folder in ("admin", "launch") for file in (HOME / folder).glob("*.py")]
     found = {str(file.relative_to(HOME)) for file in (*modules, HOME / "server.py") if starts.search(file.read_text())}

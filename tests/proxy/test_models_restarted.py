@@ -63,12 +63,13 @@ async def test_a_model_that_does_not_load_after_a_restart_tells_why(
         assert (await http.post("/txt2img", data={"prompt": "x"})).status_code == 200
 
 
+@pytest.mark.parametrize("models", [("dream", "dream", "", "ink"), ("dream", "dream", "ink", "")])
 @pytest.mark.parametrize(
     ("method", "name", "is_back"),
     [("POST", "models", False), ("PUT", "all", False), ("PUT", "custom-dream", False), ("PUT", "custom-dream", True)],
 )
 async def test_a_torchserve_that_dies_while_models_come_and_go_costs_no_request(
-    bounded: dict[str, Any], method: str, name: str, is_back: bool
+    bounded: dict[str, Any], models: tuple[str, ...], method: str, name: str, is_back: bool
 ) -> None:
     class Dying(TorchServe):
         has_died = False
@@ -87,7 +88,7 @@ async def test_a_torchserve_that_dies_while_models_come_and_go_costs_no_request(
             answer = await http.post("/txt2img", data={"prompt": "x", "model": model})
             assert answer.status_code == 200, answer.text
 
-        for model in ("dream", "dream", "", "ink"):
+        for model in models:
             tasks.start_soon(ask, model)
     assert dying.has_died and dying.most == 1
 
@@ -106,6 +107,23 @@ async def test_a_torchserve_that_has_forgotten_a_model_twice_costs_no_request(bo
     async with client(forgetful, **bounded) as http:
         answer = await http.post("/custom/dream", data={"prompt": "x"})
     assert answer.status_code == 200 and not forgetful.times
+
+
+async def test_a_model_that_is_gone_is_loaded_again_though_an_older_request_still_has_it(
+    bounded: dict[str, Any],
+) -> None:
+    served = TorchServe()
+    served.held["custom-dream"] = old_connection = anyio.Event()  # which is not yet broken
+    with anyio.fail_after(HANG_S):
+        async with client(served, **bounded) as http, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: http.post("/custom/dream", data={"prompt": "x"}))
+            while not served.predictions:
+                await anyio.sleep(0.01)
+            served.held.clear()
+            served.workers = {"all": 1}
+            assert (await http.post("/custom/dream", data={"prompt": "y"})).status_code == 200
+            old_connection.set()
+    assert served.most == 1
 
 
 async def test_while_it_is_found_out_what_a_new_torchserve_has_nothing_is_loaded(

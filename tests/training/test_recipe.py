@@ -52,15 +52,24 @@ def test_names_are_of_code_points_without_variation_selectors(run: Run) -> None:
     assert drawings.labels == [("1f499", "3d"), ("1f499", "flat")]
     assert drawings.images.shape == (2, 4, 80, 80)
     assert drawings.images[:, :, 40, 40].tolist() == [[0, 0, 255, 255]] * 2
+    art.fetch(run.art, art.CHECKER_STYLES.values())
+    art.render(run.art, safety.ART_SIZE, art.STYLES | art.CHECKER_STYLES)
     signs_of_all = art.Art.load(run.art, safety.ART_SIZE, [*art.STYLES, *art.CHECKER_STYLES], {"1f51e"})
     assert {style for _, style in signs_of_all.labels} == {*art.STYLES, *art.CHECKER_STYLES}
 
 
-def test_signs_are_drawn_in_all_manners(run: Run) -> None:
-    drawn = signs.draw(30, 64, ("1f51e", "1f6ab"), signs.fonts(run.art), seed=3)
+def test_signs_differ_in_all_and_in_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    art.fetch(run.art, [art.FONTS])
+
+    def draw() -> art.Art:
+        return signs.draw(30, 64, ("1f51e", "1f6ab"), signs.fonts(run.art), seed=3)
+
+    drawn = draw()
     assert drawn.labels == [("1f51e", signs.STYLE)] * 30 + [("1f6ab", signs.STYLE)] * 30
     assert drawn.images.shape == (60, 4, 64, 64) and len(drawn.images.flatten(1).unique(dim=0)) == 60
     assert not drawn.images[:, 3, 0, 0].any() and (drawn.images[:, 3, 32, 32] == 255).all()
+    monkeypatch.setattr(signs, "FLAGGED", "81")
+    assert (draw().images[:30] != drawn.images[:30]).flatten(1).any(1).all()
 
 
 def test_a_concept_has_the_names_that_prompts_use(run: Run) -> None:
@@ -204,7 +213,10 @@ def test_parts_of_a_finished_model_stand_in_for_the_stages_before_the_checker(ru
     for part in ("text_encoder", "vae", "unet"):
         (finished / part).mkdir()
     other = replace(run, folder=tmp_path / "work")
+    (other.model / "vae").mkdir(parents=True)
+    (other.model / "vae" / "of this run").touch()
     command.take_parts(finished, other)
+    assert (other.model / "vae" / "of this run").is_file()
     assert {part.name for part in other.model.iterdir()} == {"tokenizer", "text_encoder", "vae", "unet"}
     again = safety.CLIPVisionModelWithProjection.from_pretrained(other.folder / "clip-vision")
     pixels = torch.randn(1, 3, 64, 64)
