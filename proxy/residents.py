@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -23,6 +24,7 @@ class _Resident:
 
     Attributes:
         came: when it was loaded.
+        left: when it was last known to be out of memory.
         used: when the last request ended.
         open: how many requests use it.
         waiting: those that wait until it is there, and since when.
@@ -31,6 +33,7 @@ class _Resident:
     name: str
     state: str = OUT
     came: float = 0.0
+    left: float = -math.inf
     used: float = 0.0
     open: int = 0
     waiting: deque[tuple[float, Place]] = field(default_factory=deque)
@@ -38,6 +41,9 @@ class _Resident:
     @property
     def is_idle(self) -> bool:
         return self.state == IN and not self.open and not self.waiting
+
+    def leave(self, at: float) -> None:
+        self.state, self.left = OUT, at
 
     @property
     def waits_since(self) -> float:
@@ -104,17 +110,17 @@ class Residents:
         """Takes note of the models that were in memory at a time, whoever has loaded them."""
         for name in names:
             one = self._get(name)
-            if one.state == OUT:
+            if one.state == OUT and one.left <= since:  # it may have left while this was found out
                 one.state, one.came, one.used = IN, since, since
         for one in self._all.values():
             if one.is_idle and one.came < since and one.name not in names:
-                one.state = OUT
+                one.leave(since)
 
     def lost(self, name: str, since: float) -> None:
         """Takes note of a model that was not in memory at a time. Requests that it had end by themselves."""
         one = self._get(name)
         if one.state == IN and one.came < since:
-            one.state = OUT
+            one.leave(since)
 
     def unload_idle(self, after_s: float) -> None:
         """Has the models leave that no request has used for so many seconds."""
@@ -177,7 +183,7 @@ class Residents:
         try:
             await self._load(one.name)
         except Exception as error:
-            one.state = OUT
+            one.leave(self._clock())
             self._fail(one, error)
         else:
             one.state, one.came, one.used = IN, self._clock(), self._clock()
@@ -193,7 +199,7 @@ class Residents:
                 if other.state == OUT:
                     self._fail(other, error)
         else:
-            one.state = OUT
+            one.leave(self._clock())
         self._go_on()
 
     @staticmethod

@@ -218,6 +218,18 @@ async def test_what_others_have_loaded_counts() -> None:
     assert played.residents.is_in("b"), "it is in use, whatever TorchServe says"
 
 
+async def test_a_look_that_began_before_a_model_left_does_not_bring_it_back() -> None:
+    played = Played()
+    played.memory = {"main"}
+    played.residents.found(["main"], played.clock())
+    began = played.clock()
+    played.clock.now += 1
+    await played.end(await played.begin("b"))
+    assert played.told == ["-main", "+b"]
+    played.residents.found(["main", "b"], began)
+    assert not played.residents.is_in("main")
+
+
 async def test_a_model_is_lost_only_to_a_look_that_came_after_it() -> None:
     played = Played()
     played.residents.found(["a"], 10)
