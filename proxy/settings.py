@@ -72,7 +72,9 @@ class Settings:
         0.0, "Minutes without a request for an image after which a model leaves memory, until the next; 0 = never."
     )
     restart_s: float = _setting(
-        60.0, "Seconds that a request waits for a worker, or for TorchServe, that is being restarted; then it gets 503."
+        60.0,
+        "Seconds that a request waits for a worker, or for TorchServe, that is being restarted; then it gets 503. "
+        "Where a model takes longer than half of it to load, set it to twice that time.",
     )
     deadline_s: float = _setting(0.0, "Seconds after which a request fails with 504; 0 = never.")
     leave_s: float = _setting(
