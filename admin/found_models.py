@@ -102,13 +102,8 @@ def _in_cache(cache: Path) -> Iterator[tuple[str, Path]]:
     for reference in sorted(cache.glob("models--*/refs/main")):
         folder = reference.parent.parent
         path = folder / "snapshots" / reference.read_text(encoding="utf-8").strip()
-        if is_complete(path):
+        if missing_part(path) is None:
             yield folder.name.removeprefix("models--").replace("--", "/"), path
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a model in diffusers' format has a denoiser, and each part that its index names, with its weights."""
-    return missing_part(folder) is None
 
 
 def missing_part(folder: Path) -> str | None:

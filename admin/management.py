@@ -10,6 +10,7 @@ from admin.running_server import ReloadError, Target
 from handlers.wire import DESCRIBE, Failed, RequestHead, Result, read_line
 
 POLL_S = 0.2
+PAGE = "100"  # archives, TorchServe's maximum
 
 
 class Management:
@@ -36,8 +37,14 @@ class Management:
 
     def models(self) -> list[str]:
         """The names of all registered archives."""
-        answer = self._call("GET", f"{self._target.management_url}/models?limit=100")
-        return [model["modelName"] for model in answer.json()["models"]]
+        names: list[str] = []
+        query: dict[str, str] | None = {"limit": PAGE}
+        while query:
+            listed = self._call("GET", f"{self._target.management_url}/models", params=query).json()
+            names += [model["modelName"] for model in listed["models"]]
+            after = listed.get("nextPageToken")
+            query = {"limit": PAGE, "next_page_token": after} if after else None
+        return names
 
     def versions(self, name: str) -> list[dict[str, Any]]:
         """TorchServe's description of each version of an archive."""

@@ -38,7 +38,7 @@ def add_handler_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (default: %(default)s)")
-    parser.add_argument("--low-memory", action="store_true", help="keep only the UNet on the GPU")
+    parser.add_argument("--low-memory", action="store_true", help="keep only the denoiser on the GPU")
     parser.add_argument(
         "--float8-text-encoders", action="store_true",
         help="store T5 and the Qwen models, which read the prompts of transformers, in 8 bits",

@@ -10,7 +10,8 @@ import psutil
 from admin.paths import installation
 from handlers.errors import OperatorError
 
-RUN_FILE = "server.json"  # in server.py's run directory
+PREFIX = "sd-server-"  # of the name of server.py's run directory
+RUN_FILE = "server.json"  # in it
 
 
 class ReloadError(OperatorError):
@@ -55,7 +56,7 @@ def find_target(port: int | None) -> Target:
     Raises ReloadError if several run and `port`, the one that clients use, does not choose one.
     """
     found = []
-    for file in Path(tempfile.gettempdir()).glob(f"sd-server-*/{RUN_FILE}"):
+    for file in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{RUN_FILE}"):
         try:
             server = RunningServer.read(file)
         except (OSError, ValueError, TypeError):  # left by another version, or by a server that is stopping

@@ -62,7 +62,7 @@ def closed_loop(contender: Contender, requests: Iterable[Request], clients: int)
 
 
 def open_loop(contender: Contender, requests: Sequence[Request], times: Sequence[float]) -> Load:
-    """Each request is sent at its time, anybody who else waits."""
+    """Each request is sent at its time, whoever else waits."""
 
     async def at(moment: float, http: httpx.AsyncClient, request: Request) -> float:
         await asyncio.sleep(moment)

@@ -8,7 +8,7 @@ from handlers.wire import TASKS
 from tests.support.samples import b64, half_mask, sample_image
 
 GUIDANCE = 3.5
-SIZES, STEPS = (96, 128, 192), (5, 10, 20)  # of the mixed list; the embedded model's native size is 128
+SIZES, STEPS = (96, 128, 192), (5, 10, 20)  # of the mixed list
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 THINGS = ("apple", "car", "house", "tree", "cat", "boat", "cup", "bird")
 
@@ -59,7 +59,7 @@ def mixed(count: int) -> list[Request]:
 def arrivals(count: int, rate: float) -> list[float]:
     """Poisson arrivals in seconds from the start, of which `count` fall into `count / rate` seconds.
 
-    Given their number they are spread evenly, so a short list has the rate that it shall have. Every rate has the
+    Given their number they are spread evenly, so a short list has the rate that it is to have. Every rate has the
     same pattern.
     """
     chance = random.Random(2)

@@ -8,7 +8,6 @@ Needs only the standard library.
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,13 +104,6 @@ class Catalogue:
             return self._failure(archive).read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""
-
-    def forget_others(self, archives: Iterable[str]) -> None:
-        """Deletes the reasons of all archives but these."""
-        kept = {self._failure(archive) for archive in archives}
-        for file in self._folder.glob("*.failed"):
-            if file not in kept:
-                file.unlink(missing_ok=True)
 
     def _failure(self, archive: str) -> Path:
         return self._folder / f"{archive}.failed"

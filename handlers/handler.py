@@ -27,6 +27,8 @@ from handlers.installation import Installation
 from handlers.wire import COUNT, DESCRIBE, LINES_TYPE, Failed, RequestHead, Result, start_failure_line
 from handlers.worker import Worker
 
+logger = logging.getLogger(__name__)
+
 
 class StableDiffusionHandler:
     """Serves `tasks` with one model. An archive's entry point is a subclass that names its tasks."""
@@ -92,10 +94,14 @@ class StableDiffusionHandler:
                 return Result(json.dumps(self.worker.describe(len(self.generations))).encode()).line()
             if head.task == COUNT:
                 return Result(json.dumps(self.worker.count(data, head)).encode()).line()
-            self.generations[request_id] = self.worker.open(data, head)
-            self.engine.open(self.generations[request_id])
+            generation = self.worker.open(data, head)
         except RequestError as error:
             return Failed(error.status, error.message).line()
+        except Exception:  # such as a folder of models that goes away while it is listed
+            logger.exception("Request %s failed.", request_id)
+            return Failed(500, "This is a fault of the server; its log has the cause.").line()
+        self.generations[request_id] = generation
+        self.engine.open(generation)
         return None
 
     def _take_ended(self) -> dict[str, bytes]:

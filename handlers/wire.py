@@ -9,7 +9,7 @@ requires an answer to every open request at every call.
     {"result": {…the contract's JSON…}}
     {"error": {"status": 507, "message": "…"}}
 
-The proxy imports this module and `handlers.errors`, and no other of `handlers`.
+The proxy imports this module, `handlers.errors` and `handlers.catalogue`, and no other of `handlers`.
 """
 
 import json
@@ -103,7 +103,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """The contract's JSON. It goes to the client as it is: the proxy cuts it out of its line and never parses it."""
+    """The contract's JSON. A native answer goes to the client as it is: the proxy cuts it out of its line."""
 
     body: bytes
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from admin.running_server import RUN_FILE
+from admin.running_server import PREFIX, RUN_FILE
 
-PREFIX = "sd-server-"
 STARTING_S = 60  # after which a server has locked its directory
 LOCK = "lock"
 LOGS = "logs"

@@ -86,8 +86,6 @@ def choose(options: argparse.Namespace, source: ModelSource) -> tuple[Placement,
     settings = settings_of(options) | {"model": source.location}
     prepared = prepare(settings, installation())
     device = prepared.device
-    if device.free_bytes is not None:
-        settings["dtype"] = device.dtype  # so that the workers need not find out
     if options.archives == "three":
         return Placement(options.low_memory), settings, device
     paths = prepared.paths if device.free_bytes is not None else ()
@@ -122,15 +120,18 @@ def keep_custom_models(server: Server, installed: Installation, device: Device, 
         return CustomArchives(server.target, installed, say, device=device, memory_bytes=memory_bytes)
 
     def watch() -> None:
-        archives, restarts = started(), 0
+        archives, restarts, complaint = started(), 0, ""
         while not ending.wait(2):
             if server.restarts != restarts:  # those that load at the start must be loaded again
                 archives.close()
                 archives, restarts = started(), server.restarts
             try:
                 archives.update()
+                complaint = ""
             except Exception as error:  # the next change of the file must still be noticed
-                say(f"The custom models could not be updated: {error!r}")
+                if complaint != repr(error):
+                    say(f"The custom models could not be updated: {error!r}")
+                complaint = repr(error)
         archives.close()
 
     threading.Thread(target=watch, name="custom models", daemon=True).start()

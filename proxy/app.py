@@ -10,7 +10,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 
@@ -74,7 +74,12 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         routes=routes,
         middleware=middleware,
         lifespan=lifespan,
-        exception_handlers={Failure: _failure, HTTPException: _http_exception, Exception: _fault},
+        exception_handlers={
+            Failure: _failure,
+            HTTPException: _http_exception,
+            ClientDisconnect: _gone,
+            Exception: _fault,
+        },
     )
     app.router.redirect_slashes = False  # a redirect would have an empty body
     app.state.settings = settings
@@ -92,6 +97,11 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 async def _failure(request: Request, failure: Exception) -> Response:
     assert isinstance(failure, Failure)
     return refused(request, failure)
+
+
+async def _gone(request: Request, _: Exception) -> Response:
+    """The client disconnected before its request was complete: nobody reads this."""
+    return Response(status_code=499)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

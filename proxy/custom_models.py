@@ -26,7 +26,7 @@ class CustomModels:
         return [
             {
                 "model_path": model["model_path"],
-                "ui_label": model.get("ui_label") or path,
+                "ui_label": model["ui_label"],
                 "url_path": path,
                 "requires_safety_checker": model.get("requires_safety_checker", True),
             }
@@ -37,7 +37,7 @@ class CustomModels:
         """All models beside the main one: those of the catalogue, and of config.json what is too new for it."""
         found = {model.name: model for model in self._catalogue.contents().models}
         for path, model in self._models().items():
-            found.setdefault(path, CatalogueEntry(path, model.get("ui_label") or path, PREPARING))
+            found.setdefault(path, CatalogueEntry(path, model["ui_label"], PREPARING))
         return [*found.values()]
 
     def find(self, wanted: str) -> CatalogueEntry | None:
@@ -58,7 +58,17 @@ class CustomModels:
         """The entries by url_path. While the file is faulty or being written, the previous ones stay."""
         try:
             entries = json.loads(self._file.read_text(encoding="utf-8-sig")).get("custom_models", [])
-            self._last = {entry["url_path"]: {"model_path": entry["model_path"], **entry} for entry in entries}
+            found = {
+                entry["url_path"]: {
+                    "model_path": entry["model_path"],
+                    **entry,
+                    "ui_label": str(entry.get("ui_label") or entry["url_path"]),
+                }
+                for entry in entries
+            }
+            if not all(isinstance(path, str) for path in found):
+                raise TypeError
+            self._last = found
         except FileNotFoundError:
             self._last = {}
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

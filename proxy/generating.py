@@ -9,7 +9,7 @@ from typing import Protocol
 
 import anyio
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from handlers.wire import Progress, RequestHead, Result
@@ -135,25 +135,22 @@ class Generate:
         deadline, deadline_on_clock = anyio.current_time() + limit_s, time.time() + limit_s
         scope["state"]["dialect"] = self._dialect.name
         archive = await self._dialect.archive(request)
-        try:
-            async with AsyncExitStack() as held:
-                held.enter_context(drain.request())
-                admission.check(archive, request.state.client)
-                body = await held.enter_async_context(bodies.body(request))
-                order, answer = await self._dialect.read(request, body)
-                job = Job(order.task, order.archive, self._dialect.name, request.state.request_id.decode("latin-1"))
-                if self._dialect.is_job or prefers_job(request):
-                    job = await _start(job, request, body, order, answer, (deadline, deadline_on_clock), held)
-                    await accepted(request, job)(scope, receive, send)
-                    return
-                del body  # of a dialect, the native one is enough
-                chosen = order.name or chosen_id(request)
-                events = generation(request, order, answer.as_events or bool(chosen), deadline_on_clock)
-                if chosen:
-                    events = jobs.follow(request.state.owner, chosen, job, events, answer)
-                await Generated(events, answer, drain, deadline)(scope, receive, send)
-        except ClientDisconnect:
-            pass  # the client disconnected before its request was complete
+        async with AsyncExitStack() as held:
+            held.enter_context(drain.request())
+            admission.check(archive, request.state.client)
+            body = await held.enter_async_context(bodies.body(request))
+            order, answer = await self._dialect.read(request, body)
+            job = Job(order.task, order.archive, self._dialect.name, request.state.request_id.decode("latin-1"))
+            if self._dialect.is_job or prefers_job(request):
+                job = await _start(job, request, body, order, answer, (deadline, deadline_on_clock), held)
+                await accepted(request, job)(scope, receive, send)
+                return
+            del body  # of a dialect, the native one is enough
+            chosen = order.name or chosen_id(request)
+            events = generation(request, order, answer.as_events or bool(chosen), deadline_on_clock)
+            if chosen:
+                events = jobs.follow(request.state.owner, chosen, job, events, answer)
+            await Generated(events, answer, drain, deadline)(scope, receive, send)
 
 
 async def _start(

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from handlers.wire import TASKS, UPSCALE
 from proxy.admission import Admission
-from proxy.dialects.forms import read_fields
+from proxy.dialects.forms import FORM, form_value, read_fields
 from proxy.dialects.refused import Refused
 from proxy.jobs import ENDED, PATH, Job, Jobs, until_changed
 from proxy.kept import Kept, KeptImage
@@ -35,9 +35,8 @@ def kind_of(request: Request, body: bytes) -> str:
     """The task of a body for `POST /v1/jobs`, from the address's `kind` or the body's. Raises Refused 400."""
     kind, content_type = request.query_params.get("kind"), request.headers.get("content-type", "")
     field = None
-    if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
-        found = re.search(rb"(?:^|&)kind=(\w+)", body)  # within a value, & is escaped
-        field = found and found[1].decode()
+    if content_type.partition(";")[0].strip().lower() == FORM:
+        field = form_value(body, b"kind") or None
     elif kind is None or b"kind" in body:
         field = read_fields(body, content_type).get("kind")
     if None not in (kind, field) and kind != field:

@@ -1,5 +1,6 @@
 """What is kept for a while to be fetched: jobs, and images that were answered by address."""
 
+import re
 import secrets
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from proxy.errors import Failure
 KEEP_S = 600  # seconds after its end
 GONE = 10_000  # ids that are remembered after that, to say 410 instead of 404
 RETRY_S = 10
+_ID = re.compile(r"[a-z]+_(?:([A-Za-z0-9.-]+)_)?[0-9a-f]{32}")  # as `add` makes them, with the node
 
 T = TypeVar("T")
 
@@ -97,7 +99,7 @@ class Kept:
             return entry.value
         if name in self._gone and owner in (None, self._gone[name]):
             raise Failure(410, f"{name[:50]} has expired: results are kept for {KEEP_S // 60} minutes.")
-        node = "".join(name.split("_")[1:-1])
+        node = (found := _ID.fullmatch(name)) and found[1]
         if node and f"{node}_" != self._node:
             raise Failure(404, f"This is on the server {node[:50]!r}, to which the load balancer did not send you.")
         raise Failure(404, f"There is no {name[:50]!r} here, or no longer: a restart of the server drops all of them.")

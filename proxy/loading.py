@@ -101,7 +101,7 @@ class Loading:
 
     async def archives(self) -> list[str]:
         """The archives of the tasks, and those of other models that are loaded."""
-        others = [archive for archive in await self._upstream.loaded() if archive.startswith(CUSTOM)]
+        others = [archive for archive in await self._upstream.loaded() or () if archive.startswith(CUSTOM)]
         return [*self._upstream.archives(), *others]
 
     async def describe(self, archive: str, may_load: bool = False) -> list[dict[str, Any]]:
@@ -145,8 +145,13 @@ class Loading:
     async def _look(self, archive: str = "") -> None:
         """Finds out what is in memory, unless this archive is known to be: others load some, too."""
         if not (archive and self._residents.is_in(archive)):
-            since = self._clock()
-            self._residents.found(await self._upstream.loaded(), since)
+            await self._take_note(self._clock())
+
+    async def _take_note(self, since: float) -> None:
+        """Of what was in memory at a time, if TorchServe says it."""
+        loaded = await self._upstream.loaded()
+        if loaded is not None:
+            self._residents.found(loaded, since)
 
     async def _prepared(self, archive: str) -> None:
         """Returns when an archive can be loaded. Raises Failure 503 for one that is not ready, or cannot be served."""
@@ -190,4 +195,4 @@ class Loading:
             self._described[archive] = await self._upstream.describe(archive)
         since = self._clock()
         if not await self._upstream.unload(archive):  # by a TorchServe that was started again, which has others
-            self._residents.found(await self._upstream.loaded(), since)
+            await self._take_note(since)

@@ -35,6 +35,6 @@ class Paths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = normalized(scope["path"])
-            if path != scope["path"]:
-                scope = {**scope, "path": path, "raw_path": path.encode()}
+            if path != scope["path"]:  # in place: the outermost part, which answers for a fault, has the same scope
+                scope["path"], scope["raw_path"] = path, path.encode()
         await self._app(scope, receive, send)

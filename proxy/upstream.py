@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 WATCH_S = 1  # how often a request without an answer checks that there is a worker
 PATIENCE_S = 10  # how long a question waits for one: a worker that died is usually back by then
 CONNECT_S = 0.2  # how often a request looks for a TorchServe that is being started again
+PAGE = "100"  # archives, TorchServe's maximum
 NO_WORKER = "no worker: scale it up with the management API"  # a state, as READY is one
 
 
@@ -87,13 +88,21 @@ class Upstream:
             return NO_WORKER
         return READY if all(worker["status"] == "READY" for worker in workers) else "the model is loading"
 
-    async def loaded(self) -> list[str]:
-        """The archives that are in memory: those that have a worker. None if TorchServe does not answer."""
+    async def loaded(self) -> list[str] | None:
+        """The archives that are in memory: those that have a worker. None if TorchServe does not say."""
+        names: list[str] = []
+        query: dict[str, str] | None = {"limit": PAGE}
         try:
-            answer = await self._client.get(f"{self._management_url}/models", params={"limit": "1000"}, timeout=5.0)
-            names = [model["modelName"] for model in answer.raise_for_status().json()["models"]]
-        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            while query:
+                answer = await self._client.get(f"{self._management_url}/models", params=query, timeout=5.0)
+                listed = answer.raise_for_status().json()
+                names += [model["modelName"] for model in listed["models"]]
+                after = listed.get("nextPageToken")
+                query = {"limit": PAGE, "next_page_token": after} if after else None
+        except httpx.ConnectError:  # it has died, and what it had with it
             return []
+        except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+            return None
         described = await asyncio.gather(*map(self.state, names))
         return [name for name, state in zip(names, described, strict=True) if state != NO_WORKER]
 

@@ -102,6 +102,8 @@ def main(argv: list[str]) -> int:
     if options.parts:
         take_parts(options.parts, run)
     stages = STAGES if "all" in options.stage else options.stage
+    if options.within and stages[-1] not in LONG:
+        parser.error("--within ends the last stage early: name one that trains last.")
     for stage in stages:
         print(f"-- {stage}", flush=True)
         if stage in LONG and len(stages) == 1:

@@ -45,17 +45,10 @@ class Average:
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.parameters, [p.detach() for p in self._module.parameters()], 1 - decay)
 
-    @contextlib.contextmanager
-    def applied(self):  # type: ignore[no-untyped-def]
-        """The module with its averaged parameters, for the length of a `with`."""
-        current = [parameter.detach().clone() for parameter in self._module.parameters()]
-        self._write(self.parameters)
-        yield self._module
-        self._write(current)
-
-    def _write(self, values: list[torch.Tensor]) -> None:
+    def apply(self) -> None:
+        """Gives the module its averaged parameters."""
         with torch.no_grad():
-            for parameter, value in zip(self._module.parameters(), values, strict=True):
+            for parameter, value in zip(self._module.parameters(), self.parameters, strict=True):
                 parameter.copy_(value)
 
 
@@ -212,5 +205,5 @@ def train(
         finally:
             save()
     optimizer.zero_grad(set_to_none=True)
-    mean._write(mean.parameters)
+    mean.apply()
     module.eval()

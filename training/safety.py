@@ -23,7 +23,7 @@ SHARPNESS = 16.0
 SIZE = 96  # of the images that it learns from, in pixels: it sees them at 64, and larger ones take longer to compose
 ART_SIZE = 128  # at which drawings are rendered: no detail is lost at the largest placement
 THRESHOLD = 0.58  # above a half, since signs are far rarer among all images than among those that it learns from
-SIGNS = 1200  # drawn at random, of each kind; the smoke preset draws fewer
+SIGNS = 2000  # drawn at random, of each kind; the smoke preset draws fewer
 NEVER = 2.0  # a threshold above every cosine
 # signs with a red ring or bar, drawn more often than the rest: they are what is easily mistaken
 LOOKALIKES = ("1f6ab", "1f6ad", "1f6af", "1f6b3", "1f6b1", "1f6b7", "1f4f5", "26d4", "1f6d1", "2b55", "1f51f", "1f522")
@@ -69,7 +69,7 @@ def run(
         torch.tensor([i for i, code in enumerate(codes) if code != flagged_code]),
         torch.arange(len(by_artists), len(everything)),
     ]
-    shares = [1, 1, 2, 1]  # of a batch, in which generated images have one, too
+    shares = [1, 1, 3, 2]  # of a batch, in which generated images have one, too
     is_flagged = torch.tensor([code == flagged_code for code, _ in everything.labels])
     model = Checker(vision).to(device)
 

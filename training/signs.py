@@ -56,7 +56,8 @@ def _sign(text: str, size: int, faces: Sequence[bytes], choose: random.Random) -
     is_behind = choose.random() < 0.25
     if is_behind:
         _bar(pen, side, margin + ring / 2, bar, edge)
-    _write(pen, text, side, ink, choose.choice(faces), choose)
+    if text:
+        _write(image, text, ink, choose.choice(faces), choose)
     if not is_behind:
         _bar(pen, side, margin + ring / 2, bar, edge)
     return image.resize((size, size), Image.Resampling.BOX)
@@ -83,9 +84,19 @@ def _bar(pen: ImageDraw.ImageDraw, side: float, inset: float, width: float, colo
         pen.line([side / 2 - reach] * 2 + [side / 2 + reach] * 2, colour, round(width))
 
 
-def _write(pen: ImageDraw.ImageDraw, text: str, side: int, ink: str, face: bytes, choose: random.Random) -> None:
-    height = choose.uniform(0.42, 0.64) * side  # of a line, of which digits take seven tenths
+def _write(image: Image.Image, text: str, ink: str, face: bytes, choose: random.Random) -> None:
+    side = image.width
+    em = choose.uniform(0.42, 0.8) * side  # digits are seven tenths as high
     bold = round(choose.uniform(0, 0.03) * side)
-    middle = (side / 2 + choose.uniform(-0.03, 0.03) * side, side / 2 + choose.uniform(-0.05, 0.05) * side)
-    font = ImageFont.truetype(io.BytesIO(face), height * min(1, 2 / max(1, len(text))))
-    pen.text(middle, text, ink, font, anchor="mm", stroke_width=bold)
+    font = ImageFont.truetype(io.BytesIO(face), em)
+    left, top, right, bottom = font.getbbox(text, stroke_width=bold)
+    letters = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(letters).text((-left, -top), text, 255, font, stroke_width=bold)
+    # as wide as the face has it or narrower, and never wider than the disc: high letters are narrow ones
+    width = min(choose.uniform(0.6, 1.0) * letters.width, choose.uniform(0.6, 0.78) * side)
+    letters = letters.resize((max(1, round(width)), letters.height), Image.Resampling.BOX)
+    corner = [
+        round((whole - part) / 2 + choose.uniform(-stray, stray) * side)
+        for whole, part, stray in zip(image.size, letters.size, (0.03, 0.05), strict=True)
+    ]
+    image.paste(Image.new("RGBA", letters.size, ink), (corner[0], corner[1]), letters)

@@ -209,6 +209,9 @@ class Engine(Generic[Loaded]):
         ended = [generation for generation in self._generations if generation.ending is not None]
         if not ended:
             return
+        if any(isinstance(generation.error, InternalError) for generation in ended) and self.batcher.memory.is_broken():
+            logger.critical("The GPU does no more work for this process: the worker gives up.")
+            os._exit(1)
         self._generations = [generation for generation in self._generations if generation.ending is None]
         for generation in ended:
             generation.release()

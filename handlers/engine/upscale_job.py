@@ -15,7 +15,6 @@ class UpscaleJob:
         steps: how many calls there are.
     """
 
-    adapters = None
     has_image = True  # its start loads a model
 
     def __init__(self, work: Generator[UpscaleCall, Any, Any], steps: int) -> None:

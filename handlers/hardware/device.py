@@ -1,4 +1,4 @@
-"""The device: which one, its number format, its memory. No other module asks which kind of device there is."""
+"""The device: which one, its number format, its memory."""
 
 import gc
 import platform
@@ -133,6 +133,16 @@ class Peak:
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in NO_MEMORY)
+
+
+def is_broken(device: torch.device) -> bool:
+    """Whether a GPU does no more work for this process, as CUDA's do after an illegal memory access."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def release_memory(device: torch.device) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from handlers.errors import OutOfMemory
-from handlers.hardware.device import available_bytes, release_memory
+from handlers.hardware.device import available_bytes, is_broken, release_memory
 from handlers.request.fields import GenerationRequest
 
 GUIDED_ROWS = 2  # of one image with guidance: as a rule one with the prompt, one with the negative prompt
@@ -62,6 +62,9 @@ class Memory:
 
     def release(self) -> None:
         release_memory(self.device)
+
+    def is_broken(self) -> bool:
+        return is_broken(self.device)
 
 
 def no_room(request: GenerationRequest | None, fixed_size: bool) -> OutOfMemory:

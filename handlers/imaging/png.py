@@ -1,4 +1,4 @@
-"""What Pillow shall see of a PNG file: the image, and the side data that has a meaning here."""
+"""What Pillow sees of a PNG file: the image, and the side data that has a meaning here."""
 
 import struct
 import zlib

@@ -93,16 +93,16 @@ def prepare_pipelines(
     own_loras, own_embeddings = Loras(first, lora_files, max_lora_bytes), Embeddings(first, embedding_files)
     return {
         task: ServedPipeline(
-            source.name,
-            pipeline,
-            defaults,
-            kinds,
-            load,
-            preview_map,
-            own_loras,
-            own_embeddings,
-            pipelines.get("img2img"),
-            counter,
+            model=source.name,
+            pipeline=pipeline,
+            defaults=defaults,
+            schedulers=kinds,
+            load=load,
+            preview_map=preview_map,
+            loras=own_loras,
+            embeddings=own_embeddings,
+            img2img=pipelines.get("img2img"),
+            counter=counter,
         )
         for task, pipeline in pipelines.items()
     }

@@ -4,7 +4,6 @@ The handlers' own parser is out of the proxy's reach, and refuses what these cli
 """
 
 import json
-import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -46,8 +45,7 @@ def model_of(body: bytes, content_type: str) -> str:
         return ""
     kind = content_type.partition(";")[0].strip().lower()
     if kind in (FORM, "", "application/octet-stream"):
-        found = re.search(rb"(?:^|&)model=([^&]*)", body)
-        return unquote_plus(found[1].decode("latin-1")).strip() if found else ""
+        return (form_value(body, b"model") or "").strip()
     try:
         model = read_fields(body, content_type).get("model")
     except Refused:
@@ -55,6 +53,17 @@ def model_of(body: bytes, content_type: str) -> str:
     if model is not None and not isinstance(model, str):
         raise Refused(400, "model must be the name of a model, as text.", "model")
     return (model or "").strip()
+
+
+def form_value(body: bytes, name: bytes) -> str | None:
+    """A field of an urlencoded form, by a search that is quick in images, too; None without it."""
+    start = name + b"="
+    at = 0 if body.startswith(start) else body.find(b"&" + start) + 1  # within a value, & is escaped
+    if not body.startswith(start, at):
+        return None
+    at += len(start)
+    end = body.find(b"&", at)
+    return unquote_plus(body[at : end if end >= 0 else None].decode("latin-1"))
 
 
 def native_body(fields: Mapping[str, str | bytes]) -> tuple[bytes, str]:

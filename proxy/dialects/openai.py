@@ -26,7 +26,6 @@ MAX_SIDE = 3840  # pixels, OpenAI's; sizes up to it are taken, and generated sma
 # the model's own steps are multiplied with these, for a model that needs four has no use for thirty
 STEPS = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
 LEVELS = {"": "medium", "auto": "medium", "standard": "medium", "hd": "high"} | {level: level for level in STEPS}
-MAX_STEPS = 250
 MAX_PARTIALS = 3
 TASKS = {"generations": "txt2img", "edits": "img2img", "variations": "img2img"}
 # native fields by the names that other servers of this API gave them; the others have the native names
@@ -185,10 +184,11 @@ async def _read_quality(fields: Translation, request: Request, archive: str, tas
         fields.warnings.append(f"quality has no effect beside {fields.names['num_inference_steps']}.")
         return level
     served: Served = request.app.state.served
-    own = (await served.defaults(archive, task))["num_inference_steps"]
+    model = await served.model(archive, task)
+    own, most = model["defaults"]["num_inference_steps"], model["limits"]["max_num_inference_steps"]
     # an edit runs only a part of its steps, which must not be none
     least = min(own, 1 if task == "txt2img" else 2)
-    fields.native["num_inference_steps"] = str(max(least, min(MAX_STEPS, round(own * STEPS[level]))))
+    fields.native["num_inference_steps"] = str(max(least, min(most, round(own * STEPS[level]))))
     return level
 
 

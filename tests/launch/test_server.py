@@ -145,6 +145,7 @@ def test_low_memory_mode_follows_what_fits(
     chosen, settings, _ = serve.choose(serve.parse_options(arguments), resolve_model("default", Installation(HOME, {})))
     assert settings["low_memory"] == low_memory
     assert settings["model"] == str(EMBEDDED)
+    assert settings["dtype"] == "auto"  # on the same GPU some models need bfloat16
     assert bool(chosen.reason) == (free is not None and "--archives" not in arguments)
 
 

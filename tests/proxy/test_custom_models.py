@@ -133,6 +133,9 @@ async def test_a_faulty_file_leaves_the_last_good_one(config: Path) -> None:
         config.write_text("{")
         assert len((await http.get("/custom_models")).json()) == 2
         assert (await http.post("/custom/mine", data={"prompt": "x"})).status_code == 200
+        config.write_text(json.dumps({"custom_models": [{"model_path": "a/b", "url_path": 5}]}))
+        assert len((await http.get("/custom_models")).json()) == 2
+        assert (await http.post("/txt2img", data={"prompt": "x", "model": "mine"})).status_code == 200
         config.unlink()
         assert (await http.get("/custom_models")).json() == []
 

@@ -81,6 +81,9 @@ def test_ids_name_the_server_that_has_them() -> None:
     kept = Kept(1, 1, "node1")
     name = kept.add("me", IMAGE, "img_")
     assert name.startswith("img_node1_") and len(name) == len("img_node1_") + 32 and status(kept, name) == 200
-    for unknown, sentence in [("img_node2_0", "server 'node2'"), ("img_node1_0", "There is no"), ("x", "no 'x'")]:
+    elsewhere, gone = "img_node2_" + 32 * "0", "img_node1_" + 32 * "0"
+    for unknown, sentence in [
+        (elsewhere, "server 'node2'"), (gone, "There is no"), ("x", "no 'x'"), ("order_2024_17", "no 'order_2024_17'"),
+    ]:  # fmt: skip
         with pytest.raises(Failure, match=sentence):
             kept.get(unknown, KeptImage)

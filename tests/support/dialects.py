@@ -17,7 +17,7 @@ FILE = b"\x89PNG\r\n\x1a\n\x00\xff"  # no image: the proxy does not look
 DATA = base64.b64encode(FILE).decode()
 MODEL = {
     "model": "tiny", "tasks": ["txt2img", "img2img", "masking"], "defaults": {"num_inference_steps": 20},
-    "limits": {"min_size": 64, "max_size": 1024, "max_num_outputs": 8},
+    "limits": {"min_size": 64, "max_size": 1024, "max_num_outputs": 8, "max_num_inference_steps": 50},
     "samplers": ["Euler a", "DPM++ 2M"], "loras": ["ink"],
     "embeddings": ["bad"], "controlnets": ["edges"],
     "upscalers": ["None", "Lanczos", "Nearest", "Latent", "photo_x4"],

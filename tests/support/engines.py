@@ -97,9 +97,13 @@ class Request:
 class Memory:
     def __init__(self) -> None:
         self.releases = 0
+        self.broken = False
 
     def release(self) -> None:
         self.releases += 1
+
+    def is_broken(self) -> bool:
+        return self.broken
 
 
 class Batcher:

@@ -297,3 +297,13 @@ def test_an_engine_that_ends_ends_the_worker(bench: Bench, exits: threading.Even
 
     bench.engine.call(fault)
     assert exits.wait(SOON_S)
+
+
+def test_a_gpu_that_does_no_more_work_ends_the_worker(bench: Bench, exits: threading.Event) -> None:
+    bench.batcher.run = lambda slots: [(slot, InternalError("a fault")) for slot in slots]
+    request = Request()
+    bench.open(request)
+    assert request.ended.wait(SOON_S) and not exits.wait(0.05)
+    bench.batcher.memory.broken = True
+    bench.open(Request())
+    assert exits.wait(SOON_S)

@@ -36,6 +36,7 @@ async def test_a_prompt_becomes_an_image() -> None:
         ({"n": None, "size": "auto", "quality": "auto", "background": "opaque"}, {}),
         ({"quality": "low"}, {"num_inference_steps": "10"}),
         ({"quality": "hd"}, {"num_inference_steps": "30"}),
+        ({"quality": "max"}, {"num_inference_steps": "50"}),  # the server's limit
         ({"quality": "standard", "output_format": "webp"}, {"output_format": "webp"}),
         ({"output_format": "jpeg", "output_compression": 0}, {"output_format": "jpeg", "output_quality": "1"}),
         ({"steps": 7, "cfg_scale": 3.5, "seed": "-1"},
