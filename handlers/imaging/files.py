@@ -42,6 +42,7 @@ KINDS = {
     "OpenEXR": rb"\x76\x2f\x31\x01",
     "ZIP": rb"PK\x03\x04",
 }
+PER_INCH = {2: 1, 3: 2.54}  # by EXIF's unit of a resolution
 TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -194,7 +195,7 @@ def _ends_early(image: Image.Image) -> bool:
 def _described(image: Image.Image, sixteen_bits: bool, notes: tuple[str, ...]) -> ImageFile:
     """The image upright, with what its file says about it and nothing else."""
     info: dict[Any, Any] = image.info
-    dpi = _dpi(info.get("dpi")) if _has_resolution(image) else None
+    dpi = _dpi(_resolution(image))
     turn = _turn(image)
     # not by ImageOps.exif_transpose, which writes the EXIF anew, and raises where another of its fields is odd
     upright = image if turn is None else image.transpose(turn)
@@ -216,14 +217,20 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _has_resolution(image: Image.Image) -> bool:
-    """Whether the file has one: without it Pillow makes up 1 for a TIFF, and 72 for a JPEG with EXIF."""
-    if image.format not in ("TIFF", "JPEG") or image.info.get("jfif_unit"):
-        return True
+def _resolution(image: Image.Image) -> Any:
+    """Pixels per inch as the file has them: Pillow makes up 1 for a TIFF without, and 72 for a JPEG with other EXIF."""
+    if image.format not in ("TIFF", "JPEG", "WEBP", "AVIF") or image.info.get("jfif_unit"):
+        return image.info.get("dpi")
     try:
-        return ExifTags.Base.XResolution in image.getexif()
+        exif = image.getexif()
+        if ExifTags.Base.XResolution not in exif:
+            return None
+        if image.format in ("TIFF", "JPEG"):
+            return image.info.get("dpi")
+        unit = PER_INCH.get(exif.get(ExifTags.Base.ResolutionUnit, 2), 0)
+        return [float(exif[name]) * unit for name in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
     except Exception:  # as in _turn
-        return False
+        return None
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 FORMATS = ("png", "jpeg", "webp")
 LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}  # pixels that the formats can have
+INCH = 2  # EXIF's unit of a resolution
 _MAX_EXIF = 65_000  # bytes of a JPEG's EXIF, less its head
 _MARK = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -66,8 +67,9 @@ def encode(
             warnings.append("JPEG has no transparency: the image lies on white. output_format=png keeps it.")
         if side.mark:
             options["xmp"] = _MARK.format(kind=side.mark).encode()
-        if side.parameters:
-            exif = _exif(side.parameters)
+        # a WebP has no other place for its resolution
+        exif = _exif(side.parameters, side.dpi if format == "webp" else None)
+        if exif:
             if format == "jpeg" and len(exif) > _MAX_EXIF:
                 warnings.append("The parameters are too long for this format: the file is without them.")
             else:
@@ -86,11 +88,15 @@ def _chunks(side: SideData) -> PngImagePlugin.PngInfo:
     return chunks
 
 
-def _exif(parameters: str) -> bytes:
-    """EXIF with the text as its UserComment."""
+def _exif(parameters: str | None, dpi: tuple[float, float] | None) -> bytes:
+    """EXIF with the text as its UserComment; empty if there is nothing to say."""
     exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + parameters.encode("utf-16-be")
-    return exif.tobytes()
+    if parameters:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    if dpi:
+        exif[ExifTags.Base.XResolution], exif[ExifTags.Base.YResolution] = dpi
+        exif[ExifTags.Base.ResolutionUnit] = INCH
+    return exif.tobytes() if parameters or dpi else b""
 
 
 def usual_base64_bytes(width: int, height: int, format: str) -> int:

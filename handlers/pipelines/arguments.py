@@ -1,6 +1,7 @@
 """The arguments of a stock pipeline's call for a request."""
 
 from collections.abc import Sequence
+from copy import copy
 from inspect import signature
 from typing import Any
 
@@ -12,6 +13,7 @@ from handlers.imaging.masks import pipeline_mask
 from handlers.imaging.regions import Crop
 from handlers.pipelines.embeddings import ENCODERS
 from handlers.pipelines.families import denoiser_name, has_embedded_guidance, has_true_guidance, longest_side
+from handlers.pipelines.schedulers import schedulers
 from handlers.request.fields import GenerationRequest
 
 
@@ -69,13 +71,30 @@ def pipeline_arguments(
 
 
 def without_effect(request: GenerationRequest, pipeline: Any) -> list[str]:
-    """A sentence with the fields that the request gives, and that this family's pipeline does not know; or none."""
+    """Sentences about the fields that the request gives, and that this family's pipeline does not know or use."""
     taken = signature(pipeline.__call__).parameters
     given = {"negative_prompt": request.negative_prompt, "clip_skip": request.clip_skip, "eta": request.eta}
     lost = [name for name, value in given.items() if value and name not in taken]
     if request.negative_prompt and has_embedded_guidance(pipeline):
         lost.insert(0, "negative_prompt")
-    return [f"{', '.join(lost)}: without effect on this model."] if lost else []
+    sentences = [f"{', '.join(lost)}: without effect on this model."] if lost else []
+    if request.negative_prompt and "negative_prompt" not in lost and not _is_guided(pipeline, request.guidance_scale):
+        sentences.append(f"negative_prompt: without effect at guidance_scale={request.guidance_scale:g}.")
+    if request.eta and "eta" not in lost and not _takes_eta(request, pipeline):
+        sentences.append("eta: without effect with this scheduler. scheduler=DDIM knows it.")
+    return sentences
+
+
+def _is_guided(pipeline: Any, scale: float) -> bool:
+    """Whether a pipeline generates with guidance at this scale."""
+    asked = copy(pipeline)
+    asked._guidance_scale = scale
+    return bool(getattr(asked, "do_classifier_free_guidance", scale > 1))
+
+
+def _takes_eta(request: GenerationRequest, pipeline: Any) -> bool:
+    kind = schedulers(pipeline)[request.sampler.kind] if request.sampler else pipeline.scheduler
+    return "eta" in signature(kind.step).parameters
 
 
 def _clip_skip(clip_skip: int | None, pipeline: Any) -> int | None:

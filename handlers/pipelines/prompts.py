@@ -137,6 +137,8 @@ class Prompts:
                 raise InvalidRequest(
                     f"{name} has the weight {most:g}: weights are from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}."
                 )
+            if re.search(r"\bAND\b", self._texts[name]):
+                warnings.append(f"{name} has AND: prompts are not composed here, so this is plain text.")
             if parsed.edits:
                 shown = ", ".join(edit if len(edit) <= 50 else f"{edit[:50]}…" for edit in parsed.edits[:5])
                 warnings.append(f"{name} has {shown}: prompts do not change between steps here, so this is plain text.")

@@ -19,11 +19,13 @@ from handlers.request import forms
 from handlers.request.control import Control, read_controls
 from handlers.request.hires import FIELDS as HIRES_FIELDS
 from handlers.request.hires import Hires, read_hires
-from handlers.request.images import read_init_image, read_masked_image
+from handlers.request.images import MASK_FIELDS, read_init_image, read_masked_image
 from handlers.request.reader import MAX_GUIDANCE, MAX_SEED, Reader, check_strength
 from handlers.request.samplers import Sampler, find_sampler
 
 QUALITY = 90  # of JPEG and WebP
+# what clients send that always send every field
+NOTHING = (None, "", b"", 0, "0", b"0", "false", b"false")
 MAX_CLIP_SKIP = 12  # layers: as many as the text encoder of Stable Diffusion 1 has
 
 
@@ -149,7 +151,7 @@ def parse_request(
         ),
         "guidance_scale": read.real("guidance_scale", defaults.guidance_scale, 0.0, MAX_GUIDANCE),
         "eta": read.real("eta", 0.0, 0.0, 1.0),
-        "clip_skip": read.whole("clip_skip", None, 1, MAX_CLIP_SKIP),
+        "clip_skip": read.whole("clip_skip", None, 0, MAX_CLIP_SKIP) or None,
         "preview": read.flag("preview"),
     }
     output_values, warnings = read_output(read)
@@ -169,11 +171,12 @@ def parse_request(
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         sampler, doubts = _sampler(read, "hires_scheduler", defaults, schedulers)
         hires, more = read_hires(read, config, sizes, values, sampler, upscalers)
-        warnings += doubts + more + _of_other_tasks(fields, task, ("fit",))
+        warnings += doubts + more + _of_other_tasks(fields, task, ("init_image", "strength", "fit", *MASK_FIELDS))
         values |= {"hires": hires, "answer_size": hires.size} if hires else {}
     else:
         values |= _strength(read, values["num_inference_steps"])
-        warnings += _of_other_tasks(fields, task, (*HIRES_FIELDS, "hires_upscaler"))
+        others = () if task == "masking" else MASK_FIELDS
+        warnings += _of_other_tasks(fields, task, (*HIRES_FIELDS, "hires_upscaler", *others))
         if task == "img2img":
             values |= read_init_image(read, config)
             size = values["init_image"].size
@@ -215,7 +218,7 @@ def _seed(read: Reader, name: str, num_outputs: int) -> int:
 
 def _of_other_tasks(fields: forms.Fields, task: str, names: Sequence[str]) -> list[str]:
     # past the reader: what it reads are the task's own fields
-    sent = [name for name in names if name in fields and fields[name] not in (None, "", b"")]
+    sent = [name for name in names if fields.get(name) not in NOTHING]
     return [f"{', '.join(sent)}: without effect on {task}."] if sent else []
 
 

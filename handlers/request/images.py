@@ -16,7 +16,9 @@ from handlers.imaging.regions import plan
 from handlers.imaging.sizes import ModelSizes
 from handlers.request.reader import Reader
 
+MASK_FIELDS = ("mask_image", "mask_mode", "mask_padding", "mask_blur", "mask_grow", "mask_fill", "mask_invert", "patch")
 MAX_REACH, MAX_PADDING = 256, 10_000  # pixels that a mask may grow or blur by, and that are around it
+MAX_SIDE = 10**6  # pixels that `width` and `height` may name where they decide nothing
 FAINT_MASK = 64  # of 255; a mask that is nowhere above it hardly replaces anything
 
 
@@ -24,7 +26,8 @@ def read_init_image(read: Reader, config: HandlerConfig) -> dict[str, Any]:
     """The init image, brought to the size that the request asks for if it says how."""
     fit = _read_fit(read, config)
     document, warnings = _read_document(read, config)
-    return {"init_image": replace(document, image=fit(document.image)), "warnings": tuple(warnings)}
+    document = replace(document, image=fit(document.image))
+    return {"init_image": document, "warnings": (*warnings, *_unfitted(read, document))}
 
 
 def _read_document(read: Reader, config: HandlerConfig) -> tuple[Document, list[str]]:
@@ -46,6 +49,17 @@ def _read_fit(read: Reader, config: HandlerConfig) -> Callable[[Image.Image], Im
     return partial(fitted, size=size, fit=fit)
 
 
+def _unfitted(read: Reader, document: Document) -> list[str]:
+    """A sentence about another size than the init image's, or none."""
+    sent = [read.whole(name, side, 0, MAX_SIDE) for name, side in zip(("width", "height"), document.size, strict=True)]
+    if (sent[0], sent[1]) == document.size:
+        return []
+    return [
+        f"width, height: without effect, since the image has init_image's size, {document.size[0]} x "
+        f"{document.size[1]}: fit=stretch, crop or pad changes it."
+    ]
+
+
 def read_masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, strength: float) -> dict[str, Any]:
     """The init image and its mask, what of them is generated, and the fields that the mask's use needs later."""
     # 1. the fields that say how the mask is used
@@ -61,6 +75,7 @@ def read_masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, st
     # 2. the init image, and its mask: a file, or the image's holes
     document, warnings = _read_document(read, config)
     size, document = document.size, replace(document, image=fit(document.image))
+    warnings += _unfitted(read, document)
     if read.has("mask_image"):
         file = read.image("mask_image", config)
         mask, doubts = masks.read_mask(file.image, mode, "mask_image")
@@ -71,6 +86,8 @@ def read_masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, st
         warnings += [*file.warnings, *doubts]
     elif (alpha := document.alpha) is not None:
         values["fills_holes"] = True
+        if mode != "auto":
+            warnings.append("mask_mode has no effect without mask_image: the holes of init_image are the mask.")
         mask = masks.inverted(alpha)
     else:
         raise InvalidRequest(

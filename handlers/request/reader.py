@@ -78,7 +78,7 @@ class Reader:
             raise InvalidRequest(f"{name} must be text, not {forms.shown(value)}.")
         # before it is decoded: a character has at most four bytes
         if len(value) > 4 * max_chars or len(decoded := forms.text(value, name)) > max_chars:
-            raise InvalidRequest(f"{name} is longer than {max_chars} characters.")
+            raise InvalidRequest(f"{name} is longer than {max_chars} characters: shorten it.")
         return decoded
 
     def choice(self, name: str, choices: Collection[str], default: str) -> str:
@@ -103,6 +103,8 @@ class Reader:
     def flag(self, name: str) -> bool:
         """True or false; false if the field is absent or blank."""
         value = self._fields.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, (bool, int, float)):
             value = str(value)
         if isinstance(value, (dict, list)):

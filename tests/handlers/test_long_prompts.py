@@ -95,7 +95,7 @@ def test_tokens_are_counted_chunk_by_chunk(frontend: Frontend) -> None:
     first, *rest = counted["prompt"]
     assert counted["status"] == "success" and counted["negative_prompt"] == [first] and len(rest) >= 2
     assert all(chunk == 75 for chunk in rest[:-1]) and 0 < rest[-1] <= 75
-    long, missing = frontend.send("count", prompt="x" * 10_001), frontend.send("count")
+    long, missing = frontend.send("count", prompt="x" * 32_001), frontend.send("count")
     del frontend.open[missing][1]["prompt"]
     frontend.run()
     assert frontend.messages(long)[-1]["error"]["status"] == 400

@@ -1,8 +1,7 @@
 """The engine alone. When it pauses it leaves its cores, which the tests wait for: they count passes, not seconds."""
 
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -10,25 +9,11 @@ from typing import Any
 import pytest
 
 from handlers.engine.loop import STARTS, Engine
-from handlers.engine.pacing import STUCK_S, Pacing
+from handlers.engine.pacing import Pacing
 from handlers.engine.scheduling import Slot
 from handlers.errors import InternalError, InvalidRequest, ModelError, OutOfMemory, RequestError
 from tests.support.clock import Clock
 from tests.support.engines import SOON_S, Batcher, Bench, Cores, Decoder, Request
-
-
-@pytest.fixture
-def cores(monkeypatch: pytest.MonkeyPatch) -> Cores:
-    cores = Cores()
-    monkeypatch.setattr("handlers.engine.loop.Cores", lambda: cores)
-    return cores
-
-
-@pytest.fixture
-def bench(cores: Cores) -> Iterator[Bench]:
-    bench = Bench(cores)
-    yield bench
-    bench.end_lease()
 
 
 def test_the_model_is_loaded_in_the_engines_thread(cores: Cores) -> None:
@@ -250,60 +235,3 @@ def test_a_call_with_news_waits_for_nothing(cores: Cores) -> None:
     bench = Bench(cores, Patient)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(bench.engine.wait, has_news=True).result(SOON_S / 2)
-
-
-class Exited(Exception):
-    pass
-
-
-@pytest.fixture
-def exits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set when the worker gives up. As in a process that ends, the engine's thread goes no further."""
-    exited = threading.Event()
-
-    def leave(code: int) -> None:
-        assert code == 1
-        exited.set()
-        if threading.current_thread().name == "engine":
-            threading.Event().wait()
-        raise Exited
-
-    monkeypatch.setattr(os, "_exit", leave)
-    return exited
-
-
-def test_a_step_that_never_ends_ends_the_worker(bench: Bench, exits: threading.Event) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    def hang(slots: list[Slot]) -> Any:
-        begun.set()
-        go_on.wait(SOON_S)
-        return []
-
-    bench.batcher.run = hang
-    bench.open(Request())
-    assert begun.wait(SOON_S)
-    bench.engine.wait(has_news=True)
-    assert not exits.is_set()
-    bench.clock.now += STUCK_S + 1
-    with pytest.raises(Exited):
-        bench.engine.wait(has_news=True)
-    go_on.set()
-
-
-def test_an_engine_that_ends_ends_the_worker(bench: Bench, exits: threading.Event) -> None:
-    def fault() -> None:
-        raise KeyError("a fault between two steps")
-
-    bench.engine.call(fault)
-    assert exits.wait(SOON_S)
-
-
-def test_a_gpu_that_does_no_more_work_ends_the_worker(bench: Bench, exits: threading.Event) -> None:
-    bench.batcher.run = lambda slots: [(slot, InternalError("a fault")) for slot in slots]
-    request = Request()
-    bench.open(request)
-    assert request.ended.wait(SOON_S) and not exits.wait(0.05)
-    bench.batcher.memory.broken = True
-    bench.open(Request())
-    assert exits.wait(SOON_S)

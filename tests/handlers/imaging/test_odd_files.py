@@ -102,3 +102,12 @@ def test_a_resolution_that_the_file_does_not_have_is_not_made_up() -> None:
         data = io.BytesIO()
         sample_image().save(data, format, dpi=(300, 300), **more)
         assert open_image(data.getvalue(), "init_image", 10**6).dpi == (300, 300)
+
+
+@pytest.mark.parametrize(("unit", "dpi"), [(None, (300, 150)), (2, (300, 150)), (3, (762, 381)), (1, None)])
+def test_a_resolution_in_exif_alone(unit: int | None, dpi: tuple[int, int] | None) -> None:
+    exif = Image.Exif()
+    exif[0x011A], exif[0x011B] = 300.0, 150.0
+    if unit:
+        exif[0x0128] = unit
+    assert open_image(file_bytes(sample_image(), "WEBP", exif=exif), "init_image", 10**6).dpi == dpi

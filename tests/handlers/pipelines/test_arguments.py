@@ -1,5 +1,6 @@
 """The arguments that a request becomes, for pipelines that take some of them or all."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ from PIL import Image
 
 from handlers.imaging.documents import Document
 from handlers.imaging.regions import Crop
-from handlers.pipelines.arguments import pipeline_arguments
+from handlers.pipelines.arguments import pipeline_arguments, without_effect
 from handlers.pipelines.noise import generator
 from handlers.request.fields import GenerationRequest
+from handlers.request.samplers import Sampler
+from tests.support import tiny_models
 from tests.support.samples import sample_image
 
 CROP = Crop.whole((64, 32), (32, 16))
@@ -74,6 +77,22 @@ def test_each_task_has_its_arguments_at_the_models_size(task: str, more: set[str
 def test_arguments_that_a_family_does_not_take_are_left_out() -> None:
     arguments = pipeline_arguments(a_request("masking"), TakesLittle(), CROP)
     assert arguments == {"prompt": "a house", "num_inference_steps": 5, "guidance_scale": 7.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "sentences"),
+    [
+        ("sd1", {}, []),
+        ("sd1", {"guidance_scale": 1.0}, ["negative_prompt: without effect at guidance_scale=1."]),
+        ("sd1", {"guidance_scale": 1.0, "negative_prompt": ""}, []),
+        ("sdxl", {"guidance_scale": 0.5}, ["negative_prompt: without effect at guidance_scale=0.5."]),
+        ("sd1", {"eta": 0.5}, ["eta: without effect with this scheduler. scheduler=DDIM knows it."]),
+        ("sd1", {"eta": 0.5, "sampler": Sampler("DDIMScheduler", {}, "DDIM")}, []),
+    ],
+)
+def test_what_a_pipeline_makes_no_use_of_is_named(kind: str, changes: dict[str, Any], sentences: list[str]) -> None:
+    pipeline = tiny_models.make(kind)
+    assert without_effect(replace(a_request("txt2img"), **({"eta": 0.0} | changes)), pipeline) == sentences
 
 
 def test_a_seed_starts_from_the_same_noise_on_the_cpu() -> None:

@@ -139,6 +139,9 @@ def test_a_weight_that_would_overflow_is_refused() -> None:
 
 def test_a_warning_names_the_field_and_the_text() -> None:
     assert Prompts("a [b]", "").warnings == ()
+    assert Prompts("SAND and grand", "").warnings == ()
+    (composed,) = Prompts("a cat AND a dog :0.8", "").warnings
+    assert composed == "prompt has AND: prompts are not composed here, so this is plain text."
     first, second = Prompts("a [b|c]", f"[{'x' * 60}|y]").warnings
     assert first.startswith("prompt has [b|c]: ") and first.endswith(" plain text.")
     assert second.startswith(f"negative_prompt has [{'x' * 49}…: ")

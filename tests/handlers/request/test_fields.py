@@ -1,6 +1,7 @@
 import base64
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,13 +85,30 @@ def test_without_a_variation_strength_each_image_has_its_own_seed() -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert parse(seed=1, sampler="k_lms", init_image="ignored by txt2img") == parse(seed=1)
+    assert parse(seed=1, sampler="k_lms") == parse(seed=1)
 
 
-def test_img2img_ignores_width_and_takes_the_images_size() -> None:
-    request = parse("img2img", prompt="x", init_image=b64(sample_image(500, 333)), width=77)
+def test_what_belongs_to_another_task_is_named_unless_it_asks_for_nothing() -> None:
+    sent = {"init_image": "x", "mask_image": "x", "mask_blur": 4, "mask_invert": "true", "strength": 0.3}
+    assert parse(seed=1, **sent) == replace(
+        parse(seed=1),
+        warnings=("init_image, strength, mask_image, mask_blur, mask_invert: without effect on txt2img.",),
+    )
+    nothing = {"mask_image": "", "mask_blur": "0", "mask_grow": 0, "mask_invert": False, "patch": "false"}
+    assert parse(seed=1, **nothing) == parse(seed=1)
+    masked = parse("img2img", prompt="x", init_image=b64(sample_image()), mask_image="x", patch=True)
+    assert masked.warnings == ("mask_image, patch: without effect on img2img.",)
+
+
+def test_img2img_takes_the_images_size_and_names_another_one() -> None:
+    image = b64(sample_image(500, 333))
+    request = parse("img2img", prompt="x", init_image=image, width=77)
     assert (request.width, request.height) == (504, 336)
     assert request.init_image is not None and request.init_image.size == (500, 333)
+    assert "width, height: without effect, since the image has init_image's size, 500 x 333: fit" in request.warnings[0]
+    assert not parse("img2img", prompt="x", init_image=image, width="500", height=333).warnings
+    with pytest.raises(InvalidRequest, match="width must be a whole number"):
+        parse("img2img", prompt="x", init_image=image, width="abc")
 
 
 def test_an_image_may_come_as_a_file() -> None:
@@ -126,8 +144,8 @@ def test_an_image_may_come_as_a_file() -> None:
         ("txt2img", {"guidance_scale": "1e999"}, "guidance_scale must be a number"),
         ("txt2img", {"guidance_scale": 10**400}, "guidance_scale must be a number"),
         ("txt2img", {"eta": 1.01}, "eta must be a number of at least 0 and at most 1"),
-        ("txt2img", {"clip_skip": 0}, "clip_skip must be a whole number from 1 to 12, not 0"),
-        ("txt2img", {"clip_skip": 13}, "clip_skip must be a whole number from 1 to 12, not 13"),
+        ("txt2img", {"clip_skip": -1}, "clip_skip must be a whole number from 0 to 12, not -1"),
+        ("txt2img", {"clip_skip": 13}, "clip_skip must be a whole number from 0 to 12, not 13"),
         ("txt2img", {"width": 77}, "width must be a multiple of 8 from 64 to 1024, not 77: the nearest is 80"),
         ("txt2img", {"height": 9999}, "the nearest is 1024"),
         ("txt2img", {"height": -8}, "the nearest is 64"),
@@ -135,8 +153,8 @@ def test_an_image_may_come_as_a_file() -> None:
         ("txt2img", {"prompt": "\ud800"}, "prompt is not valid UTF-8"),
         ("txt2img", {"prompt": "a\0b"}, "NUL"),
         ("txt2img", {"prompt": 3}, "prompt must be text"),
-        ("txt2img", {"prompt": "x" * 10_001}, "prompt is longer than 10000"),
-        ("txt2img", {"negative_prompt": b"x" * 1_000_000}, "negative_prompt is longer than 10000"),
+        ("txt2img", {"prompt": "x" * 32_001}, "prompt is longer than 32000 characters: shorten it."),
+        ("txt2img", {"negative_prompt": b"x" * 1_000_000}, "negative_prompt is longer than 32000"),
         ("txt2img", {"width": "abc"}, "width must be a multiple of 8 from 64 to 1024, not 'abc'"),
         ("txt2img", {"width": 100.5}, "the nearest is 104"),
         ("txt2img", {"width": 10**400}, "the nearest is 1024"),
@@ -237,7 +255,9 @@ def test_a_seed_of_nothing_is_random(seed: Any) -> None:
     assert parse("txt2img", seed=seed).seed != parse("txt2img", seed=seed).seed
 
 
-@pytest.mark.parametrize(("value", "wanted"), [(1, True), (0, False), (True, True), (1.0, None), ("yes", True)])
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(1, True), (0, False), (True, True), (1.0, True), (0.5, None), ("yes", True)]
+)
 def test_a_flag_may_be_a_number_in_json(value: Any, wanted: bool | None) -> None:
     if wanted is None:
         with pytest.raises(InvalidRequest, match="preview must be true or false"):

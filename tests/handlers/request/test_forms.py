@@ -21,6 +21,13 @@ def test_a_body_without_content_type_is_read_as_a_form() -> None:
     assert parse_body(b"prompt=x", "", 10) == {"prompt": b"x"}
 
 
+@pytest.mark.parametrize("kind", ["", FORM, "text/plain;charset=UTF-8", f"{MULTIPART}; boundary=x", "text/json"])
+@pytest.mark.parametrize("body", [b'{"prompt": "x"}', b" \n[1]", b'\xef\xbb\xbf{"prompt": "x"}'])
+def test_json_under_another_content_type_is_told_its_own(body: bytes, kind: str) -> None:
+    with pytest.raises(InvalidRequest, match="looks like JSON: send it with the header Content-Type: application/json"):
+        parse_body(body, kind, 10)
+
+
 def test_an_empty_body_has_no_fields() -> None:
     assert parse_body(b"", FORM, 10) == {}
 
