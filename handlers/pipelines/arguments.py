@@ -104,5 +104,5 @@ def _clip_skip(clip_skip: int | None, pipeline: Any) -> int | None:
     most = min(encoder.config.num_hidden_layers for encoder in encoders if encoder is not None)
     most -= encoders[1] is not None  # SDXL's pipelines count from the layer before the last
     if clip_skip > most:
-        raise InvalidRequest(f"clip_skip must be a whole number from 1 to {most} for this model, not {clip_skip}.")
+        raise InvalidRequest(f"clip_skip must be a whole number from 0 to {most} for this model, not {clip_skip}.")
     return clip_skip
