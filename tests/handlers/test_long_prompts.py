@@ -85,7 +85,7 @@ def test_clip_skip_changes_the_image_as_far_as_the_model_has_layers(frontend: Fr
     for task in FIELDS:
         error = generated(frontend, task, clip_skip=3)["error"]
         assert error["status"] == 400
-        assert error["message"] == "clip_skip must be a whole number from 1 to 2 for this model, not 3."
+        assert error["message"] == "clip_skip must be a whole number from 0 to 2 for this model, not 3."
 
 
 def test_tokens_are_counted_chunk_by_chunk(frontend: Frontend) -> None:
