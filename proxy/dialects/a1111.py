@@ -31,7 +31,7 @@ from proxy.dialects.a1111_fields import (
 from proxy.dialects.a1111_options import FORMAT, MODEL, SKIP, archive_of_title, read_overrides, title_of
 from proxy.dialects.a1111_progress import NAME
 from proxy.dialects.a1111_scripts import read_scripts
-from proxy.dialects.a1111_sizes import read_fit, read_hires
+from proxy.dialects.a1111_sizes import chosen_size, read_fit, read_hires
 from proxy.dialects.a1111_styles import add_styles
 from proxy.dialects.forms import read_fields
 from proxy.dialects.refused import Refused
@@ -91,6 +91,7 @@ class Images:
             read_fit(fields, size)
         else:
             fields.take("resize_mode", 0)
+        is_cropped = is_sized and task == "masking" and "fit" not in fields.native
         # 4. how it can be asked about; the newest preview is a part of that
         fields.native["preview"] = "true"
         own_id = fields.text("force_task_id") or request.state.request_id.decode("latin-1")
@@ -98,14 +99,15 @@ class Images:
             raise Refused(422, f"force_task_id must have at most {MAX_NAME} characters.", "force_task_id")
         fields.warn_of_rest()
         archive = await archive_of_title(request, task, options[MODEL])
+        served: Served = request.app.state.served
+        crop_size = await chosen_size(served, archive, size) if is_cropped else None
         answer = A1111Answer(
             fields.names, {name: value for name, value in fields.native.items() if name not in IMAGES},
             echo(self._kind, sent), fields.warnings, await title_of(request, options[MODEL]), options[SKIP],
-            styles,
+            styles, crop_size,
         )  # fmt: skip
         if len(images) < 2:
             return Order.of(task, archive, fields.native, own_id), answer
-        served: Served = request.app.state.served
         check_count(fields, (await served.limits(archive, task))["max_num_outputs"])
         first, *others = [partial(Order.of, task, archive, one, own_id) for one in of_each(fields.native, images)]
         return replace(first(), others=others), answer

@@ -18,6 +18,10 @@ from proxy.jobs import Cancelled
 from proxy.streaming import NativeAnswer
 
 TIMESTAMP = "%Y%m%d%H%M%S"
+CROPPED = (
+    "width and height have no effect with inpaint_full_res: the masked part was generated at the model's own size, "
+    "and the answer has the init image's."
+)
 
 
 @dataclass
@@ -32,6 +36,7 @@ class A1111Answer(NativeAnswer):
         model: its title.
         clip_skip: as the web UI counts.
         styles: the names of those that were added to the prompts.
+        crop_size: at which the client wants the crop of "only masked" to be generated, if it has a wish.
     """
 
     names: Mapping[str, str] = field()  # without the default that it inherits
@@ -41,12 +46,17 @@ class A1111Answer(NativeAnswer):
     model: str
     clip_skip: int
     styles: Sequence[str] = ()
+    crop_size: tuple[int, int] | None = None
     as_events: bool = False
     _began: str = field(default_factory=lambda: time.strftime(TIMESTAMP))
 
     def native(self, result: Result) -> dict[str, Any]:
         """The native answer, with all warnings."""
-        return with_warnings(json.loads(result.body), self.warnings, self.names)
+        native = json.loads(result.body)
+        # clients that send the init image's size with it want just that
+        is_other = any((image["width"], image["height"]) != self.crop_size for image in native["images"])
+        more = [CROPPED] if self.crop_size and is_other else []
+        return with_warnings(native, [*self.warnings, *more], self.names)
 
     def response(self, result: Result) -> Response:
         native = self.native(result)

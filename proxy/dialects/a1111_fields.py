@@ -55,10 +55,16 @@ SCHEDULES: Mapping[str, str] = {
     "automatic": "Automatic", "uniform": "Uniform", "karras": "Karras", "exponential": "Exponential",
     "sgm_uniform": "SGM Uniform", "simple": "Simple", "normal": "Normal", "beta": "Beta",
 }  # fmt: skip
+OTHER_SCHEDULES = ("trailing", "discrete")  # that the handlers' table knows besides, from stable-diffusion.cpp
+# Forge's and stable-diffusion.cpp's, which diffusers does not have: an image with another one is better than none
+ABSENT_SCHEDULES = (
+    "polyexponential", "kl_optimal", "align_your_steps", "align_your_steps_gits", "align_your_steps_11",
+    "align_your_steps_32", "ddim", "turbo", "ays", "gits", "smoothstep", "lcm",
+)  # fmt: skip
 FILLS = {"0": "blur", "1": "original", "2": "noise", "3": "neutral"}
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 SEED_0 = 2**32  # natively, 0 is a random seed; the web UI's random ones are smaller than this
-NONE = ("", "none", "automatic", "use same checkpoint", "use same sampler")  # in small letters
+NONE = ("", "none", "automatic", "use same checkpoint", "use same sampler", "use same scheduler")  # in small letters
 
 
 def asked(kind: str, sent: Mapping[str, Any]) -> Translation:
@@ -143,15 +149,30 @@ def read_sampler(fields: Translation) -> str:
     by_index, by_name = (
         "" if text.lower() in NONE else text for text in map(fields.text, ("sampler_index", "sampler_name"))
     )
-    schedule = fields.text("scheduler")
+    schedule = read_schedule(fields, "scheduler")
     sampler = with_schedule(by_name or by_index or str(COMMON["sampler_index"]), schedule)
     fields.put("scheduler", "sampler_name" if by_name or not by_index else "sampler_index", sampler)
     return schedule
 
 
+def read_schedule(fields: Translation, name: str) -> str:
+    """A schedule's name; empty for the sampler's own. Raises Refused 422 for a name that no web UI has."""
+    schedule = fields.text(name)
+    key = _key(schedule)
+    if key in map(_key, NONE):
+        return ""
+    if key in map(_key, ABSENT_SCHEDULES):
+        fields.warnings.append(f"{name}: diffusers has no {schedule[:50]} schedule: it was taken as automatic.")
+        return ""
+    if key not in map(_key, (*SCHEDULES, *OTHER_SCHEDULES)):
+        offered = ", ".join(SCHEDULES.values())
+        raise Refused(422, f"{name} must be one of {offered}, not {schedule[:50]!a}.", name)
+    return schedule
+
+
 def with_schedule(sampler: str, schedule: str) -> str:
-    """The sampler's name with the schedule at its end, in place of one that is there."""
-    if _key(schedule) in ("", "automatic"):
+    """The sampler's name with the schedule at its end, in place of one that is there; as it is without one."""
+    if not schedule:
         return sampler
     ends = sorted((_key(label) for label in SCHEDULES.values()), key=len, reverse=True)
     # "DPM++ 2M Karras" with a schedule beside it

@@ -1,8 +1,9 @@
 """AUTOMATIC1111's sizes: its "hires fix" as the native second pass, and how an init image comes to its size."""
 
-from proxy.dialects.a1111_fields import NONE, read_real, read_strength, read_whole, with_schedule
+from proxy.dialects.a1111_fields import COMMON, NONE, read_real, read_schedule, read_strength, read_whole, with_schedule
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import SIDE_STEP, Translation
+from proxy.served import Served
 
 UPSCALER = "Latent"  # where a client names none
 MAX_SCALE = 1000.0
@@ -30,12 +31,10 @@ def read_hires(fields: Translation, size: tuple[int, int], schedule: str) -> tup
     for native, name in (("hires_prompt", "hr_prompt"), ("hires_negative_prompt", "hr_negative_prompt")):
         if text := fields.text(name):
             fields.put(native, name, text)
-    sampler, own_schedule = fields.text("hr_sampler_name"), fields.text("hr_scheduler")
-    same = (*NONE, "use same scheduler")
-    if sampler.lower() not in same or own_schedule.lower() not in same:
-        own = str(fields.native["scheduler"]) if sampler.lower() in same else sampler
-        schedule = schedule if own_schedule.lower() in same else own_schedule
-        fields.put("hires_scheduler", "hr_sampler_name", with_schedule(own, schedule))
+    sampler, own_schedule = fields.text("hr_sampler_name"), read_schedule(fields, "hr_scheduler")
+    if sampler.lower() not in NONE or own_schedule:
+        own = str(fields.native["scheduler"]) if sampler.lower() in NONE else sampler
+        fields.put("hires_scheduler", "hr_sampler_name", with_schedule(own, own_schedule or schedule))
     if scale := read_real(fields, "hr_cfg", 0):
         fields.put("hires_guidance_scale", "hr_cfg", str(scale))
     # 3. what is not possible
@@ -73,3 +72,14 @@ def read_fit(fields: Translation, size: tuple[int, int]) -> None:
     fields.put("fit", "resize_mode", FITS[mode])
     fields.put("width", "width", str(size[0]))
     fields.put("height", "height", str(size[1]))
+
+
+async def chosen_size(served: Served, archive: str, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The size that a client wants a crop to be generated at; None if it is no more than a default.
+
+    Clients send this API's default, or the model's own size, with every request.
+    """
+    if size == (COMMON["width"], COMMON["height"]):
+        return None
+    own = await served.defaults(archive, "masking")
+    return None if size == (own.get("width"), own.get("height")) else size

@@ -4,6 +4,7 @@ The handlers' own parser is out of the proxy's reach, and refuses what these cli
 """
 
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -91,7 +92,7 @@ def _json(body: bytes) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(body, object_pairs_hook=members)
+        value = json.loads(body, object_pairs_hook=members, parse_constant=lambda _: None, parse_float=_finite)
     except RecursionError:
         raise Refused(400, "The JSON body is nested too deeply.") from None
     except json.JSONDecodeError as error:
@@ -102,6 +103,12 @@ def _json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(400, "The JSON body must be an object.")
     return value
+
+
+def _finite(text: str) -> float | None:
+    """A number; None for one that is too large, as for `Infinity`: JSON has neither, and an answer may repeat it."""
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _multipart(body: bytes, content_type: str) -> dict[str, Any]:

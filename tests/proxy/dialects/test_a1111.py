@@ -59,6 +59,7 @@ async def test_a_prompt_becomes_an_image() -> None:
         ({"sampler_name": "DPM++ 2M", "scheduler": "automatic"}, {"scheduler": "DPM++ 2M"}),
         ({"sampler_name": "DPM++ 2M", "scheduler": "sgm_uniform"}, {"scheduler": "DPM++ 2M sgm_uniform"}),
         ({"sampler_name": "DPM++ 2M SGM Uniform", "scheduler": "Karras"}, {"scheduler": "dpm++2m Karras"}),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "discrete"}, {"scheduler": "DPM++ 2M discrete"}),
         ({"clip_skip": 2}, {"clip_skip": "1"}), ({"clip_skip": 1}, {}), ({"clip_skip": 0}, {}),
         ({"clip_skip": 3, "override_settings": {"CLIP_stop_at_last_layers": 2}}, {"clip_skip": "1"}),
         ({"override_settings": {"samples_format": "jpg", "sd_model_checkpoint": "tiny.safetensors [abc1234567]"}},
@@ -96,6 +97,8 @@ async def test_what_has_a_native_field(sent: dict[str, Any], native: dict[str, s
         ({"override_settings": 1}, "override_settings must be an object"),
         ({"model": "other"}, "sd_model_checkpoint 'other' is not one of"),
         ({"steps": "many"}, "steps must be a whole number"),
+        ({"scheduler": "karas"}, "scheduler must be one of Automatic, Uniform, Karras, Exponential, SGM Uniform, "),
+        ({"enable_hr": True, "hr_scheduler": "x"}, "hr_scheduler must be one of Automatic"),
         ({"cfg_scale": "nan"}, "cfg_scale must be a number"),
         ({"width": "512px"}, "width must be a whole number"),
         ({"prompt": ["x"]}, "prompt must be text"),
@@ -108,6 +111,31 @@ async def test_what_is_refused_before_anything_is_generated(sent: Any, sentence:
     body = answer.json()
     assert answer.status_code == 422 and sentence in body["detail"] and not served.asked
     assert body == {"error": "HTTPException", "detail": body["detail"], "body": "", "errors": body["detail"]}
+
+
+@pytest.mark.parametrize("schedule", ["kl_optimal", "KL Optimal", "polyexponential", "align_your_steps_GITS", "ddim"])
+async def test_a_schedule_that_is_not_in_diffusers_is_the_samplers_own(schedule: str) -> None:
+    sent = {"sampler_name": "DPM++ 2M", "scheduler": schedule, "enable_hr": True, "hr_scheduler": schedule}
+    async with talking() as (http, served):
+        answer = await http.post(TXT2IMG, json=sent)
+    assert served.native["scheduler"] == "DPM++ 2M" and "hires_scheduler" not in served.native
+    told = json.loads(answer.json()["info"])["extra_generation_params"]["Warnings"]
+    sentence = f"scheduler: diffusers has no {schedule} schedule: it was taken as automatic."
+    assert told == f"{sentence} hr_{sentence}"
+
+
+async def test_numbers_that_json_does_not_have_count_as_null() -> None:
+    sent = b'{"s_tmax": Infinity, "s_churn": NaN, "s_noise": -Infinity, "cfg_scale": 1e999, "steps": 5e0}'
+    async with talking() as (http, served):
+        answer = await http.post(TXT2IMG, content=sent, headers={"Content-Type": "application/json"})
+    assert (served.native["guidance_scale"], served.native["num_inference_steps"]) == ("7.0", "5")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    body = json.loads(answer.text, parse_constant=refuse)
+    assert (body["parameters"]["s_tmax"], body["parameters"]["cfg_scale"]) == (None, 7.0)
+    assert json.loads(body["info"])["extra_generation_params"] == {}
 
 
 async def test_what_has_no_effect_is_named() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.dialects import DATA, result, talking
+from handlers.wire import Result
+from tests.support.dialects import DATA, MODEL, result, talking
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +88,6 @@ async def test_at_least_one_step_is_run(strength: Any, steps: int, native: str) 
         ({"width": 256, "height": 128.0}, {"fit": "stretch", "width": "256", "height": "128"}),
         ({"width": "256", "resize_mode": "1"}, {"fit": "crop", "width": "256", "height": "512"}),
         ({"height": 256, "resize_mode": 2}, {"fit": "pad", "width": "512", "height": "256"}),
-        ({"width": 256, "mask": DATA}, {}),  # of a crop, the answer has the init image's size, as there
         ({"width": 64, "mask": DATA, "inpaint_full_res": 0}, {"fit": "stretch", "width": "64", "height": "512"}),
     ],
 )
@@ -96,6 +96,28 @@ async def test_how_an_image_comes_to_its_size(sent: dict[str, Any], native: dict
         answer = await http.post(IMG2IMG, json={"init_images": [DATA]} | sent)
     assert answer.status_code == 200 and not warned(answer), answer.text
     assert {name: served.native[name] for name in ("fit", "width", "height") if name in served.native} == native
+
+
+@pytest.mark.parametrize(
+    ("size", "warns"),
+    [
+        ({}, False), ({"width": 512, "height": 512}, False),  # this API's default
+        ({"width": 640, "height": 448}, False),  # the init image's
+        ({"width": "768", "height": 768.0}, False),  # the model's own
+        ({"width": 256}, True), ({"width": 1024, "height": 1024}, True),
+    ],
+)  # fmt: skip
+async def test_a_size_for_what_is_masked_alone_is_named(
+    size: dict[str, Any], warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODEL["defaults"], "width", 768)
+    monkeypatch.setitem(MODEL["defaults"], "height", 768)
+    monkeypatch.setattr("tests.support.dialects.DESCRIPTION", Result(json.dumps({"models": [MODEL]}).encode()).line())
+    async with talking(result(size=(640, 448))) as (http, served):
+        answer = await http.post(IMG2IMG, json={"init_images": [DATA], "mask": DATA} | size)
+    assert answer.status_code == 200 and not served.native.keys() & {"fit", "width", "height"}
+    assert warned(answer).startswith("width and height have no effect with inpaint_full_res") == warns
+    assert bool(warned(answer)) == warns
 
 
 async def test_the_images_are_answered_with_where_that_is_asked() -> None:

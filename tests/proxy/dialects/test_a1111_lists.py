@@ -83,6 +83,8 @@ def test_every_schedule_is_one_of_the_servers() -> None:
     known = {samplers._key(name) for name in (*samplers.SCHEDULES, samplers.AUTOMATIC)}
     for name, label in a1111_fields.SCHEDULES.items():
         assert samplers._key(name) == samplers._key(label) and samplers._key(label) in known
+    assert known >= {*map(samplers._key, a1111_fields.OTHER_SCHEDULES)}
+    assert not known & {*map(samplers._key, a1111_fields.ABSENT_SCHEDULES)}
 
 
 async def test_what_the_server_does_itself() -> None:
