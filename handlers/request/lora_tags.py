@@ -12,6 +12,7 @@ MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
 
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 _KINDS = ("lora", "lyco")  # the second is what an extension called the same files
+_PLACES = ("te", "unet", "dyn")  # what the numbers after the name are, in their order
 _SYNTAX = "write <lora:name:0.8>, <lora:name:0.8:0.6> for the text encoder and the UNet, or te= and unet="
 
 
@@ -25,7 +26,7 @@ class LoraTag:
 
 
 def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
-    """A prompt without its tags; its LoRAs, each once, by name; and the tags of other kinds.
+    """A prompt without its tags; its LoRAs, each once, by name; and the tags for `tag_warnings`.
 
     Of a LoRA that is named twice the weights add up.
 
@@ -40,7 +41,8 @@ def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...
         if found[1].lower() not in _KINDS:
             others.append(found[0])
             continue
-        tag = _read(f"{found[0]} in {field}", found[2].split(":"))
+        tag, is_dynamic = _read(f"{found[0]} in {field}", found[2].split(":"))
+        others += [found[0]] if is_dynamic else []
         before = weights.get(tag.name, (0.0, 0.0))
         weights[tag.name] = before[0] + tag.text_encoder, before[1] + tag.unet
     if len(weights) > MAX_LORAS:
@@ -55,25 +57,36 @@ def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...
 
 
 def tag_warnings(others: Sequence[str], negative_tags: Sequence[object]) -> list[str]:
-    """Sentences about tags without effect: those of other kinds, and any in a negative prompt."""
-    warnings = [f"{tag} in prompt has no effect: of such tags, only <lora:…> is known here." for tag in others[:5]]
+    """Sentences about tags without effect: those of other kinds, third numbers, and any in a negative prompt."""
+    warnings = [f"{tag} in prompt {_without_effect(tag)}." for tag in others[:5]]
     if any(negative_tags):
         warnings.append("A tag such as <lora:…> has no effect in negative_prompt: it belongs into prompt.")
     return warnings
 
 
-def _read(source: str, parts: Sequence[str]) -> LoraTag:
-    """`name[:te[:unet]]`, or `te=` and `unet=` in any place. The UNet's weight is the text encoder's unless given."""
+def _without_effect(tag: str) -> str:
+    if tag[1:].partition(":")[0].lower() in _KINDS:
+        return "is used without its third number, the dynamic rank, which has no effect here"
+    return "has no effect: of such tags, only <lora:…> is known here"
+
+
+def _read(source: str, parts: Sequence[str]) -> tuple[LoraTag, bool]:
+    """`name[:te[:unet[:dyn]]]`, or `te=`, `unet=` and `dyn=` in any place; and whether it has a `dyn`.
+
+    The UNet's weight is the text encoder's unless given. `dyn` is the web UI's "dynamic rank"; it ignores what follows.
+    """
     name, *values = (part.strip() for part in parts)
     named: dict[str, float] = {}
+    places = iter(_PLACES)
     for value in values:
         key, sign, number = value.rpartition("=")
-        key = key.strip() if sign else ("te", "unet", "")[min(len(named), 2)]
-        if key not in ("te", "unet") or key in named or not name:
+        if not sign and (key := next(places, "")) == "":
+            break
+        if (key := key.strip()) not in _PLACES or key in named or not name:
             raise InvalidRequest(f"{source} is not understood: {_SYNTAX}.")
         named[key] = _number(number.strip(), source)
     text_encoder = named.get("te", 1.0)
-    return LoraTag(name, text_encoder, named.get("unet", text_encoder))
+    return LoraTag(name, text_encoder, named.get("unet", text_encoder)), "dyn" in named
 
 
 def _number(text: str, source: str) -> float:

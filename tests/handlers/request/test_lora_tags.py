@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.errors import InvalidRequest
-from handlers.request.lora_tags import LoraTag, take_tags
+from handlers.request.lora_tags import LoraTag, tag_warnings, take_tags
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,21 @@ def test_several_are_sorted_and_the_same_one_adds_up() -> None:
     assert (text, tags, others) == ("x ", (LoraTag("a", 1, 0), LoraTag("b", 0.75, 1.5)), ("<hypernet:h:1>",))
 
 
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("<lora:a:0.8:0.5:4>", LoraTag("a", 0.8, 0.5)),
+        ("<lora:a:0.8:0.5:64:1:2>", LoraTag("a", 0.8, 0.5)),
+        ("<lora:a:dyn=4:0.8>", LoraTag("a", 0.8, 0.8)),
+        ("<LYCO:a:0.8:dyn=4>", LoraTag("a", 0.8, 0.8)),
+    ],
+)
+def test_a_third_number_is_taken_and_warned_of(tag: str, expected: LoraTag) -> None:
+    assert take_tags(f"x {tag}") == ("x ", (expected,), (tag,))
+    (warning,) = tag_warnings((tag,), ())
+    assert warning == f"{tag} in prompt is used without its third number, the dynamic rank, which has no effect here."
+
+
 @pytest.mark.parametrize("text", ["", "a < b", "<lora>", "<3 (a:1.2) <lora", "a <b> : c", "<cat-toy>"])
 def test_other_text_stays(text: str) -> None:
     assert take_tags(text) == (text, (), ())
@@ -43,9 +58,10 @@ def test_other_text_stays(text: str) -> None:
         ("<lora:a:nan>", "has the weight 'nan'"),
         ("<lora:a:1e999>", "has the weight '1e999'"),
         ("<lora:a:11>", "The LoRA a has the weight 11: weights are from -10 to 10"),
-        ("<lora:a:1:2:3>", "<lora:a:1:2:3> in prompt is not understood: write"),
+        ("<lora:a:1:2:much>", "has the weight 'much', which is not a number"),
+        ("<lora:a:1:more=2>", "<lora:a:1:more=2> in prompt is not understood: write"),
         ("<lora:a:te=1:te=2>", "is not understood"),
-        ("<lora:a:dyn=4>", "is not understood"),
+        ("<lora:a:dyn=4:dyn=4>", "is not understood"),
         ("<lora: :1>", "is not understood"),
         ("".join(f"<lora:{i}>" for i in range(17)), "prompt has 17 LoRAs: at most 16 can be used at once"),
     ],
