@@ -13,6 +13,8 @@ from starlette.routing import Route
 
 from proxy.dialects.forms import read_fields
 from proxy.dialects.openai_answer import FILES, OpenAIAnswer
+from proxy.dialects.openai_extra_args import take_extra_args
+from proxy.dialects.openai_sizes import size_of_answer
 from proxy.dialects.refused import Refused
 from proxy.dialects.translation import SIDE_STEP, Translation
 from proxy.generating import Generate, Order, archive_of, main_archive
@@ -37,8 +39,12 @@ NAMES = {
     "scheduler": ("scheduler", "sampler"),
     "output_quality": ("output_compression",),
 }
-COMMON = (*NAMES, "negative_prompt", "seed", "eta", "clip_skip", "output_format")
+OTHERS = ("negative_prompt", "seed", "eta", "clip_skip", "output_format")
+COMMON = (*NAMES, *OTHERS)
 OF_MASKS = ("mask_mode", "mask_padding", "mask_grow", "mask_blur", "mask_fill")
+# fields that may stand in the prompt: some clients have no other place for them
+IN_PROMPTS = {name for names in NAMES.values() for name in names} - {"prompt"}
+IN_PROMPTS |= {*OTHERS, *OF_MASKS, "strength", "quality", "size", "lora"}
 
 
 class Images:
@@ -58,7 +64,9 @@ class Images:
         return main_archive(request, TASKS[self._kind])
 
     async def read(self, request: Request, body: bytes) -> tuple[Order, OpenAIAnswer]:
-        fields = Translation(read_fields(body, request.headers.get("content-type", "")))
+        sent, doubts = take_extra_args(read_fields(body, request.headers.get("content-type", "")), IN_PROMPTS)
+        fields = Translation(sent)
+        fields.warnings += doubts
         # 1. the model, which other fields depend on
         model = fields.text("model")
         # 2. the images, which decide on the task
@@ -73,7 +81,9 @@ class Images:
             fields.passes("strength", "strength")
         for native in OF_MASKS if task == "masking" else ():
             fields.passes(native, native)
-        output_format = fields.native.get("output_format", "png")
+        output_format = str(fields.native.get("output_format", "png")).lower()
+        if output_format == "jpg":
+            output_format = "jpeg"
         if fields.native.get("output_quality") == "0":
             fields.native["output_quality"] = "1"
         if "output_quality" in fields.native and output_format == "png":
@@ -91,15 +101,18 @@ class Images:
         if how not in ("", "b64_json", "url"):
             raise Refused(400, "response_format must be b64_json or url.", "response_format")
         stream, partials = _read_stream(fields)
+        shown_size = None
         if partials:
             fields.native["preview"] = "true"
+            served: Served = request.app.state.served
+            shown_size = await size_of_answer(fields.native, served, archive, task)
         if stream and how == "url":
             fields.warnings.append("A stream has its images as base64: response_format=url has no effect.")
         fields.refuses(("svg", "frame_"), "has no meaning here: images are PNG, JPEG or WebP, without frames.")
         fields.warn_of_rest()
         answer = OpenAIAnswer(
             request, "image_generation" if self._kind == "generations" else "image_edit",
-            fields.names, fields.warnings, str(output_format), quality, size,
+            fields.names, fields.warnings, output_format, quality, size, shown_size,
             as_address=how == "url", as_events=stream, partial_images=partials, is_dalle=model.startswith("dall-e"),
         )  # fmt: skip
         return Order.of(task, archive, fields.native), answer

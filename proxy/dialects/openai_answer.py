@@ -35,6 +35,7 @@ class OpenAIAnswer:
         names: by native field, the name by which the client sent it.
         warnings: sentences about what the dialect could not do as asked; the native ones are added.
         size: as it was asked for, `512x512`; None for `auto`.
+        shown_size: that the images of the answer will have, for partial ones; None if it is not known.
         quality: the level, never `auto`.
         as_address: whether images are answered by address instead of base64.
         partial_images: how many previews a stream shows, at most.
@@ -48,6 +49,7 @@ class OpenAIAnswer:
     output_format: str
     quality: str
     size: str | None = None
+    shown_size: str | None = None
     as_address: bool = False
     as_events: bool = False
     partial_images: int = 0
@@ -72,7 +74,7 @@ class OpenAIAnswer:
             return b""
         told = {
             "b64_json": "", "partial_image_index": self._partials, "created_at": int(time.time()),
-            "size": self.size or "auto", "quality": self.quality, "background": "opaque", "output_format": "jpeg",
+            "size": self.shown_size or "auto", "quality": self.quality, "background": "opaque", "output_format": "jpeg",
         }  # fmt: skip
         self._partials += 1
         return self._event("partial_image", told, [event.preview])

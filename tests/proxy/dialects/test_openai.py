@@ -43,6 +43,10 @@ async def test_a_prompt_becomes_an_image() -> None:
          {"num_inference_steps": "7", "guidance_scale": "3.5", "seed": "-1"}),
         ({"negative_prompt": "blue", "scheduler": "Euler a"}, {"negative_prompt": "blue", "scheduler": "Euler a"}),
         ({"prompt": ""}, {"prompt": ""}),
+        ({"prompt": 'a cat <sd_cpp_extra_args>{"steps": 7, "cfg_scale": 2.5, "seed": 3, "negative_prompt": "blue"}'
+                    "</sd_cpp_extra_args>"},
+         {"prompt": "a cat", "num_inference_steps": "7", "guidance_scale": "2.5", "seed": "3",
+          "negative_prompt": "blue"}),
         ({"stream": True, "partial_images": 2}, {"preview": "true"}),
     ],
 )  # fmt: skip
@@ -77,6 +81,10 @@ async def test_what_has_no_effect_is_named_without_its_value() -> None:
         ({"frame_count": 3}, "frame_count", "frame_count has no meaning here"),
         ({"lora": "ink"}, "lora", "lora must have a name"),
         ({"lora": {"name": "a>b"}}, "lora", "lora must have a name"),
+        ({"prompt": "x <sd_cpp_extra_args>{steps: 2}</sd_cpp_extra_args>"}, "prompt", "prompt must be a JSON object: "),
+        ({"prompt": "x <sd_cpp_extra_args>[2]</sd_cpp_extra_args>"}, "prompt", "sd_cpp_extra_args in prompt must be"),
+        ({"prompt": 'x <sd_cpp_extra_args>{"steps": 2}'}, "prompt", "sd_cpp_extra_args in prompt must be"),
+        ({"prompt": f"<sd_cpp_extra_args>{'[' * 9_999}</sd_cpp_extra_args>"}, "prompt", "sd_cpp_extra_args in prompt"),
     ],
 )
 async def test_what_is_refused_before_anything_is_generated(sent: Any, param: str, sentence: str) -> None:
@@ -86,6 +94,25 @@ async def test_what_is_refused_before_anything_is_generated(sent: Any, param: st
     assert answer.status_code == 400 and sentence in error["message"] and not served.asked
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, None)
     assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_what_has_no_effect_in_the_prompts_arguments_is_named() -> None:
+    arguments = '{"steps": 7, "sample_params": {"eta": 1}, "prompt": "y", "n": null}'
+    prompt = f"<sd_cpp_extra_args>{arguments}</sd_cpp_extra_args> a cat <sd_cpp_extra_args>{{}}</sd_cpp_extra_args>"
+    async with talking() as (http, served):
+        answer = await http.post(GENERATIONS, json={"prompt": prompt, "steps": 9})
+    assert served.native == {"prompt": "a cat", "num_inference_steps": "7"}
+    assert answer.json()["warnings"] == [
+        "sd_cpp_extra_args.sample_params, sd_cpp_extra_args.prompt have no effect here.",
+        "steps: the value from sd_cpp_extra_args in the prompt was used.",
+    ]
+
+
+@pytest.mark.parametrize(("sent", "told"), [("jpg", "jpeg"), ("JPEG", "jpeg"), ("PNG", "png"), ("WebP", "webp")])
+async def test_the_format_is_told_as_openai_spells_it(sent: str, told: str) -> None:
+    async with talking() as (http, _):
+        answer = await http.post(GENERATIONS, json={"prompt": "x", "output_format": sent, "output_compression": 50})
+    assert answer.json()["output_format"] == told and ("warnings" in answer.json()) == (told == "png")
 
 
 @pytest.mark.parametrize(
