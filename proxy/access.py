@@ -76,14 +76,14 @@ class Access:
                 # somebody opens the plugin's address in a browser; the page's own links are relative and need the slash
                 await RedirectResponse(quote(alone[1], safe="") + "/")(scope, receive, send)
                 return
-            key = _take_key(scope)
+            key, prefix = _take_key(scope)
             request = Request(scope)
             try:
                 client, owner = self._check(request, key)
             except Failure as failure:
                 await refused(request, failure)(scope, receive, send)
                 return
-            scope["state"] = {**scope.get("state", {}), "client": client, "owner": owner}
+            scope["state"] = {**scope.get("state", {}), "client": client, "owner": owner, "prefix": prefix}
         if scope["type"] in ("http", "lifespan"):  # websockets are not served
             await self._app(scope, receive, send)
 
@@ -170,11 +170,14 @@ def _password(given: str) -> bytes:
         return b""
 
 
-def _take_key(scope: Scope) -> bytes:
-    """The key of `/k/<key>` before the path. Removes it from the path, so that no later part sees or logs it."""
+def _take_key(scope: Scope) -> tuple[bytes, str]:
+    """The key of `/k/<key>` before the path, and that prefix, which the addresses in its answers must have too.
+
+    Removes it from the path, so that no later part logs it.
+    """
     parts = scope["path"].split("/", 3)
     if len(parts) < 4 or parts[:2] != ["", "k"]:
-        return b""
+        return b"", ""
     scope["path"] = "/" + parts[3]
     scope["raw_path"] = scope["path"].encode()
-    return bytes(parts[2], "utf-8")
+    return bytes(parts[2], "utf-8"), f"/k/{quote(parts[2], safe='')}"

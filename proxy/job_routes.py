@@ -50,7 +50,7 @@ def kind_of(request: Request, body: bytes) -> str:
 def accepted(request: Request, job: Job) -> Response:
     """The answer to a request that has become a job."""
     response = JSONResponse(_described(request, job), 202)
-    response.headers["Location"] = f"{PATH}/{job.id}"
+    response.headers["Location"] = f"{request.state.prefix}{PATH}/{job.id}"
     if prefers_job(request):
         response.headers["Preference-Applied"] = "respond-async"
     _say_when_to_poll(response.headers, job)
@@ -115,6 +115,7 @@ def _job(request: Request) -> Job:
 def _described(request: Request, job: Job) -> dict[str, Any]:
     jobs: Jobs = request.app.state.jobs
     has_ended, eta = job.status in ENDED, eta_s(request, job)
+    prefix = request.state.prefix  # without it, a client that has its key in its address could not follow these
     described: dict[str, Any] = {
         "id": job.id, "object": "job", "kind": job.kind, "status": job.status,
         "created_at": int(job.created_at),
@@ -125,8 +126,8 @@ def _described(request: Request, job: Job) -> dict[str, Any]:
         "eta_seconds": None if eta is None else round(eta, 1),
         "progress": 1.0 if job.status == "completed" else round(job.step / max(job.steps, 1), 3),
         "step": job.step, "steps": job.steps,
-        "preview_url": f"{PATH}/{job.id}/images/0?preview=1" if job.preview else None,
-        "images": job.images,
+        "preview_url": f"{prefix}{PATH}/{job.id}/images/0?preview=1" if job.preview else None,
+        "images": [{**image, "url": prefix + image["url"]} for image in job.images],
         "error": job.error,
     }  # fmt: skip
     described |= {"loads": job.loads} if job.loads and not has_ended else {}

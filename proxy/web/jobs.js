@@ -64,7 +64,7 @@ export async function images({ path, fields }, { status, images, warnings = [], 
   return Promise.all(made);
 }
 
-/** An address of the server's, relative to the page, which may be under a path. */
+/** An address of the server's, relative to the page, which may be under a path, of which `/k/<key>` is in both. */
 function local(url) {
-  return url.slice(1);
+  return url.replace(/^\/(k\/[^/]+\/)?/, "");
 }

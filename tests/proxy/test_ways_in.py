@@ -2,14 +2,16 @@
 
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import anyio
 import httpx
 import pytest
 
+from handlers.wire import Progress
 from proxy.admission import Admission
 from proxy.shutdown import Drain
-from tests.support.dialects import Held, result
+from tests.support.dialects import DATA, FILE, Held, result
 from tests.support.torchserve import client, serving
 
 pytestmark = pytest.mark.anyio
@@ -132,3 +134,27 @@ async def test_all_of_them_are_in_one_queue() -> None:
         assert len(queue._open) == len(WAYS)
         served.go.set()
         await everything_ended(http)
+
+
+@pytest.mark.parametrize(("path", "headers"), [(JOBS, {}), (NATIVE, ASYNC)])
+@pytest.mark.parametrize("prefix", ["/k/secret", "/k/a%3Ab%3F", ""])
+async def test_the_addresses_of_a_job_have_the_key_that_came_in_the_address(
+    path: str, headers: dict[str, str], prefix: str
+) -> None:
+    served = Held(Progress(1, 2, DATA).line())
+    async with client(served, api_key="secret,a:b?" if prefix else "") as http:
+        answer = await post(http, prefix + path, headers)
+        where = answer.headers["location"]
+        assert where == f"{prefix}/v1/jobs/{answer.json()['id']}"
+        with anyio.fail_after(30):
+            while not (preview := (await http.get(where)).json()["preview_url"]):
+                await anyio.sleep(0.01)
+        assert preview.startswith(where) and (await http.get(preview)).content == FILE
+        served.go.set()
+        with anyio.fail_after(30):
+            while not (images := (await http.get(where)).json()["images"]):
+                await anyio.sleep(0.01)
+        assert images[0]["url"] == f"{where}/images/0" and (await http.get(images[0]["url"])).content == FILE
+        if prefix:  # whoever sends the key in a header gets addresses without it
+            plain = await http.get(where.removeprefix(prefix), headers={"X-API-Key": unquote(prefix[3:])})
+            assert plain.json()["images"][0]["url"].startswith("/v1/jobs/")
