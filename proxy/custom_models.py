@@ -51,7 +51,8 @@ class CustomModels:
         model = self.find(url_path)
         if model is None:
             offer = nearest(url_path, [model.name for model in self.entries() if model.state != FAILED])
-            raise Failure(404, f"There is no custom model {url_path[:64]!r}: use {offer}.")
+            advice = f"use {offer}" if offer else "config.json and the folder of models have none that can be served"
+            raise Failure(404, f"There is no custom model {url_path[:64]!r}: {advice}.")
         return model.archive
 
     def _models(self) -> dict[str, dict[str, Any]]:
@@ -78,7 +79,7 @@ class CustomModels:
 
 
 def nearest(wanted: str, names: list[str]) -> str:
-    """The names that are most like a wrong one, in words."""
+    """The names that are most like a wrong one, in words; empty if there are no names."""
     alike = difflib.get_close_matches(wanted[:100].lower(), [name.lower() for name in names], OFFERED, 0.4)
     found = [name for lower in alike for name in names if name.lower() == lower] or sorted(names)
-    return ", ".join(dict.fromkeys(found[:OFFERED])) or "none, since config.json and the folder of models have none"
+    return ", ".join(dict.fromkeys(found[:OFFERED]))

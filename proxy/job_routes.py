@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from handlers.wire import TASKS, UPSCALE
 from proxy.admission import Admission
-from proxy.dialects.forms import FORM, form_value, read_fields
+from proxy.dialects.forms import FORM_TYPES, form_value, read_fields
 from proxy.dialects.refused import Refused
 from proxy.jobs import ENDED, PATH, Job, Jobs, until_changed
 from proxy.kept import Kept, KeptImage
@@ -35,7 +35,9 @@ def kind_of(request: Request, body: bytes) -> str:
     """The task of a body for `POST /v1/jobs`, from the address's `kind` or the body's. Raises Refused 400."""
     kind, content_type = request.query_params.get("kind"), request.headers.get("content-type", "")
     field = None
-    if content_type.partition(";")[0].strip().lower() == FORM:
+    if content_type.partition(";")[0].strip().lower() in FORM_TYPES:
+        if body[:1000].lstrip()[:1] in (b"{", b"["):  # as curl sends JSON by default; natively, it is the same sentence
+            raise Refused(400, "The body looks like JSON: send it with the header Content-Type: application/json.")
         field = form_value(body, b"kind") or None
     elif kind is None or b"kind" in body:
         field = read_fields(body, content_type).get("kind")

@@ -18,7 +18,8 @@ from proxy.dialects.refused import Refused
 
 MAX_FIELDS = 100
 MAX_JSON_SIGNS = 100_000  # commas, colons and brackets: json.loads blocks the event loop meanwhile
-FORM, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+MULTIPART = "multipart/form-data"
+FORM_TYPES = ("application/x-www-form-urlencoded", "", "application/octet-stream")  # natively, all are such a form
 
 
 def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def model_of(body: bytes, content_type: str) -> str:
     if b"model" not in body:
         return ""
     kind = content_type.partition(";")[0].strip().lower()
-    if kind in (FORM, "", "application/octet-stream"):
+    if kind in FORM_TYPES:
         return (form_value(body, b"model") or "").strip()
     try:
         model = read_fields(body, content_type).get("model")

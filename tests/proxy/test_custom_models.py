@@ -112,6 +112,10 @@ async def test_an_unknown_name_is_a_404_that_knows_the_others(config: Path) -> N
         answer = await http.post("/custom/other", data={"prompt": "x"})
         assert answer.status_code == 404
         assert answer.json()["message"] == "There is no custom model 'other': use b, mine."
+        config.unlink()
+        answer = await http.post("/custom/other", data={"prompt": "x"})
+    sentence = "There is no custom model 'other': config.json and the folder of models have none that can be served."
+    assert (answer.status_code, answer.json()["message"]) == (404, sentence)
 
 
 async def test_a_model_that_is_added_is_there_without_a_restart(config: Path) -> None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.anyio
 
 HANGS_S = 30
 ASYNC = {"Prefer": "respond-async"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # curl's default
 APPLE = {"kind": "txt2img", "prompt": "an apple"}
 PREVIEW = base64.b64encode(b"preview").decode()
 
@@ -86,6 +87,7 @@ async def test_a_job_from_its_start_to_its_images() -> None:
         ("/img2img", {"data": {"prompt": "x"}}),
         ("/v1/jobs?kind=img2img", {"data": {"prompt": "x"}}),
         ("/v1/jobs", {"data": {"prompt": "&kind=masking", "kind": "img2img"}}),
+        ("/v1/jobs", {"content": b"prompt=x&kind=img2img"}),
         ("/v1/images/variations", {"files": {"image": ("a.png", FILE)}}),
         ("/images/edits", {"data": {"prompt": "x"}, "files": {"image": ("a.png", FILE)}}),
         ("/v1/jobs", {"data": {"prompt": "x", "kind": "img2img"}, "files": {"init_image": ("a.png", FILE)}}),
@@ -217,8 +219,15 @@ async def test_what_is_refused() -> None:
             ("/v1/jobs?kind=img2img", {"json": {"prompt": "x", "kind": "txt2img"}}, 400, "kind differs"),
             ("/v1/jobs?kind=img2img", {"data": {"prompt": "x", "kind": "txt2img"}}, 400, "kind differs"),
             ("/v1/images/generations", {"json": {"prompt": "x", "stream": True}}, 400, "A stream cannot be a job"),
+            (
+                "/v1/jobs",
+                {"content": json.dumps(APPLE), "headers": FORM},
+                400,
+                "The body looks like JSON: send it with",
+            ),
+            ("/v1/jobs?kind=txt2img", {"content": " \n{}", "headers": {}}, 400, "looks like JSON"),
         ]:
-            answer = await http.post(path, headers=ASYNC, **sent)
+            answer = await http.post(path, **{"headers": ASYNC} | sent)
             assert answer.status_code == status and sentence in answer.json()["error"]["message"]
         job = (await http.post("/v1/jobs", json=APPLE)).json()
         answer = await http.post("/txt2img", data={"prompt": "x"}, headers=ASYNC)
