@@ -16,6 +16,7 @@ from handlers.catalogue import Catalogue
 from handlers.errors import ModelError
 from handlers.hardware.device import release_memory
 from handlers.stable_diffusion import CombinedHandler
+from handlers.wire import DESCRIBE
 from tests.support.frontend import Context, Frontend
 
 
@@ -28,6 +29,21 @@ def test_a_bad_request_fails_alone(frontend: Frontend) -> None:
     assert frontend.messages(bad)[-1]["error"]["status"] == 400
     assert "X-Task" in frontend.messages(nowhere)[-1]["error"]["message"]
     assert "X-Deadline" in frontend.messages(late)[-1]["error"]["message"]
+
+
+def test_a_description_that_fails_fails_alone(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    neighbour = frontend.send(num_inference_steps=2)
+    frontend.tick()
+    fail = Mock(side_effect=OSError("the folder of models is gone"))
+    with monkeypatch.context() as patch:
+        patch.setattr("handlers.worker.Worker.describe", fail)
+        name = frontend.send(DESCRIBE)
+        frontend.run_until(lambda: name not in frontend.open)
+    error = frontend.messages(name)[-1]["error"]
+    assert error == {"status": 500, "message": "This is a fault of the server; its log has the cause."}
+    again = frontend.send(DESCRIBE)
+    frontend.run()
+    assert frontend.result(neighbour)["status"] == "success" and frontend.result(again)["models"]
 
 
 def test_a_deadline_that_has_passed_is_a_504(frontend: Frontend) -> None:

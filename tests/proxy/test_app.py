@@ -131,6 +131,25 @@ async def test_a_client_that_leaves_closes_the_connection_to_torchserve() -> Non
     assert app.state.bodies.bytes_in_flight == 0
 
 
+@pytest.mark.parametrize("path", ["/tokens", "/sdapi/v1/options", "/txt2img"])
+async def test_a_client_that_leaves_while_it_sends_is_no_fault(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(Settings(), httpx.MockTransport(serving(RESULT)))
+    messages = [{"type": "http.request", "body": b"prompt=", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [], "app": app}
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)  # a fault would be raised here, too, for the server to log
+    assert sent[0]["status"] == 499 and not any(record.exc_info for record in caplog.records)
+    assert app.state.bodies.bytes_in_flight == 0
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "sentence"),
     [

@@ -93,6 +93,24 @@ async def test_a_torchserve_that_dies_while_models_come_and_go_costs_no_request(
     assert dying.has_died and dying.most == 1
 
 
+async def test_a_model_is_not_forgotten_while_torchserve_does_not_say_what_it_has(bounded: dict[str, Any]) -> None:
+    class Busy(TorchServe):
+        refused = 0
+
+        def manage(self, request: httpx.Request, name: str) -> httpx.Response:
+            if self.predictions and "limit" in request.url.params:
+                self.refused += 1
+                raise httpx.ReadTimeout("busy")
+            return super().manage(request, name)
+
+    busy = Busy()
+    async with client(busy, **bounded) as http:
+        for model in ("dream", "ink", ""):
+            answer = await http.post("/txt2img", data={"prompt": "x", "model": model})
+            assert answer.status_code == 200, answer.text
+    assert busy.refused and busy.most == 1
+
+
 async def test_a_torchserve_that_has_forgotten_a_model_twice_costs_no_request(bounded: dict[str, Any]) -> None:
     class Forgetful(TorchServe):
         times = 2

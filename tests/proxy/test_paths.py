@@ -2,6 +2,7 @@
 
 import pytest
 
+from proxy.custom_models import CustomModels
 from proxy.paths import normalized
 from tests.support.torchserve import RESULT, client, serving
 
@@ -59,3 +60,17 @@ async def test_a_compressed_body_is_refused_with_a_sentence(encoding: str) -> No
         assert (
             await http.post("/txt2img", content=b"prompt=x", headers={"Content-Encoding": "identity"})
         ).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/custom_models/", "//custom_models", "/k/secret//custom_models/"])
+async def test_a_fault_behind_a_mended_address_is_still_json(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers for a fault is outside of what mends the address."""
+
+    def broken(_: CustomModels) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(CustomModels, "listing", broken)
+    async with client(serving(RESULT), api_key="secret") as http:
+        answer = await http.get(f"http://127.0.0.1{path}", headers={"X-API-Key": "secret", "X-Request-Id": "mine"})
+    assert answer.status_code == 500 and answer.headers["x-request-id"] == "mine"
+    assert answer.json() == {"status": "failure", "message": "This is a fault of the server; its log has the cause."}

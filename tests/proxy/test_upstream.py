@@ -4,6 +4,7 @@ import anyio
 import httpx
 import pytest
 
+from proxy.upstream import Upstream
 from tests.support.torchserve import Respond, client, management, serving
 
 pytestmark = pytest.mark.anyio
@@ -91,3 +92,39 @@ async def test_a_request_does_not_wait_for_ever_for_a_worker(monkeypatch: pytest
         assert int(answer.headers["retry-after"]) > 0
         with anyio.fail_after(5):
             await given_up.wait()
+
+
+class Pages:
+    """A management API that lists three archives on two pages, of which one has no worker."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.asked = error, list[dict[str, str]]()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/models":
+            workers = [] if request.url.path.endswith("/b") else [{"status": "UNLOADING"}]
+            return httpx.Response(200, json=[{"workers": workers}])
+        self.asked.append(dict(request.url.params))
+        if "next_page_token" not in request.url.params:
+            models = [{"modelName": "a"}, {"modelName": "b"}]
+            return httpx.Response(200, json={"nextPageToken": "2", "models": models})
+        if self.error:
+            raise self.error
+        return httpx.Response(200, json={"models": [{"modelName": "c"}]})
+
+
+@pytest.mark.parametrize(
+    ("error", "loaded"),
+    [
+        (None, ["a", "c"]),
+        (httpx.ConnectError("died, with all that it had"), []),
+        (httpx.ReadTimeout("busy, with all that it has"), None),
+        (httpx.ReadError("cut"), None),
+    ],
+)
+async def test_what_is_in_memory_is_read_page_by_page(error: Exception | None, loaded: list[str] | None) -> None:
+    pages = Pages(error)
+    upstream = Upstream("http://x:8080", "http://x:8081", "http://x:8082", {}, httpx.MockTransport(pages))
+    assert await upstream.loaded() == loaded
+    assert pages.asked == [{"limit": "100"}, {"limit": "100", "next_page_token": "2"}]
+    await upstream.aclose()

@@ -263,6 +263,16 @@ def test_minutes_end_a_stage_with_its_whole_schedule(tmp_path: Path) -> None:
     assert loop.learning_rate(0, 0.0, 1.0) == 0.01
 
 
+@pytest.mark.parametrize("stages", [["export"], ["unet", "evaluate"], ["all"]])
+def test_within_wants_a_last_stage_that_trains(
+    stages: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(command, "perform")
+    with pytest.raises(SystemExit):
+        command.main([*stages, "--within", "5"])
+    assert "name one that trains last" in capsys.readouterr().err
+
+
 def test_the_text_encoder_is_the_mini_clips(run: Run) -> None:
     pruned = tokenizer.build(run.art)
     model = clip.Clip(clip.text_config(run.preset, pruned), clip.vision_config()).eval()

@@ -1,12 +1,13 @@
 """Bodies of dialects: what is read is a dictionary or a refusal, and a native body says what was meant."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.forms import MAX_FIELDS, native_body, read_fields
+from proxy.dialects.forms import MAX_FIELDS, form_value, model_of, native_body, read_fields
 from proxy.dialects.refused import Refused
 
 KINDS = ["", "application/json", "multipart/form-data", "multipart/form-data; boundary=x", "text/plain"]
@@ -31,6 +32,31 @@ def test_any_body_is_read_or_refused(body: bytes, kind: str) -> None:
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.text('aß\r\n-"\0') | st.binary(min_size=1)))
 def test_a_native_body_has_what_was_put_in(fields: dict[str, Any]) -> None:
     assert read_fields(*native_body(fields)) == fields
+
+
+@given(st.lists(st.tuples(st.from_regex(r"[a-z]{1,3}", fullmatch=True), st.text(max_size=5)), max_size=5))
+def test_a_value_of_a_form_is_found_as_parsing_it_does(pairs: list[tuple[str, str]]) -> None:
+    body = urlencode(pairs).encode()
+    for name, _ in [*pairs, ("kind", "")]:
+        assert form_value(body, name.encode()) == dict(reversed(pairs)).get(name)
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b"kind=a", "a"), (b"x=1&kind=a&y=2", "a"), (b"kind=", ""), (b"x=1&kind=&y", ""),
+        (b"", None), (b"kind", None), (b"mankind=a", None), (b"x=kind=a", None), (b"x=%26kind=a", None),
+        (b"kind=%C3%9F+%26x", "ß &x"), (b"xkind=a&kind=b", "b"), (b"kind=a&kind=b", "a"),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_form(body: bytes, value: str | None) -> None:
+    assert form_value(body, b"kind") == value
+
+
+def test_the_model_of_a_form() -> None:
+    for kind in ("application/x-www-form-urlencoded; charset=utf-8", "", "application/octet-stream"):
+        assert model_of(b"prompt=a+model&model=+ink+", kind) == "ink"
+        assert model_of(b"prompt=a+model", kind) == model_of(b"prompt=x", kind) == ""
 
 
 def test_what_comes_twice_and_in_brackets_is_a_list() -> None:
