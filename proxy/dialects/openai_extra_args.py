@@ -24,17 +24,17 @@ def take_extra_args(sent: Mapping[str, Any], taken: Collection[str]) -> tuple[Ma
     if not isinstance(prompt, str) or BEGIN not in prompt:
         return sent, []
     found: dict[str, Any] = {}
-    while BEGIN in prompt:
-        before, _, rest = prompt.partition(BEGIN)
-        text, end, after = rest.partition(END)
+    kept, *parts = prompt.split(BEGIN)
+    for part in parts:
+        text, end, after = part.partition(END)
         found |= _object(text if end else "")
-        prompt = before + after
+        kept += after
     others = Translation({name: value for name, value in found.items() if name not in taken})
     others.warn_of_rest(f"{NAME}.")
     read = {name: value for name, value in found.items() if name in taken}
     double = sorted(name for name in read if sent.get(name) not in (None, "", read[name]))
     twice = [f"{', '.join(double)}: the value from {NAME} in the prompt was used."] if double else []
-    return {**sent, **read, "prompt": prompt.strip()}, [*others.warnings, *twice]
+    return {**sent, **read, "prompt": kept.strip()}, [*others.warnings, *twice]
 
 
 def _object(text: str) -> dict[str, Any]:
