@@ -21,6 +21,7 @@ from proxy.dialects.a1111_fields import (
     drop_mask,
     echo,
     is_on,
+    read_eta,
     read_mask,
     read_real,
     read_sampler,
@@ -73,8 +74,8 @@ class Images:
         styles = add_styles(fields, request.app.state.styles)
         fields.put("num_inference_steps", "steps", str(read_whole(fields, "steps", COMMON["steps"])))
         fields.put("guidance_scale", "cfg_scale", str(read_real(fields, "cfg_scale", COMMON["cfg_scale"])))
-        fields.passes("eta", "eta")
         schedule = read_sampler(fields)
+        read_eta(fields)
         read_seed(fields)
         # 3. the images, which decide on the task, and the size
         is_sized = any(sent.get(side) not in (None, "") for side in ("width", "height"))

@@ -155,6 +155,13 @@ def read_sampler(fields: Translation) -> str:
     return schedule
 
 
+def read_eta(fields: Translation) -> None:
+    """After the sampler. 1 is the web UI's own for most of them and asks for nothing: some clients always send it."""
+    fields.passes("eta", "eta")
+    if fields.native.get("eta") in ("1", "1.0") and "ddim" not in str(fields.native["scheduler"]).lower():
+        del fields.native["eta"]
+
+
 def read_schedule(fields: Translation, name: str) -> str:
     """A schedule's name; empty for the sampler's own. Raises Refused 422 for a name that no web UI has."""
     schedule = fields.text(name)

@@ -66,6 +66,8 @@ async def test_a_prompt_becomes_an_image() -> None:
          {"output_format": "jpeg"}),
         ({"override_settings": {"sd_model_checkpoint": "None", "sd_vae": "Automatic"}, "styles": []}, {}),
         ({"eta": 0.5, "negative_prompt": "blue"}, {"eta": "0.5", "negative_prompt": "blue"}),
+        ({"eta": 1.0}, {}),  # as webuiapi always sends it
+        ({"eta": 1.0, "sampler_name": "DDIM"}, {"eta": "1.0", "scheduler": "DDIM"}),
         ({"alwayson_scripts": {"ControlNet": {"args": []}, "ADetailer": {"args": [False, {}]}, "x": {}}}, {}),
         ({"alwayson_scripts": {"controlnet": {"args": [{"enabled": False, "image": DATA}]}}}, {}),
         ({"script_name": "None", "script_args": [1], "hr_scale": "1.0", "hr_upscaler": "ESRGAN_4x",
