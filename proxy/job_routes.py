@@ -1,5 +1,6 @@
 """`/v1/jobs`: jobs are started, asked about, fetched and cancelled, by nobody but their owner."""
 
+import codecs
 import re
 from typing import Any
 
@@ -35,9 +36,10 @@ def kind_of(request: Request, body: bytes) -> str:
     """The task of a body for `POST /v1/jobs`, from the address's `kind` or the body's. Raises Refused 400."""
     kind, content_type = request.query_params.get("kind"), request.headers.get("content-type", "")
     field = None
-    if content_type.partition(";")[0].strip().lower() in FORM_TYPES:
-        if body[:1000].lstrip()[:1] in (b"{", b"["):  # as curl sends JSON by default; natively, it is the same sentence
-            raise Refused(400, "The body looks like JSON: send it with the header Content-Type: application/json.")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json" and body[:100].removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        raise Refused(400, "The body looks like JSON: send it with the header Content-Type: application/json.")
+    if media_type in FORM_TYPES:
         field = form_value(body, b"kind") or None
     elif kind is None or b"kind" in body:
         field = read_fields(body, content_type).get("kind")

@@ -148,7 +148,7 @@ class Loading:
             await self._take_note(self._clock())
 
     async def _take_note(self, since: float) -> None:
-        """Of what was in memory at a time, if TorchServe says it."""
+        """Records what is in memory, if TorchServe says so; `since`: when it was asked."""
         loaded = await self._upstream.loaded()
         if loaded is not None:
             self._residents.found(loaded, since)

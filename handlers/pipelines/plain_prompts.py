@@ -5,8 +5,9 @@ from typing import Any
 
 from handlers.pipelines.embeddings import Embeddings
 from handlers.pipelines.families import has_chunked_prompts
-from handlers.pipelines.prompts import Prompts, parse_prompt
+from handlers.pipelines.prompts import Prompts
 from handlers.request.lora_tags import tag_warnings, take_tags
+from handlers.request.prompt_syntax import parse_prompt
 
 
 class PlainPrompts:

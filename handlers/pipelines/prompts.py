@@ -1,13 +1,12 @@
-r"""Prompts of any length, with weights, in the syntax of AUTOMATIC1111's web UI (docs/prompts.md).
+"""Prompts of any length, with weights, become embeddings, as in AUTOMATIC1111's web UI (docs/prompts.md).
 
 Tokens are encoded in chunks, each with its own begin and end token, since CLIP reads 77 tokens at most. The source is
-the web UI's `sd_hijack_clip.py` and `prompt_parser.py`.
+the web UI's `sd_hijack_clip.py`.
 """
 
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,99 +16,13 @@ from handlers.errors import InvalidRequest
 from handlers.pipelines.embeddings import ENCODERS, Embedding, Embeddings, Vector, Words, with_vectors
 from handlers.pipelines.named_files import NO_FILES
 from handlers.request.lora_tags import tag_warnings, take_tags
+from handlers.request.prompt_syntax import SHOWN, ParsedPrompt, parse_prompt
 
-FACTORS = {"(": 1.1, "[": 1 / 1.1}
-CLOSING = {"(": ")", "[": "]"}
 MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
 MAX_CHUNKS = 20
 
-_SIGNS = re.compile(
-    r"""
-    \\[\\()\[\]]                                            # an escaped sign
-    | :\s*(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)  # the end of (word:1.3)
-    | [()\[\]:|\\]
-    | \bBREAK\b
-    | [^()\[\]:|\\B]+                                       # text
-    | B
-    """,
-    re.VERBOSE,
-)
-
-Piece = tuple[str, float]  # text, and its weight
 Token = int | Vector
 Chunk = Sequence[tuple[Token, float]]  # at most 75 tokens, each with its weight
-
-
-@dataclass(frozen=True)
-class ParsedPrompt:
-    """A prompt without its syntax.
-
-    Attributes:
-        sections: what BREAK separates, each as pieces.
-        edits: the places in the source that would change while an image is generated; they stay text.
-    """
-
-    sections: tuple[tuple[Piece, ...], ...]
-    edits: tuple[str, ...] = ()
-
-    @property
-    def weights(self) -> set[float]:
-        return {weight for section in self.sections for _, weight in section}
-
-
-def parse_prompt(text: str) -> ParsedPrompt:
-    r"""Reads `(x)`, `(x:1.3)`, `[x]`, their nesting, escapes and BREAK. No text is wrong.
-
-    A bracket that nothing closes holds to the end, as in the web UI; a closing one that closes nothing is text.
-    """
-    signs = list(_SIGNS.finditer(text))
-    factors, closing, edits = _brackets(text, signs)
-    weights = [1.0]
-    sections: list[list[Piece]] = [[]]
-    for index, sign in enumerate(signs):
-        if index in factors:
-            weights.append(weights[-1] * factors[index])
-        elif index in closing:
-            weights.pop()
-        elif sign[0] == "BREAK":
-            sections.append([])
-        else:
-            literal = sign[0].removeprefix("\\") or sign[0]  # a backslash before other signs is one itself
-            section = sections[-1]
-            before = section.pop()[0] if section and section[-1][1] == weights[-1] else ""
-            section.append((before + literal, weights[-1]))
-    return ParsedPrompt(tuple(map(tuple, sections)), tuple(edits))
-
-
-def _brackets(text: str, signs: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int], list[str]]:
-    """The signs that are brackets of weights, by their index: the opening ones with their factor, and the closing ones.
-
-    The third is the source of each `[a|b]` and `[a:b:0.5]`, whose brackets are among neither.
-    """
-    factors: dict[int, float] = {}
-    closing: set[int] = set()
-    edits: list[str] = []
-    opened: list[int] = []
-    edited: set[int] = set()  # of the square ones, those with a | or : of their own
-    for index, sign in enumerate(signs):
-        innermost = signs[opened[-1]][0] if opened else ""
-        if sign[0] in FACTORS:
-            opened.append(index)
-        elif innermost and sign[0][0] != "\\" and sign[0][-1] == CLOSING[innermost]:
-            opening = opened.pop()
-            if opening in edited:
-                edits.append(text[signs[opening].start() : sign.end()])
-            else:
-                factors[opening] = float(sign["weight"] or FACTORS[innermost])
-                closing.add(index)
-        elif innermost == "[" and sign[0][0] in ":|":
-            edited.add(opened[-1])
-    for opening in opened:
-        if opening in edited:
-            edits.append(text[signs[opening].start() :])
-        else:
-            factors[opening] = FACTORS[signs[opening][0]]
-    return factors, closing, edits
 
 
 class Prompts:
@@ -137,10 +50,10 @@ class Prompts:
                 raise InvalidRequest(
                     f"{name} has the weight {most:g}: weights are from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}."
                 )
-            if re.search(r"\bAND\b", self._texts[name]):
+            if name == "prompt" and re.search(r"\bAND\b", self._texts[name]):
                 warnings.append(f"{name} has AND: prompts are not composed here, so this is plain text.")
             if parsed.edits:
-                shown = ", ".join(edit if len(edit) <= 50 else f"{edit[:50]}…" for edit in parsed.edits[:5])
+                shown = ", ".join(edit if len(edit) <= SHOWN else f"{edit[:SHOWN]}…" for edit in parsed.edits[:5])
                 warnings.append(f"{name} has {shown}: prompts do not change between steps here, so this is plain text.")
         pieces = (text for parsed in self._parsed.values() for section in parsed.sections for text, _ in section)
         self._words, doubts = (embeddings or Embeddings(None, NO_FILES)).used_in(pieces)

@@ -19,13 +19,13 @@ from handlers.request import forms
 from handlers.request.control import Control, read_controls
 from handlers.request.hires import FIELDS as HIRES_FIELDS
 from handlers.request.hires import Hires, read_hires
-from handlers.request.images import MASK_FIELDS, read_init_image, read_masked_image
+from handlers.request.images import read_init_image, read_masked_image
 from handlers.request.reader import MAX_GUIDANCE, MAX_SEED, Reader, check_strength
 from handlers.request.samplers import Sampler, find_sampler
 
 QUALITY = 90  # of JPEG and WebP
-# what clients send that always send every field
-NOTHING = (None, "", b"", 0, "0", b"0", "false", b"false")
+# in small letters, what asks for nothing: some clients send every field to every route
+NOTHING = ("", "none", "0", "0.0", "false", "no", "off")
 MAX_CLIP_SKIP = 12  # layers: as many as the text encoder of Stable Diffusion 1 has
 
 
@@ -171,14 +171,14 @@ def parse_request(
         values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         sampler, doubts = _sampler(read, "hires_scheduler", defaults, schedulers)
         hires, more = read_hires(read, config, sizes, values, sampler, upscalers)
-        warnings += doubts + more + _of_other_tasks(fields, task, ("init_image", "strength", "fit", *MASK_FIELDS))
+        warnings += doubts + more + _of_other_tasks(fields, task, ("init_image", "mask_image", "patch", "fit"))
         values |= {"hires": hires, "answer_size": hires.size} if hires else {}
     else:
         values |= _strength(read, values["num_inference_steps"])
-        others = () if task == "masking" else MASK_FIELDS
+        others = () if task == "masking" else ("mask_image", "patch")
         warnings += _of_other_tasks(fields, task, (*HIRES_FIELDS, "hires_upscaler", *others))
         if task == "img2img":
-            values |= read_init_image(read, config)
+            values |= read_init_image(read, config, sizes)
             size = values["init_image"].size
             values |= {"answer_size": size, "crops": (Crop.whole(size, sizes.of_image(*size)),)}
         else:
@@ -218,8 +218,13 @@ def _seed(read: Reader, name: str, num_outputs: int) -> int:
 
 def _of_other_tasks(fields: forms.Fields, task: str, names: Sequence[str]) -> list[str]:
     # past the reader: what it reads are the task's own fields
-    sent = [name for name in names if fields.get(name) not in NOTHING]
+    sent = [name for name in names if _asks(fields.get(name))]
     return [f"{', '.join(sent)}: without effect on {task}."] if sent else []
+
+
+def _asks(value: object) -> bool:
+    text = value[:10].decode("latin-1") if isinstance(value, bytes) else str(value)[:10]
+    return text.strip().lower() not in NOTHING
 
 
 def _variation(read: Reader, num_outputs: int) -> tuple[Variation | None, list[str]]:

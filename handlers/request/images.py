@@ -16,18 +16,17 @@ from handlers.imaging.regions import plan
 from handlers.imaging.sizes import ModelSizes
 from handlers.request.reader import Reader
 
-MASK_FIELDS = ("mask_image", "mask_mode", "mask_padding", "mask_blur", "mask_grow", "mask_fill", "mask_invert", "patch")
 MAX_REACH, MAX_PADDING = 256, 10_000  # pixels that a mask may grow or blur by, and that are around it
 MAX_SIDE = 10**6  # pixels that `width` and `height` may name where they decide nothing
 FAINT_MASK = 64  # of 255; a mask that is nowhere above it hardly replaces anything
 
 
-def read_init_image(read: Reader, config: HandlerConfig) -> dict[str, Any]:
+def read_init_image(read: Reader, config: HandlerConfig, sizes: ModelSizes) -> dict[str, Any]:
     """The init image, brought to the size that the request asks for if it says how."""
     fit = _read_fit(read, config)
     document, warnings = _read_document(read, config)
     document = replace(document, image=fit(document.image))
-    return {"init_image": document, "warnings": (*warnings, *_unfitted(read, document))}
+    return {"init_image": document, "warnings": (*warnings, *_unfitted(read, document, sizes))}
 
 
 def _read_document(read: Reader, config: HandlerConfig) -> tuple[Document, list[str]]:
@@ -49,14 +48,15 @@ def _read_fit(read: Reader, config: HandlerConfig) -> Callable[[Image.Image], Im
     return partial(fitted, size=size, fit=fit)
 
 
-def _unfitted(read: Reader, document: Document) -> list[str]:
-    """A sentence about another size than the init image's, or none."""
-    sent = [read.whole(name, side, 0, MAX_SIDE) for name, side in zip(("width", "height"), document.size, strict=True)]
-    if (sent[0], sent[1]) == document.size:
+def _unfitted(read: Reader, document: Document, sizes: ModelSizes) -> list[str]:
+    """A sentence about another size than the init image's; some clients always send the model's own."""
+    sides = zip(("width", "height"), document.size, strict=True)
+    sent = tuple(max(0, read.whole(name, side, -1, MAX_SIDE)) or side for name, side in sides)
+    if sent in (document.size, sizes.native):
         return []
     return [
-        f"width, height: without effect, since the image has init_image's size, {document.size[0]} x "
-        f"{document.size[1]}: fit=stretch, crop or pad changes it."
+        f"width, height: without effect on init_image, which has {document.size[0]} x {document.size[1]}: "
+        "fit=stretch, crop or pad changes it."
     ]
 
 
@@ -75,7 +75,7 @@ def read_masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, st
     # 2. the init image, and its mask: a file, or the image's holes
     document, warnings = _read_document(read, config)
     size, document = document.size, replace(document, image=fit(document.image))
-    warnings += _unfitted(read, document)
+    warnings += _unfitted(read, document, sizes)
     if read.has("mask_image"):
         file = read.image("mask_image", config)
         mask, doubts = masks.read_mask(file.image, mode, "mask_image")

@@ -19,8 +19,8 @@ from proxy.streaming import NativeAnswer
 
 TIMESTAMP = "%Y%m%d%H%M%S"
 CROPPED = (
-    "width and height have no effect with inpaint_full_res: the masked part was generated at the model's own size, "
-    "and the answer has the init image's."
+    "width and height have no effect with inpaint_full_res: the masked part was generated at its own size, or at the "
+    "model's if that is larger, and the answer has the init image's."
 )
 
 

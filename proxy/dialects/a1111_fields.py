@@ -156,7 +156,10 @@ def read_sampler(fields: Translation) -> str:
 
 
 def read_eta(fields: Translation) -> None:
-    """After the sampler. 1 is the web UI's own for most of them and asks for nothing: some clients always send it."""
+    """To be called after `read_sampler`.
+
+    Without DDIM, 1 asks for nothing: it is the web UI's own for ancestral samplers, and some clients always send it.
+    """
     fields.passes("eta", "eta")
     if fields.native.get("eta") in ("1", "1.0") and "ddim" not in str(fields.native["scheduler"]).lower():
         del fields.native["eta"]
@@ -169,7 +172,7 @@ def read_schedule(fields: Translation, name: str) -> str:
     if key in map(_key, NONE):
         return ""
     if key in map(_key, ABSENT_SCHEDULES):
-        fields.warnings.append(f"{name}: diffusers has no {schedule[:50]} schedule: it was taken as automatic.")
+        fields.warnings.append(f"{name}: diffusers has no {schedule[:50]} schedule, so it has no effect.")
         return ""
     if key not in map(_key, (*SCHEDULES, *OTHER_SCHEDULES)):
         offered = ", ".join(SCHEDULES.values())

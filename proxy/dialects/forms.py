@@ -17,6 +17,7 @@ from python_multipart.multipart import parse_options_header
 from proxy.dialects.refused import Refused
 
 MAX_FIELDS = 100
+MAX_VALUE = 4000  # bytes of a field that the proxy itself reads
 MAX_JSON_SIGNS = 100_000  # commas, colons and brackets: json.loads blocks the event loop meanwhile
 MULTIPART = "multipart/form-data"
 FORM_TYPES = ("application/x-www-form-urlencoded", "", "application/octet-stream")  # natively, all are such a form
@@ -65,7 +66,8 @@ def form_value(body: bytes, name: bytes) -> str | None:
         return None
     at += len(start)
     end = body.find(b"&", at)
-    return unquote_plus(body[at : end if end >= 0 else None].decode("latin-1"))
+    value = body[at : end if end >= 0 else None][:MAX_VALUE]  # of megabytes of escapes, everybody would wait
+    return unquote_plus(value.decode("latin-1"))
 
 
 def native_body(fields: Mapping[str, str | bytes]) -> tuple[bytes, str]:

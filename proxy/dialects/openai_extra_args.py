@@ -31,7 +31,7 @@ def take_extra_args(sent: Mapping[str, Any], taken: Collection[str]) -> tuple[Ma
         kept += after
     others = Translation({name: value for name, value in found.items() if name not in taken})
     others.warn_of_rest(f"{NAME}.")
-    read = {name: value for name, value in found.items() if name in taken}
+    read = {name: value for name, value in found.items() if name in taken and value not in (None, "")}
     double = sorted(name for name in read if sent.get(name) not in (None, "", read[name]))
     twice = [f"{', '.join(double)}: the value from {NAME} in the prompt was used."] if double else []
     return {**sent, **read, "prompt": kept.strip()}, [*others.warnings, *twice]

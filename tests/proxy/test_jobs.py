@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
 HANGS_S = 30
 ASYNC = {"Prefer": "respond-async"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # curl's default
+TEXT = {"Content-Type": "text/plain;charset=UTF-8"}  # of a string in browsers
 APPLE = {"kind": "txt2img", "prompt": "an apple"}
 PREVIEW = base64.b64encode(b"preview").decode()
 
@@ -226,6 +227,7 @@ async def test_what_is_refused() -> None:
                 "The body looks like JSON: send it with",
             ),
             ("/v1/jobs?kind=txt2img", {"content": " \n{}", "headers": {}}, 400, "looks like JSON"),
+            ("/v1/jobs?kind=txt2img", {"content": "{}", "headers": TEXT}, 400, "looks like JSON"),
         ]:
             answer = await http.post(path, **{"headers": ASYNC} | sent)
             assert answer.status_code == status and sentence in answer.json()["error"]["message"]

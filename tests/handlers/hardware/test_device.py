@@ -1,12 +1,14 @@
 """Device logic, with torch reporting what the test says."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from handlers.errors import ModelError
 from handlers.hardware import device
+from handlers.hardware.memory import Memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -20,6 +22,13 @@ def gpu(patch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], free:
     patch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 24 * 2**30))
     patch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**30)
     patch.setattr(torch.cuda, "memory_allocated", lambda _: 2 * 2**30)
+
+
+def test_a_gpu_is_broken_when_it_cannot_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(torch.cuda, "synchronize", Mock(side_effect=[None, error]))
+    found = [Memory(on, native_area=1).is_broken() for on in (CPU, CUDA, CUDA)]
+    assert found == [False, False, True]
 
 
 @pytest.mark.parametrize(

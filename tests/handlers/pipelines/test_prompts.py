@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from handlers.errors import InvalidRequest
 from handlers.pipelines.prompt_cache import remember_prompts
-from handlers.pipelines.prompts import ParsedPrompt, Prompts, parse_prompt
+from handlers.pipelines.prompts import Prompts
+from handlers.request.prompt_syntax import ParsedPrompt, parse_prompt
 from handlers.wire import TASKS
 from tests.support import tiny_models
 from tests.support.jobs import a_request, generated_together, load
@@ -125,7 +126,9 @@ def test_nested_weights_multiply(weights: list[float | None]) -> None:
     assert pieces(text) == [("x", pytest.approx(expected))]
 
 
-@pytest.mark.parametrize("text", ["(" * 5000 + ")" * 5000, "[" * 10_000, "(a:" * 3000, " " * 10_000, ":" * 10_000])
+@pytest.mark.parametrize(
+    "text", ["(" * 5000 + ")" * 5000, "[" * 10_000, "(a:" * 3000, " " * 10_000, ":" * 10_000, "[|" * 16_000]
+)
 def test_long_nonsense_parses_too(text: str) -> None:
     assert len(parse_prompt(text).sections) == 1
 

@@ -122,7 +122,7 @@ async def test_a_schedule_that_is_not_in_diffusers_is_the_samplers_own(schedule:
         answer = await http.post(TXT2IMG, json=sent)
     assert served.native["scheduler"] == "DPM++ 2M" and "hires_scheduler" not in served.native
     told = json.loads(answer.json()["info"])["extra_generation_params"]["Warnings"]
-    sentence = f"scheduler: diffusers has no {schedule} schedule: it was taken as automatic."
+    sentence = f"scheduler: diffusers has no {schedule} schedule, so it has no effect."
     assert told == f"{sentence} hr_{sentence}"
 
 

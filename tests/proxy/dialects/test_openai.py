@@ -97,11 +97,11 @@ async def test_what_is_refused_before_anything_is_generated(sent: Any, param: st
 
 
 async def test_what_has_no_effect_in_the_prompts_arguments_is_named() -> None:
-    arguments = '{"steps": 7, "sample_params": {"eta": 1}, "prompt": "y", "n": null}'
+    arguments = '{"steps": 7, "sample_params": {"eta": 1}, "prompt": "y", "n": null, "seed": ""}'
     prompt = f"<sd_cpp_extra_args>{arguments}</sd_cpp_extra_args> a cat <sd_cpp_extra_args>{{}}</sd_cpp_extra_args>"
     async with talking() as (http, served):
-        answer = await http.post(GENERATIONS, json={"prompt": prompt, "steps": 9})
-    assert served.native == {"prompt": "a cat", "num_inference_steps": "7"}
+        answer = await http.post(GENERATIONS, json={"prompt": prompt, "steps": 9, "seed": 5})
+    assert served.native == {"prompt": "a cat", "num_inference_steps": "7", "seed": "5"}
     assert answer.json()["warnings"] == [
         "sd_cpp_extra_args.sample_params, sd_cpp_extra_args.prompt have no effect here.",
         "steps: the value from sd_cpp_extra_args in the prompt was used.",
