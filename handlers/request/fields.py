@@ -218,7 +218,7 @@ def _seed(read: Reader, name: str, num_outputs: int) -> int:
 
 def _of_other_tasks(fields: forms.Fields, task: str, names: Sequence[str]) -> list[str]:
     # past the reader: what it reads are the task's own fields
-    sent = [name for name in names if _asks(fields.get(name))]
+    sent = [name for name in names if name in fields and _asks(fields[name])]
     return [f"{', '.join(sent)}: without effect on {task}."] if sent else []
 
 
