@@ -78,7 +78,7 @@ class HandlerConfig:
     max_open_pixels: int = _key(
         200_000_000, "The most pixels of all large images that are held decoded at once; further ones wait."
     )
-    max_prompt_chars: int = _key(32_000, "The longest prompt or negative prompt, in characters.")
+    max_prompt_chars: int = _key(10_000, "The longest prompt or negative prompt, in characters.")
     max_fields: int = _key(100, "The most fields of a request.")
     max_response_bytes: int = _key(100_663_296, "TorchServe's `max_response_size`: no answer may be larger.")
     max_batch_rows: int = _key(

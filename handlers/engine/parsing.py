@@ -155,7 +155,12 @@ def _with_second_pass(first: Parsed, hires: Hires, served: ServedPipeline, share
         second = _pass(request, served.img2img, served, shared)
     except InvalidRequest as error:  # the first pass was taken
         raise InvalidRequest(f"In hires_prompt or hires_negative_prompt: {error}") from None
-    told = first.request.warnings
+    # what the second one uses was not sent in vain
+    own = without_effect(first.request, first.pipeline)
+    told = [
+        f"In the first pass: {text}" if text in own and text not in second.request.warnings else text
+        for text in first.request.warnings
+    ]
     more = [f"In the second pass: {text}" for text in second.request.warnings if text not in told]
     pipeline = copy.copy(first.pipeline)
     # past DiffusionPipeline.__setattr__; a black image would not be what the second pass is for

@@ -78,7 +78,8 @@ def without_effect(request: GenerationRequest, pipeline: Any) -> list[str]:
     if request.negative_prompt and has_embedded_guidance(pipeline):
         lost.insert(0, "negative_prompt")
     sentences = [f"{', '.join(lost)}: without effect on this model."] if lost else []
-    if request.negative_prompt and "negative_prompt" not in lost and not _is_guided(pipeline, request.guidance_scale):
+    is_told = "negative_prompt" in lost or not request.negative_prompt.strip()
+    if not is_told and not _is_guided(pipeline, request.guidance_scale):
         sentences.append(f"negative_prompt: without effect at guidance_scale={request.guidance_scale:g}.")
     if request.eta and "eta" not in lost and not _takes_eta(request, pipeline):
         sentences.append("eta: without effect with this scheduler. scheduler=DDIM knows it.")

@@ -95,7 +95,7 @@ class Loras:
                 chosen.append(ChosenLora(tag, file))
             else:
                 doubts.append(
-                    f"There is no LoRA {tag.name}, so it has no effect; {nearest(files, tag.name)} (GET /models)."
+                    f"There is no LoRA {tag.name[:100]}, so it has no effect; {nearest(files, tag.name)} (GET /models)."
                 )
         return chosen, doubts
 

@@ -68,6 +68,6 @@ def nearest(files: dict[str, NamedFile], name: str) -> str:
     close = [stems[stem] for stem in difflib.get_close_matches(name.lower(), stems, n=3, cutoff=0.5)]
     if close:
         return f"the nearest names are {', '.join(close)}" if len(close) > 1 else f"the nearest name is {close[0]}"
-    return (
-        f"there are {', '.join(list(files)[:5])}{' and others' if len(files) > 5 else ''}" if files else "there is none"
-    )
+    if not files:
+        return "none is installed"
+    return f"there are {', '.join(list(files)[:5])}{' and others' if len(files) > 5 else ''}"

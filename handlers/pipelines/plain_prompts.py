@@ -6,7 +6,7 @@ from typing import Any
 from handlers.pipelines.embeddings import Embeddings
 from handlers.pipelines.families import has_chunked_prompts
 from handlers.pipelines.prompts import Prompts
-from handlers.request.lora_tags import tag_warnings, take_tags
+from handlers.request.lora_tags import drop_tags, tag_warnings, take_tags
 from handlers.request.prompt_syntax import parse_prompt
 
 
@@ -22,7 +22,7 @@ class PlainPrompts:
 
     def __init__(self, prompt: str, negative_prompt: str) -> None:
         prompt, self.loras, others = take_tags(prompt)
-        negative_prompt, *tags = take_tags(negative_prompt, "negative_prompt")
+        negative_prompt, has_tags = drop_tags(negative_prompt)
         self._texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         parsed = {name: parse_prompt(text) for name, text in self._texts.items()}
         doubts = [
@@ -30,7 +30,7 @@ class PlainPrompts:
             for name, own in parsed.items()
             if own.edits or len(own.sections) > 1 or not own.weights <= {1.0}
         ]
-        self.warnings = (*tag_warnings(others, tags), *doubts)
+        self.warnings = (*tag_warnings(others, has_tags), *doubts)
 
     def arguments_for(self, _: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """`arguments` of a stock pipeline, with texts that are without their tags."""

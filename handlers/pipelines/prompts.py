@@ -7,6 +7,7 @@ the web UI's `sd_hijack_clip.py`.
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from handlers.errors import InvalidRequest
 from handlers.pipelines.embeddings import ENCODERS, Embedding, Embeddings, Vector, Words, with_vectors
 from handlers.pipelines.named_files import NO_FILES
-from handlers.request.lora_tags import tag_warnings, take_tags
+from handlers.request.lora_tags import drop_tags, tag_warnings, take_tags
 from handlers.request.prompt_syntax import SHOWN, ParsedPrompt, parse_prompt
 
 MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
@@ -40,11 +41,11 @@ class Prompts:
 
     def __init__(self, prompt: str, negative_prompt: str, embeddings: Embeddings | None = None) -> None:
         prompt, self.loras, others = take_tags(prompt)
-        negative_prompt, *tags = take_tags(negative_prompt, "negative_prompt")
+        negative_prompt, has_tags = drop_tags(negative_prompt)
         self._texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         self._parsed = {name: parse_prompt(text) for name, text in self._texts.items()}
         self._embeddings: dict[str, Any] | None = None  # arguments instead of the texts; none for plain prompts
-        warnings = tag_warnings(others, tags)
+        warnings = tag_warnings(others, has_tags)
         for name, parsed in self._parsed.items():
             if abs(most := max(parsed.weights, key=abs, default=1.0)) > MAX_WEIGHT:
                 raise InvalidRequest(
@@ -80,25 +81,27 @@ class Prompts:
         return {name: value for name, value in arguments.items() if name not in self._texts} | self._embeddings
 
     def counts(self, tokenizer: Any) -> dict[str, list[int]]:
-        """How many tokens each chunk of either text has. `tokenizer` is used by no other thread meanwhile."""
-        room, texts = tokenizer.model_max_length - 2, self._parsed.items()
-        return {name: [len(chunk) for chunk in _cut(text, tokenizer, room, self._words)] for name, text in texts}
+        """How many tokens each chunk of either text has. `tokenizer` is used by no other thread meanwhile.
+
+        Raises InvalidRequest for more than MAX_CHUNKS chunks.
+        """
+        return {name: [len(chunk) for chunk in self._cut(name, tokenizer)] for name in self._parsed}
 
     def _chunks(self, name: str, pipeline: Any) -> dict[str, list[Chunk]]:
         """A prompt's chunks for each tokenizer."""
         chunks: dict[str, list[Chunk]] = {}
         for part in ENCODERS:
-            tokenizer = getattr(pipeline, part, None)
-            if tokenizer is None:
-                continue
-            room = tokenizer.model_max_length - 2
-            chunks[part] = own = _cut(self._parsed[name], tokenizer, room, self._words)
-            if len(own) > MAX_CHUNKS:
-                raise InvalidRequest(
-                    f"{name} has {sum(map(len, own))} tokens in {len(own)} chunks: at most {MAX_CHUNKS} chunks of "
-                    f"{room} tokens are taken, so shorten it."
-                )
+            if tokenizer := getattr(pipeline, part, None):
+                chunks[part] = self._cut(name, tokenizer)
         return chunks
+
+    def _cut(self, name: str, tokenizer: Any) -> list[Chunk]:
+        room = tokenizer.model_max_length - 2
+        # what is too long is not cut to its end, which would take long
+        chunks = [*islice(_cut(self._parsed[name], tokenizer, room, self._words), MAX_CHUNKS + 1)]
+        if len(chunks) > MAX_CHUNKS:
+            raise InvalidRequest(f"{name} has more than {MAX_CHUNKS} chunks of {room} tokens: shorten it.")
+        return chunks or [[]]
 
     def _is_plain(self, chunks: Mapping[str, Mapping[str, Sequence[Chunk]]]) -> bool:
         """Whether the pipeline itself encodes the texts in the same way."""
@@ -107,19 +110,18 @@ class Prompts:
         return whole and all(len(own) == 1 and not _vectors(own[0]) for own in each)
 
 
-def _cut(parsed: ParsedPrompt, tokenizer: Any, room: int, words: Words) -> list[Chunk]:
+def _cut(parsed: ParsedPrompt, tokenizer: Any, room: int, words: Words) -> Iterator[Chunk]:
     """Chunks of at most `room` tokens. BREAK begins a new one, and so does an embedding that would be cut."""
-    chunks: list[Chunk] = []
     for section in parsed.sections:
         chunk: list[tuple[Token, float]] = []
         for text, weight in section:
-            for tokens in _tokens(text, tokenizer, words):
+            for tokens in _tokens(text, tokenizer, words) if text.strip() else ():
                 if len(chunk) + len(tokens) > room:
-                    chunks.append(chunk)
+                    yield chunk
                     chunk = []
                 chunk += [(token, weight) for token in tokens]
-        chunks += [chunk] if chunk else []
-    return chunks or [[]]
+        if chunk:
+            yield chunk
 
 
 def _tokens(text: str, tokenizer: Any, words: Words) -> Iterator[Sequence[Token]]:

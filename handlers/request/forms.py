@@ -25,7 +25,7 @@ JSON = "application/json"
 Fields = dict[str, Any]  # text fields are bytes (forms) or str, int, float, bool (JSON)
 
 MAX_JSON_SIGNS = 100_000  # commas, colons and brackets: two prompts of the longest have far fewer
-MAX_ESCAPES = 150_000  # percent-escapes of a value: a prompt of the longest has 128,000 at most
+MAX_ESCAPES = 100_000  # percent-escapes of a value: a prompt of the longest has fewer than half of that
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _OF_BASE64 = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"\n", b"%0D": b"\r", b"%20": b" "}
 

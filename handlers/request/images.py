@@ -23,9 +23,8 @@ FAINT_MASK = 64  # of 255; a mask that is nowhere above it hardly replaces anyth
 
 def read_init_image(read: Reader, config: HandlerConfig, sizes: ModelSizes) -> dict[str, Any]:
     """The init image, brought to the size that the request asks for if it says how."""
-    fit = _read_fit(read, config)
     document, warnings = _read_document(read, config)
-    document = replace(document, image=fit(document.image))
+    document = replace(document, image=_read_fit(read, config, document.size)(document.image))
     return {"init_image": document, "warnings": (*warnings, *_unfitted(read, document, sizes))}
 
 
@@ -33,14 +32,16 @@ def _read_document(read: Reader, config: HandlerConfig) -> tuple[Document, list[
     return read_document(read.image("init_image", config), "init_image")
 
 
-def _read_fit(read: Reader, config: HandlerConfig) -> Callable[[Image.Image], Image.Image]:
+def _read_fit(read: Reader, config: HandlerConfig, own: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
     """What brings an image to the request's size; without `fit`, what leaves it as it is, whatever size is sent.
+
+    The init image's `own` size may be any.
 
     Raises InvalidRequest for a `fit` without a size.
     """
     fit = read.choice("fit", FITS, "")
     missing = [name for name in ("width", "height") if not read.has(name)]
-    if not fit:
+    if not fit or (read.has("width") and (_side(read, "width"), _side(read, "height")) == own):
         return lambda image: image
     if missing:
         raise InvalidRequest(f"fit={fit} needs the size that init_image is to have: send {' and '.join(missing)}.")
@@ -48,15 +49,21 @@ def _read_fit(read: Reader, config: HandlerConfig) -> Callable[[Image.Image], Im
     return partial(fitted, size=size, fit=fit)
 
 
+def _side(read: Reader, name: str) -> int:
+    """0 for none."""
+    return max(0, int(read.whole(name, 0, -1, MAX_SIDE)))
+
+
 def _unfitted(read: Reader, document: Document, sizes: ModelSizes) -> list[str]:
     """A sentence about another size than the init image's; some clients always send the model's own."""
-    sides = zip(("width", "height"), document.size, strict=True)
-    sent = tuple(max(0, read.whole(name, side, -1, MAX_SIDE)) or side for name, side in sides)
+    sides = {name: _side(read, name) for name in ("width", "height")}
+    sent = tuple(side or own for side, own in zip(sides.values(), document.size, strict=True))
     if sent in (document.size, sizes.native):
         return []
+    names = ", ".join(name for name, side in sides.items() if side)
+    width, height = document.size
     return [
-        f"width, height: without effect on init_image, which has {document.size[0]} x {document.size[1]}: "
-        "fit=stretch, crop or pad changes it."
+        f"{names}: without effect on init_image, which has {width} x {height}: fit=stretch, crop or pad changes it."
     ]
 
 
@@ -71,10 +78,10 @@ def read_masked_image(read: Reader, config: HandlerConfig, sizes: ModelSizes, st
         "mask_fill": read.choice("mask_fill", FILLS, "original"),
         "patch": read.flag("patch"),
     }
-    fit = _read_fit(read, config)
     # 2. the init image, and its mask: a file, or the image's holes
     document, warnings = _read_document(read, config)
-    size, document = document.size, replace(document, image=fit(document.image))
+    size, fit = document.size, _read_fit(read, config, document.size)
+    document = replace(document, image=fit(document.image))
     warnings += _unfitted(read, document, sizes)
     if read.has("mask_image"):
         file = read.image("mask_image", config)

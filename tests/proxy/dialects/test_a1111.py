@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from handlers.wire import Failed
 from tests.support.dialects import DATA, FILE, Described, result, talking
 from tests.support.torchserve import client, serving
 
@@ -214,3 +215,10 @@ async def test_a_request_can_be_a_job() -> None:
         job = (await http.get(f"/v1/jobs/{job['id']}?wait=20")).json()
         assert job["status"] == "completed" and job["warnings"] == ["tiling has no effect here.", "Doubtful."]
         assert (await http.get(job["images"][0]["url"])).content == FILE
+
+
+async def test_a_model_with_few_layers_refuses_the_number_that_diffusers_counts() -> None:
+    line = Failed(400, "clip_skip must be a whole number from 0 to 3 for this model, not 4.").line()
+    async with talking(line) as (http, _):
+        answer = await http.post(TXT2IMG, json={"clip_skip": 5})
+    assert "CLIP_stop_at_last_layers - 1 must be a whole number from 0 to 3" in answer.text

@@ -72,6 +72,11 @@ def test_a_file_without_a_name_and_a_text_with_a_type() -> None:
     assert read_fields(body + b"--x--\r\n", FORM) == {"n": "2", "image": b"\xff\xd8"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_is_read_under_any_content_type(kind: str) -> None:
+    assert read_fields(b' \n{"n": 2}', kind) == {"n": 2}
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "sentence"),
     [
